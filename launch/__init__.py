@@ -1,0 +1,15 @@
+"""The `mlm` command: composition of settings, and the start of the ranks.
+
+`python -m launch` and torchrun put the working folder in front of `sys.path`, and a user's own
+`conf/` or `parallel/` there would be taken for ours. So it goes out again, before anything of ours
+is imported, unless it is where we live.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+if sys.path and not sys.flags.safe_path and sys.path[0] in ("", str(Path.cwd())):
+    if Path.cwd() != ROOT:
+        del sys.path[0]

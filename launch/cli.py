@@ -1,0 +1,169 @@
+"""The command line: `mlm VERB [POSITIONAL ...] [SETTING=VALUE ...]`.
+
+Everything that costs time to import is imported by the verb that needs it.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from launch.beside import shadowed
+
+OVERRIDE = re.compile(r"~|\+{0,2}([A-Za-z_][\w.@:]*|hydra/[\w/@.]+)=")
+COMPLETION = ("-sc", "--shell-completion")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A command: its line in the list, its settings, and the function that does it."""
+
+    summary: str
+    schema: str  # a class of mlm.config
+    function: str  # module:name, called with the composed settings
+    positional: tuple[str, ...] = ()
+    many: bool = False  # the last positional takes all that are left, as a list
+
+
+VERBS = {
+    "tokenizer": Verb("trains a tokenizer", "TokenizerConfig", "launch.verbs:tokenizer"),
+    "shards": Verb("writes token shards of a corpus", "ShardsConfig", "launch.verbs:shards"),
+    "train": Verb("pretrains a masked language model", "TrainConfig", "launch.train:train"),
+    "fill": Verb(
+        "fills the masks of a text", "FillConfig", "launch.verbs:fill", ("path", "texts"), True
+    ),
+    "export": Verb(
+        "writes a Hugging Face folder", "ExportConfig", "launch.verbs:export", ("path", "out")
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command line (default: the process's own) and returns its exit code."""
+    if sentence := shadowed():
+        print(f"mlm: {sentence}", file=sys.stderr)
+        return 2
+    from mlm.errors import UserError
+
+    try:
+        _run(list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        if str(error):  # empty on the ranks that leave it to rank 0
+            print(f"mlm: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        print("mlm: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Positional arguments, which end at the first `key=` or flag, and the rest.
+
+    In the rest overrides come before flags, since Hydra's parser wants them together.
+    """
+    ends = [i for i, text in enumerate(arguments) if OVERRIDE.match(text) or text[:1] == "-"]
+    end = ends[0] if ends else len(arguments)
+    rest = arguments[end:]
+    overrides = [text for text in rest if OVERRIDE.match(text)]
+    return list(arguments[:end]), overrides + [text for text in rest if not OVERRIDE.match(text)]
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments and arguments[0] in COMPLETION:
+        arguments = _completion(arguments)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_overview())
+    elif arguments[0] == "--version":
+        print(_version())
+    elif arguments[0] in VERBS:
+        _run_verb(arguments[0], arguments[1:])
+    else:
+        _unknown_verb(arguments[0])
+
+
+def _run_verb(name: str, arguments: list[str]) -> None:
+    from launch.compose import compose
+
+    verb = VERBS[name]
+    values, rest = split(arguments)
+    given = _named(name, verb, values)
+    module, function = verb.function.split(":")
+
+    def task(composed: Any) -> float | None:
+        return getattr(import_module(module), function)(composed)
+
+    def composing(run: Callable[[Any], float | None]) -> None:
+        compose(name, verb.schema, rest, given, run)
+
+    from launch.distributed import joined, train_as_rank
+
+    if name == "train" and joined():
+        train_as_rank(composing)
+    else:
+        composing(task)
+
+
+def _named(name: str, verb: Verb, values: list[str]) -> dict[str, Any]:
+    """Positional values under the names of the settings that they give."""
+    from mlm.errors import UserError
+
+    if len(values) > len(verb.positional) and not verb.many:
+        extra = values[len(verb.positional)]
+        raise UserError(
+            f"{extra!r} is not an argument of mlm {name}, which takes "
+            f"{' and '.join(verb.positional) or 'settings only'}; write settings as key=value "
+            f"(`mlm {name} --help` lists them)"
+        )
+    given: dict[str, Any] = dict(zip(verb.positional, values, strict=False))
+    if verb.many and len(values) >= len(verb.positional):
+        given[verb.positional[-1]] = values[len(verb.positional) - 1 :]
+    return given
+
+
+def _unknown_verb(name: str) -> None:
+    from mlm.errors import UserError
+
+    near = get_close_matches(name, VERBS, 1, 0.4)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(VERBS)}"
+    raise UserError(f"{name!r} is not a command of mlm; {hint}")
+
+
+def _completion(arguments: list[str]) -> list[str]:
+    """Arguments with the verb in front, as if the shell had asked about that verb alone.
+
+    The shell's question stands in COMP_LINE, `mlm train model=ti`, and Hydra wants no verb there.
+    """
+    words = os.environ.get("COMP_LINE", "").split(" ")
+    if "query=bash" not in arguments and "query=zsh" not in arguments and len(words) < 3:
+        return ["train", *arguments]  # the script to install is the same for every verb
+    if len(words) < 3 or words[1] not in VERBS:
+        print(" ".join(name for name in VERBS if name.startswith(words[-1])))
+        sys.exit(0)
+    os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+    return [words[1], *arguments]
+
+
+def _overview() -> str:
+    rows = [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "mlm COMMAND [SETTING=VALUE ...]: pretraining of multilingual masked language models.",
+            "",
+            *rows,
+            "",
+            "`mlm COMMAND --help` shows the settings of a command, and examples.",
+        ]
+    )
+
+
+def _version() -> str:
+    try:
+        return f"polymlm {version('polymlm')}"
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "polymlm, not installed"

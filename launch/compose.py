@@ -1,0 +1,205 @@
+"""Hydra composes the settings of a verb; what it finds wrong becomes one sentence."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import mlm.config
+from mlm.errors import UserError
+
+GROUPS = ("model", "schedule", "tracker", "launch", "experiment")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The settings of one job as plain dicts, and where they came from.
+
+    model: the choice in the group `model`, None for verbs without it
+    sweep: `<name>/<NNN>`, the name of its run, where the job is a point of a sweep
+    """
+
+    settings: dict[str, Any]
+    overrides: list[str]
+    model: str | None = None
+    sweep: str | None = None
+
+
+def compose(
+    verb: str,
+    schema: str,
+    arguments: Sequence[str],
+    given: dict[str, Any],
+    task: Callable[[Composed], float | None],
+) -> None:
+    """Composes the settings of `verb` and calls `task` with them, once for each point of a sweep.
+
+    `arguments` are Hydra's: overrides and flags; `--help`, `--cfg job` and the like print and call
+    nothing. `given` are settings from positional arguments. Raises `UserError`.
+    """
+    parsed = _parse(verb, arguments)
+    if parsed.multirun and verb != "train":
+        raise UserError(f"-m is given to mlm {verb}, but only mlm train runs sweeps; leave it out")
+    defaults = mlm.config.defaults(getattr(mlm.config, schema))
+    ConfigStore.instance().store(f"{verb}_schema", node=defaults)
+    kept: list[Composed] = []
+
+    def collect(settings: DictConfig) -> float | None:
+        composed = _composed(settings, given)
+        if composed.sweep:
+            return _point(composed, task)
+        kept.append(composed)
+        return None
+
+    with _one_sentence(verb, defaults), _arguments(arguments), _sweep_folder(parsed.overrides):
+        hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(collect)()
+    if kept:  # outside of Hydra, which would write about an error of the task
+        task(kept[0])
+
+
+def _parse(verb: str, arguments: Sequence[str]) -> Any:
+    def refuse(message: str) -> None:
+        wrong = message.removeprefix("unrecognized arguments: ")
+        what = f"{wrong} is not an option of mlm {verb}" if wrong != message else wrong
+        raise UserError(f"{what}; `mlm {verb} --help` shows what it takes")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    return parser.parse_args(list(arguments))
+
+
+def _composed(settings: DictConfig, given: dict[str, Any]) -> Composed:
+    job = HydraConfig.get()
+    plain = OmegaConf.to_container(settings, resolve=True, throw_on_missing=False)
+    for name, value in given.items():
+        if any(text.startswith(f"{name}=") for text in job.overrides.task):
+            raise UserError(f"{name} is given twice, as {value!r} and by {name}=...; leave one out")
+        plain[name] = value
+    sweep = None
+    if job.mode == RunMode.MULTIRUN:
+        folder = os.path.relpath(job.sweep.dir, plain["run"]["dir"])
+        sweep = f"{plain['run']['name'] or folder}/{job.job.num:03d}"
+    return Composed(plain, list(job.overrides.task), job.runtime.choices.get("model"), sweep)
+
+
+class PointFailed(UserError):
+    """A point of a sweep that has said already why it failed."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("")
+        self.code = code
+
+
+def _point(composed: Composed, task: Callable[[Composed], float | None]) -> float | None:
+    """A job of a sweep: its error is told at once, since Hydra goes on with the next point."""
+    try:
+        return task(composed)
+    except UserError as error:
+        print(f"mlm: {composed.sweep}: {error}", file=sys.stderr)
+        raise PointFailed(error.code) from error
+
+
+@contextmanager
+def _arguments(arguments: Sequence[str]) -> Iterator[None]:
+    """Gives Hydra its arguments, and leaves its error messages to us."""
+    before = sys.argv
+    sys.argv = [before[0], *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def _sweep_folder(overrides: list[str]) -> Iterator[None]:
+    """Names a sweep's folder, `<run.dir>/<name>`, and takes Hydra's own file out of it."""
+    folders: list[Path] = []
+    swept = any(re.match(r"model=.*,", text) for text in overrides)
+
+    def folder(run_dir: str, name: str | None, model: str | None) -> str:
+        start = "sweep" if swept else model
+        folders.append(Path(run_dir) / (name or f"{start}-{datetime.now():%Y%m%d-%H%M%S}"))
+        return str(folders[-1])
+
+    OmegaConf.register_new_resolver("sweep_folder", folder, use_cache=True, replace=True)
+    try:
+        yield
+    finally:
+        for path in folders:
+            (path / "multirun.yaml").unlink(missing_ok=True)
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
+
+@contextmanager
+def _one_sentence(verb: str, defaults: dict[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except MissingConfigException as error:
+        raise UserError(_no_such_choice(error)) from None
+    except OverrideParseException as error:
+        raise UserError(
+            f"{error.override!r} cannot be read as key=value ({_first_line(error.message)}); put a "
+            f"value with special characters in quotes, '{_key(error.override)}=\"...\"'"
+        ) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explained(str(error), verb, defaults)) from None
+
+
+def _explained(message: str, verb: str, defaults: dict[str, Any]) -> str:
+    help_text = f"`mlm {verb} --help` lists them"
+    if found := re.search(r"Could not override '([^']+)'", message):
+        key = found[1]
+        groups = GROUPS if verb == "train" else ()
+        near = get_close_matches(key, [*_keys(defaults), *groups], 1, 0.6)
+        return f"{key} is not a setting; " + (f"did you mean {near[0]}?" if near else help_text)
+    if found := re.search(r"Ambiguous value for argument '([^']+)'", message):
+        key, _, value = found[1].partition("=")
+        return (
+            f"{found[1]} is several values for one setting; add -m to run a job for each, or write "
+            f"{key}=[{value}] for a list"
+        )
+    return f"{_first_line(message).rstrip('.')}; {help_text.replace('them', 'the settings')}"
+
+
+def _no_such_choice(error: MissingConfigException) -> str:
+    group, _, choice = str(error.missing_cfg_file).rpartition("/")
+    options = list(error.options or [])
+    if not group or not options:
+        return f"{_first_line(str(error))}; choose a file that is there"
+    near = get_close_matches(choice, options, 1, 0.6)
+    hint = f"did you mean {near[0]}? There are" if near else "choose from"
+    return f"{group}={choice} is not a choice of {group}; {hint} {', '.join(sorted(options))}"
+
+
+def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
+    rows = []
+    for name, value in tree.items():
+        rows.append(prefix + name)
+        if isinstance(value, dict):
+            rows += _keys(value, f"{prefix}{name}.")
+    return rows
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def _first_line(message: str) -> str:
+    return next((line.strip() for line in message.splitlines() if line.strip()), "no reason given")

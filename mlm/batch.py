@@ -1,0 +1,51 @@
+"""The one thing that data, model and engine agree on: a micro-batch."""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Blocks of tokens with masked positions. Shapes are fixed for a whole run.
+
+    input_ids: (micro_batch, seq_len) int64, masked; padding, if any, at the end of a row
+    lengths: (micro_batch,) int64, tokens before the padding: seq_len in training
+    positions: (micro_batch, masked) int64, the masked positions of each row; 0 where unused
+    targets: (micro_batch, masked) int64, the ids that stood there; -100 where unused
+    languages: (micro_batch,) int64, the row's language, as an index into the shards' languages
+    loss_scale: what the sum of the losses of the masked tokens is multiplied by
+    dropout_key: a key (seed, step, micro-batch) that every dropout mask is derived from
+    losses: (languages, 2) float64 or None; sums of losses and counts of masked tokens per
+        language are added to it by the stage that holds the head
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    positions: Tensor
+    targets: Tensor
+    languages: Tensor
+    loss_scale: float = 1.0
+    dropout_key: int = 0
+    losses: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the first layer is fed with."""
+        return self.input_ids
+
+    @property
+    def masked_tokens(self) -> int:
+        return int((self.targets != IGNORED).sum())
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same batch on `device`; `losses` stays the tensor that it is."""
+        moved = {
+            field.name: value.to(device, non_blocking=True)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor) and field.name != "losses"
+        }
+        return replace(self, **moved)

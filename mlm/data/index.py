@@ -1,0 +1,193 @@
+"""The index of a shards folder: totals in `index.json`, and arrays with a row per shard and sample.
+
+Rows stand in the order of languages, of the splits ("train", "heldout") in each, and of shards and
+samples in each split. The arrays are memory-mapped: opening costs the same for one shard or a
+million. `Index.hash` is what an order of samples, and with it a run, is bound to.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlm.errors import DataError
+from mlm.text.tokenizer import Tokenizer
+
+VERSION = 1
+SPLITS = ("train", "heldout")
+FILE, SHARDS_FILE, SAMPLES_FILE = "index.json", "shards.npy", "samples.npy"
+SHARD = np.dtype(
+    [("bytes", "<i8"), ("tokens", "<i8"), ("documents", "<i8"), ("sha256", "u1", (32,))]
+)
+# shard: its row; offset: of the ids in its tar, in bytes; start: tokens before it in its split
+SAMPLE = np.dtype([("shard", "<i8"), ("offset", "<i8"), ("tokens", "<i8"), ("start", "<i8")])
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of one split of one language. `bytes` and `characters` are of its text."""
+
+    bytes: int = 0
+    characters: int = 0
+    documents: int = 0
+    tokens: int = 0
+    samples: int = 0
+    shards: int = 0
+
+
+def shard_name(language: str, split: str, number: int) -> str:
+    """The file name of a shard: `sw-000000.tar`, `sw.heldout-000000.tar`."""
+    return f"{language}{'' if split == 'train' else '.heldout'}-{number:06d}.tar"
+
+
+def write_index(
+    folder: Path,
+    tokenizer: Tokenizer,
+    totals: dict[str, tuple[Totals, Totals]],
+    shards: np.ndarray,
+    samples: np.ndarray,
+) -> None:
+    """Writes index.json and its arrays. `totals`: of train and heldout, by language, in order."""
+    np.save(folder / SHARDS_FILE, shards.astype(SHARD, copy=False))
+    np.save(folder / SAMPLES_FILE, samples.astype(SAMPLE, copy=False))
+    index = {
+        "version": VERSION,
+        "tokenizer": {"sha256": tokenizer.hash, "size": tokenizer.size},
+        "languages": [
+            {"name": name} | {split: asdict(part) for split, part in zip(SPLITS, of, strict=True)}
+            for name, of in totals.items()
+        ],
+        "arrays": {name: _sha256(folder / name) for name in (SHARDS_FILE, SAMPLES_FILE)},
+    }
+    (folder / FILE).write_text(json.dumps(index, indent=1) + "\n")
+
+
+class Index:
+    """An open index. `languages` and the lists of totals are in the order of the rows."""
+
+    def __init__(self, folder: Path, raw: bytes) -> None:
+        content = json.loads(raw)
+        if content["version"] != VERSION:
+            raise DataError(
+                f"the index of {folder} is of version {content['version']}, and this polymlm "
+                f"reads {VERSION}; write the shards again with `mlm shards`"
+            )
+        self.folder = folder
+        self.hash = hashlib.sha256(raw).hexdigest()
+        self.tokenizer_hash: str = content["tokenizer"]["sha256"]
+        self.vocab_size: int = content["tokenizer"]["size"]  # real ids; the last one is <mask>
+        self.languages: list[str] = [row["name"] for row in content["languages"]]
+        self.totals = {
+            split: [Totals(**row[split]) for row in content["languages"]] for split in SPLITS
+        }
+        self._array_hashes: dict[str, str] = content["arrays"]
+        parts = [self.totals[split][n] for n in range(len(self.languages)) for split in SPLITS]
+        self._first_shard = _running(part.shards for part in parts)
+        self._first_sample = _running(part.samples for part in parts)
+        self.shards = self._array(SHARDS_FILE, SHARD, self._first_shard[-1])
+        self.samples = self._array(SAMPLES_FILE, SAMPLE, self._first_sample[-1])
+
+    @classmethod
+    def open(cls, folder: Path) -> "Index":
+        """The index of a shards folder; raises DataError where it is missing or not whole."""
+        folder = Path(folder)
+        try:
+            return cls(folder, (folder / FILE).read_bytes())
+        except OSError as error:
+            raise DataError(
+                f"{folder} has no {FILE} that can be read ({error.strerror}); give a folder that "
+                f"`mlm shards` wrote"
+            ) from None
+        except (ValueError, KeyError, TypeError):
+            raise DataError(
+                f"{folder / FILE} is not an index of shards; write the shards again with "
+                f"`mlm shards`"
+            ) from None
+
+    @property
+    def train_tokens(self) -> list[int]:
+        """Training tokens of each language."""
+        return [part.tokens for part in self.totals["train"]]
+
+    @property
+    def heldout_tokens(self) -> list[int]:
+        """Held-out tokens of each language."""
+        return [part.tokens for part in self.totals["heldout"]]
+
+    def sample_rows(self, split: str, language: int) -> np.ndarray:
+        """The rows of `samples` of a split of a language: a view of the mapped file."""
+        part = len(SPLITS) * language + SPLITS.index(split)
+        return self.samples[self._first_sample[part] : self._first_sample[part + 1]]
+
+    def shard_path(self, row: int) -> Path:
+        """The tar that a row of `shards` is about."""
+        part = int(np.searchsorted(self._first_shard, row, side="right")) - 1
+        language, split = self.languages[part // len(SPLITS)], SPLITS[part % len(SPLITS)]
+        return self.folder / shard_name(language, split, row - self._first_shard[part])
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises DataError unless the shards were written with this tokenizer."""
+        if tokenizer.hash != self.tokenizer_hash:
+            raise DataError(
+                f"the shards in {self.folder} were written with tokenizer "
+                f"{self.tokenizer_hash[:12]}, and {tokenizer.model_path} is "
+                f"{tokenizer.hash[:12]}; give the tokenizer of the shards, or write shards with "
+                f"this one"
+            )
+
+    def verify(self, deep: bool = False) -> None:
+        """Raises DataError, naming the file, unless all shards are there with their sizes.
+
+        `deep` reads them all, and checks their hashes and that every id is one of the tokenizer's.
+        """
+        for name, hash in self._array_hashes.items():
+            if _sha256(self.folder / name) != hash:
+                raise _changed(self.folder / name, "its hash is not the one in index.json")
+        for row in range(len(self.shards)):
+            path, size = self.shard_path(row), int(self.shards["bytes"][row])
+            if not path.is_file():
+                raise _changed(path, "it is missing")
+            if path.stat().st_size != size:
+                raise _changed(path, f"it has {path.stat().st_size} bytes in place of {size}")
+            if deep and _sha256(path) != bytes(self.shards["sha256"][row]).hex():
+                raise _changed(path, "its hash is not the one in the index")
+        if deep:
+            self._verify_ids()
+
+    def _verify_ids(self) -> None:
+        for shard, offset, tokens, _ in self.samples.tolist():
+            path = self.shard_path(shard)
+            ids = np.fromfile(path, "<i4", tokens, offset=offset)
+            if len(ids) != tokens or ids.min() < 0 or ids.max() >= self.vocab_size:
+                raise _changed(path, f"it has ids outside the {self.vocab_size} of the tokenizer")
+
+    def _array(self, name: str, dtype: np.dtype, rows: int) -> np.ndarray:
+        try:
+            mapped = np.load(self.folder / name, mmap_mode="r") if rows else np.empty(0, dtype)
+        except (OSError, ValueError) as error:
+            raise _changed(self.folder / name, f"it cannot be read ({error})") from None
+        if mapped.dtype != dtype or mapped.shape != (rows,):
+            raise _changed(self.folder / name, f"it does not have the {rows} rows of index.json")
+        return np.asarray(mapped)  # still mapped, without memmap's slow indexing
+
+
+def _changed(path: Path, what: str) -> DataError:
+    return DataError(
+        f"{path} is not as it was written: {what}; copy the shards again, or write them with "
+        f"`mlm shards`"
+    )
+
+
+def _running(counts: Sequence[int]) -> list[int]:
+    return [0, *np.cumsum(np.fromiter(counts, dtype=np.int64)).tolist()]
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise _changed(path, f"it cannot be read ({error.strerror})") from None

@@ -1,0 +1,32 @@
+"""What a user can get wrong, and the exit code that each kind of it ends with.
+
+A message is one sentence: the value, the rule, the remedy. The codes are those of `outcome.json`:
+0 done, 2 configuration, 75 saved and wants to be started again, 76 data, 77 numbers not finite,
+1 anything else.
+"""
+
+DONE, FAILED, CONFIG, REQUEUE, DATA, NUMBERS = 0, 1, 2, 75, 76, 77
+
+
+class UserError(Exception):
+    """A mistake in the configuration, the command line or the machine's set-up."""
+
+    code = CONFIG
+
+
+class DataError(UserError):
+    """Text, tokenizer or shards that cannot be used as they are."""
+
+    code = DATA
+
+
+class NumbersError(UserError):
+    """A loss or a gradient that is not finite."""
+
+    code = NUMBERS
+
+
+class StopRequested(UserError):
+    """The run was asked to stop; its state is saved and the same command goes on from it."""
+
+    code = REQUEUE

@@ -1,0 +1,201 @@
+"""One interface over DeepSpeed's two engines.
+
+`PipelineEngine` with ZeRO-1 runs whenever `zero` is 1, without pipeline stages, too; the plain
+engine runs ZeRO-2 and 3. ZeRO-0 is never used: DeepSpeed clips wrongly there with a pipeline,
+and in bf16 it takes another optimizer.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from parallel.groups import ProcessGrid
+from parallel.stages import StageLayer, WholeModel, balance, canonical_name
+
+NEVER = 10**12  # steps between two lines that DeepSpeed prints
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    micro_batch_size: int
+    grad_accum_steps: int
+    clip: float = 0.0  # the largest gradient norm; 0: no clipping
+    dtype: torch.dtype = torch.float32
+    recompute: bool = False
+
+
+class Engine:
+    """Trains the layers of a model over a process grid.
+
+    Made by `build_engine`. A micro-batch is any object with `inputs` (the first layer's tensor)
+    and `to(device)`; layers see it as their second argument.
+    """
+
+    def __init__(self, engine, model: nn.Module, optimizer, layers, grid: ProcessGrid):
+        self.deepspeed, self.model, self.optimizer = engine, model, optimizer
+        self.layers: Sequence[StageLayer] = layers
+        self.grid = grid
+        self.device: torch.device = engine.device
+
+    def train_batch(self, batches: Sequence[Any], lr: float) -> float:
+        """One optimizer step over this data rank's micro-batches.
+
+        Returns the mean of the layers' losses over all micro-batches of all data ranks, the same
+        number on every rank. A layer that scales the sum of its losses by
+        `grad_accum_steps * dp / N` thus gives the mean over N, exactly.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return self._train_batch([batch.to(self.device) for batch in batches])
+
+    def evaluate(self, batches: Sequence[Any]) -> None:
+        """Forward passes without gradients or dropout; layers keep what they find."""
+        self._evaluate([batch.to(self.device) for batch in batches])
+
+    @property
+    def grad_norm(self) -> float:
+        """The norm of the last step's gradient over all ranks, before clipping."""
+        return float(self.deepspeed.get_global_grad_norm())
+
+    def parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """This rank's parameters under their names in a checkpoint, in the same order on all
+        data ranks."""
+        return [(canonical_name(self.layers, n), p) for n, p in self.model.named_parameters()]
+
+    def _train_batch(self, batches: Sequence[Any]) -> float:
+        raise AssertionError("an engine is made by build_engine")
+
+    def _evaluate(self, batches: Sequence[Any]) -> None:
+        raise AssertionError("an engine is made by build_engine")
+
+
+class _Pipelined(Engine):
+    def _train_batch(self, batches: Sequence[Any]) -> float:
+        self.model.batches = iter(batches)  # pyright: ignore[reportAttributeAccessIssue]
+        return float(self.deepspeed.train_batch(iter([(b.inputs, ()) for b in batches])))
+
+    def _evaluate(self, batches: Sequence[Any]) -> None:
+        self.model.batches = iter(batches)  # pyright: ignore[reportAttributeAccessIssue]
+        pairs = iter([(b.inputs, ()) for b in batches])
+        self.deepspeed.eval_batch(pairs, num_micro_batches=len(batches))
+
+
+class _Plain(Engine):
+    def _train_batch(self, batches: Sequence[Any]) -> float:
+        self.deepspeed.train()
+        total = torch.zeros((), device=self.device)
+        for batch in batches:
+            loss = self.deepspeed(batch.inputs, batch)
+            self.deepspeed.backward(loss)
+            self.deepspeed.step()
+            total += loss.detach()
+        dist.all_reduce(total, group=self.grid.dp) if self.grid.dp is not None else None
+        return float(total) / (len(batches) * self.grid.layout.dp)
+
+    def _evaluate(self, batches: Sequence[Any]) -> None:
+        self.deepspeed.eval()
+        with torch.no_grad():
+            for batch in batches:
+                self.deepspeed(batch.inputs, batch)
+
+
+def build_engine(
+    layers: Sequence[StageLayer],
+    grid: ProcessGrid,
+    make_optimizer: Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer],
+    settings: EngineSettings,
+) -> Engine:
+    """Builds this rank's part of the model and the engine that trains it; a collective.
+
+    `make_optimizer` gets the parameters with their names in a checkpoint.
+    """
+    _quieten()
+    import deepspeed
+    from deepspeed.runtime.pipe.topology import (
+        PipelineParallelGrid,
+        PipeModelDataParallelTopology,
+    )
+
+    layout = grid.layout
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even for a single process
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False
+        )
+    topology = PipeModelDataParallelTopology(
+        num_pp=layout.pp, num_mp=layout.tp, num_dp=layout.dp
+    )
+    if layout.zero == 1:
+        from parallel.pipeline import PipelineStages
+
+        bounds = balance(layers, layout.pp)
+        model, mpu = PipelineStages(layers, bounds, topology, settings.recompute), None
+    else:
+        model = WholeModel(layers, settings.recompute)
+        mpu = _ModelParallelUnit(PipelineParallelGrid(topology=topology))
+    model = model.to(settings.dtype)
+    named = [(canonical_name(layers, name), p) for name, p in model.named_parameters()]
+    optimizer = make_optimizer(named)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        config=_deepspeed_config(settings, layout.zero, sum(p.numel() for _, p in named)),
+        mpu=mpu,
+        dist_init_required=False,
+    )
+    kind = _Pipelined if layout.zero == 1 else _Plain
+    return kind(engine, model, optimizer, layers, grid)
+
+
+def _deepspeed_config(settings: EngineSettings, zero: int, parameters: int) -> dict[str, Any]:
+    # DeepSpeed's buckets are 5e8 elements whatever the model: up to 2 GB that a small one wastes.
+    bucket = min(500_000_000, max(parameters, 1))
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": settings.micro_batch_size,
+        "gradient_accumulation_steps": settings.grad_accum_steps,
+        "gradient_clipping": settings.clip,
+        "steps_per_print": NEVER,
+        "zero_optimization": {
+            "stage": zero,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+        "zero_allow_untested_optimizer": True,
+    }
+    if settings.dtype == torch.bfloat16:
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+class _ModelParallelUnit:
+    """DeepSpeed's grid with the one method that its plain engine looks for and it lacks."""
+
+    def __init__(self, grid):
+        self._grid = grid
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._grid, name)
+
+    def get_tensor_model_parallel_group(self):
+        return self._grid.get_slice_parallel_group()
+
+
+def _quieten() -> None:
+    """Keeps DeepSpeed from compiling its shared-memory collectives (a minute, and it needs a
+    compiler) and from logging what is no news."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.|deepspeed\.")
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logger.setLevel(logging.ERROR)

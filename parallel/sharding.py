@@ -1,0 +1,44 @@
+"""Which parameters are split over tensor-parallel ranks, and along which dim."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from parallel.groups import Group, group_rank, group_size
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A parameter is an equal slice along `dim` of a tensor that `group` holds together."""
+
+    dim: int
+    group: Group
+
+
+def mark_sharded(parameter: Tensor, dim: int, group: Group) -> None:
+    """Records that `parameter` is this rank's slice along `dim`; no-op for a group of one."""
+    if group is None:
+        return
+    parameter.shard = Shard(dim, group)  # pyright: ignore[reportAttributeAccessIssue]
+    # DeepSpeed counts a parameter without this mark once per group in the gradient norm.
+    parameter.tensor_model_parallel = True  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def shard_of(parameter: Tensor) -> Shard | None:
+    """How a parameter is split; None where every tensor-parallel rank holds all of it."""
+    return getattr(parameter, "shard", None)
+
+
+def slice_of(full: Tensor, shard: Shard | None) -> Tensor:
+    """This rank's slice of a full tensor."""
+    if shard is None:
+        return full
+    return full.chunk(group_size(shard.group), dim=shard.dim)[group_rank(shard.group)]
+
+
+def split(size: int, group: Group, what: str) -> int:
+    """`size` over the ranks of `group`; raises ValueError where it does not divide."""
+    ranks = group_size(group)
+    if size % ranks:
+        raise ValueError(f"{what}={size} is not a multiple of the {ranks} ranks that split it")
+    return size // ranks

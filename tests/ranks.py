@@ -1,0 +1,76 @@
+"""Runs a function as several real processes over gloo.
+
+They are forked, which takes a fraction of the time of starting Python and torch anew, and every
+call forks afresh: DeepSpeed keeps its groups in globals.
+"""
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = 240  # seconds that all ranks together may take
+
+
+def run_ranks(world: int, function: Callable, *args: Any) -> list[Any]:
+    """`function(*args)` on `world` ranks with torch.distributed set up; their results by rank.
+
+    The first failure on any rank is raised here with that rank's traceback.
+    """
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            context.Process(target=_rank, args=(rank, world, folder, function, args), daemon=True)
+            for rank in range(world)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            _wait(processes, Path(folder))
+            return [
+                torch.load(Path(folder) / f"{rank}.result", weights_only=False)
+                for rank in range(world)
+            ]
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+
+
+def _wait(processes: list, folder: Path) -> None:
+    """Waits for all, or until the first fails: the others may wait for it in a collective."""
+    from time import monotonic
+
+    end = monotonic() + TIMEOUT
+    while any(process.is_alive() for process in processes):
+        for process in processes:
+            process.join(0.01)
+        if any(process.exitcode not in (None, 0) for process in processes) or monotonic() > end:
+            break
+    failures = sorted(folder.glob("*.failure"), key=lambda path: path.stat().st_mtime_ns)
+    if failures:
+        raise AssertionError(f"rank {failures[0].stem}:\n{failures[0].read_text()}")
+    codes = [process.exitcode for process in processes]
+    assert codes == [0] * len(codes), f"exit codes of the ranks (None: still running): {codes}"
+
+
+def _rank(rank: int, world: int, folder: str, function: Callable, args: tuple) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+        )
+        result = function(*args)
+        torch.save(result, Path(folder) / f"{rank}.result")
+        dist.barrier()
+    except BaseException:
+        (Path(folder) / f"{rank}.failure").write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)  # groups of a forked process are not worth tearing down
