@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-if sys.path and not sys.flags.safe_path and sys.path[0] in ("", str(Path.cwd())):
-    if Path.cwd() != ROOT:
-        del sys.path[0]
+FIRST = sys.path[:1] if not sys.flags.safe_path else []
+
+if FIRST in ([""], [str(Path.cwd())]) and Path.cwd() != ROOT:
+    del sys.path[0]

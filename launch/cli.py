@@ -56,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if str(error):  # empty on the ranks that leave it to rank 0
             print(f"mlm: {error}", file=sys.stderr)
         return error.code
-    except KeyboardInterrupt:
-        print("mlm: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print(f"mlm: {str(error) or 'interrupted'}", file=sys.stderr)
+        return getattr(error, "code", 130)
     return 0
 
 
@@ -104,7 +104,7 @@ def _run_verb(name: str, arguments: list[str]) -> None:
     from launch.distributed import joined, train_as_rank
 
     if name == "train" and joined():
-        train_as_rank(composing)
+        train_as_rank(composing, rest)
     else:
         composing(task)
 

@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -57,19 +57,21 @@ def compose(
         raise UserError(f"-m is given to mlm {verb}, but only mlm train runs sweeps; leave it out")
     defaults = mlm.config.defaults(getattr(mlm.config, schema))
     ConfigStore.instance().store(f"{verb}_schema", node=defaults)
-    kept: list[Composed] = []
+    kept: list[tuple[DictConfig, Any]] = []
 
     def collect(settings: DictConfig) -> float | None:
-        composed = _composed(settings, given)
-        if composed.sweep:
-            return _point(composed, task)
-        kept.append(composed)
+        job = HydraConfig.get()
+        if job.mode == RunMode.MULTIRUN:
+            return _point(settings, job, task)
+        kept.append((settings, job))
         return None
 
-    with _one_sentence(verb, defaults), _arguments(arguments), _sweep_folder(parsed.overrides):
-        hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(collect)()
-    if kept:  # outside of Hydra, which would write about an error of the task
-        task(kept[0])
+    with _one_sentence(verb, defaults):
+        with _arguments(arguments), _sweep_folder(parsed.overrides):
+            hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(collect)()
+        jobs = [_composed(settings, job, given) for settings, job in kept]
+    for composed in jobs:  # one or none; outside of Hydra, which would write about its errors
+        task(composed)
 
 
 def _parse(verb: str, arguments: Sequence[str]) -> Any:
@@ -83,18 +85,13 @@ def _parse(verb: str, arguments: Sequence[str]) -> Any:
     return parser.parse_args(list(arguments))
 
 
-def _composed(settings: DictConfig, given: dict[str, Any]) -> Composed:
-    job = HydraConfig.get()
+def _composed(settings: DictConfig, job: Any, given: dict[str, Any]) -> Composed:
     plain = OmegaConf.to_container(settings, resolve=True, throw_on_missing=False)
     for name, value in given.items():
         if any(text.startswith(f"{name}=") for text in job.overrides.task):
             raise UserError(f"{name} is given twice, as {value!r} and by {name}=...; leave one out")
         plain[name] = value
-    sweep = None
-    if job.mode == RunMode.MULTIRUN:
-        folder = os.path.relpath(job.sweep.dir, plain["run"]["dir"])
-        sweep = f"{plain['run']['name'] or folder}/{job.job.num:03d}"
-    return Composed(plain, list(job.overrides.task), job.runtime.choices.get("model"), sweep)
+    return Composed(plain, list(job.overrides.task), job.runtime.choices.get("model"))
 
 
 class PointFailed(UserError):
@@ -105,8 +102,14 @@ class PointFailed(UserError):
         self.code = code
 
 
-def _point(composed: Composed, task: Callable[[Composed], float | None]) -> float | None:
+def _point(
+    settings: DictConfig, job: Any, task: Callable[[Composed], float | None]
+) -> float | None:
     """A job of a sweep: its error is told at once, since Hydra goes on with the next point."""
+    composed = _composed(settings, job, {})
+    run = composed.settings["run"]
+    folder = run["name"] or os.path.relpath(job.sweep.dir, run["dir"])
+    composed = replace(composed, sweep=f"{folder}/{job.job.num:03d}")
     try:
         return task(composed)
     except UserError as error:

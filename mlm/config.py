@@ -150,15 +150,41 @@ class ShardsConfig:
     workers: int | None = None  # null: one per core
 
 
+@dataclass(frozen=True)
+class FillConfig:
+    """`mlm fill PATH TEXT ...`: what a trained model puts in place of `<mask>`."""
+
+    __pydantic_config__ = STRICT
+
+    path: str = "???"  # a run folder, a checkpoint or a Hugging Face folder
+    texts: tuple[str, ...] = ()
+    top: int = 5
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """`mlm export PATH OUT`: a Hugging Face folder of a trained model."""
+
+    __pydantic_config__ = STRICT
+
+    path: str = "???"
+    out: str = "???"
+
+
 def defaults(schema: type) -> dict[str, Any]:
     """The defaults of a config dataclass as plain nested dicts and lists, for Hydra's store."""
+    return as_dict(schema())
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A config as plain nested dicts and lists, as `load` and YAML take them."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: plain(item) for name, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
-    return plain(asdict(schema()))
+    return plain(asdict(config))
 
 
 def load(schema: type[Schema], composed: dict[str, Any]) -> Schema:

@@ -18,9 +18,7 @@ def decays(name: str) -> bool:
     return leaf[-1] != "bias" and "norm" not in leaf[0].lower()
 
 
-def make_adamw(
-    named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig
-) -> torch.optim.AdamW:
+def make_adamw(named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:
     """Fused AdamW (Loshchilov & Hutter 2019) over named parameters, in two groups."""
     groups = [
         {"params": [p for n, p in named if decays(n)], "weight_decay": config.weight_decay},

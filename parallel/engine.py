@@ -129,9 +129,7 @@ def build_engine(
         deepspeed.init_distributed(
             dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False
         )
-    topology = PipeModelDataParallelTopology(
-        num_pp=layout.pp, num_mp=layout.tp, num_dp=layout.dp
-    )
+    topology = PipeModelDataParallelTopology(num_pp=layout.pp, num_mp=layout.tp, num_dp=layout.dp)
     if layout.zero == 1:
         from parallel.pipeline import PipelineStages
 

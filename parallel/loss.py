@@ -93,9 +93,11 @@ def _gradient_(logits: Tensor, lse: Tensor, targets: Tensor, factor: Tensor, gro
     blocks = _row_blocks(logits)
     for row in blocks:
         rows = slice(row, row + blocks.step)
-        block = logits[rows].float().sub_(lse[rows].unsqueeze(1)) if (
-            logits.dtype != torch.float32
-        ) else logits[rows].sub_(lse[rows].unsqueeze(1))
+        block = (
+            logits[rows].float().sub_(lse[rows].unsqueeze(1))
+            if (logits.dtype != torch.float32)
+            else logits[rows].sub_(lse[rows].unsqueeze(1))
+        )
         block.exp_().mul_(factor[rows].unsqueeze(1))
         block.scatter_add_(1, columns[rows].unsqueeze(1), at_target[rows])
         if block.dtype != logits.dtype:

@@ -1,8 +1,9 @@
 """A model as one ordered list of layers, and its cut into pipeline stages."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,12 +40,12 @@ def balance(layers: Sequence[StageLayer], stages: int) -> list[int]:
     cuts = [i for i, layer in enumerate(layers) if not layer.joined] + [len(layers)]
     weights = [
         sum(layer.flops / flops + layer.parameters / parameters for layer in layers[start:stop])
-        for start, stop in zip(cuts, cuts[1:], strict=False)
+        for start, stop in itertools.pairwise(cuts)
     ]
     if stages > len(weights):
         raise ValueError(f"{stages} stages cannot be cut from {len(weights)} layers")
 
-    @lru_cache(maxsize=None)
+    @cache
     def best(first: int, left: int) -> tuple[float, tuple[int, ...]]:
         if left == 1:
             return sum(weights[first:]), (len(weights),)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import deepspeed  # noqa: F401  (imported once here, not once in every rank)
 import torch
 import torch.distributed as dist
 

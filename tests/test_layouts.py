@@ -81,10 +81,16 @@ def plain_loop() -> dict:
     torch.manual_seed(0)
     shape = {
         name: getattr(CONFIG, name)
-        for name in (
-            "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size "
-            "hidden_dropout_prob attention_probs_dropout_prob max_position_embeddings"
-        ).split()
+        for name in [
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "intermediate_size",
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "max_position_embeddings",
+        ]
     }
     model = XLMRobertaXLForMaskedLM(
         XLMRobertaXLConfig(**shape, layer_norm_eps=CONFIG.layer_norm_eps)
@@ -200,7 +206,9 @@ def test_reference_clips_and_moves(reference):
     """The comparison would be empty if nothing were clipped or nothing learnt."""
     assert min(reference["norms"]) > OPTIM.clip
     initial = MaskedLM(CONFIG, seed=SEED).canonical_parameters()
-    moved = [(reference["weights"][n] - p).norm() / p.norm().clamp(min=1e-9) for n, p in initial.items()]
+    moved = [
+        (reference["weights"][n] - p).norm() / p.norm().clamp(min=1e-9) for n, p in initial.items()
+    ]
     assert min(moved) > 1e-3
 
 

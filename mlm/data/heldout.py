@@ -5,7 +5,7 @@ one with the smallest where none does. Where there are fewer than 20 different d
 of paragraphs, at least one and at most a tenth of them. Text that occurs twice is on one side.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -43,10 +43,14 @@ class HeldOut:
         return parts
 
 
-def held_out(language: str, path: Path) -> HeldOut:
-    """The rule for a language's file. Raises DataError where all of it is one paragraph."""
+def held_out(language: str, path: Path, report: Callable[[int], None]) -> HeldOut:
+    """The rule for a language's file. Raises DataError where all of it is one paragraph.
+
+    `report(0)` is called at every document, and may raise to end this early.
+    """
     size, few, smallest = 0, set(), 1 << HASH_BITS
     for document in documents(path):
+        report(0)
         size += sum(len(paragraph.encode()) for paragraph in document)
         hashed = text_hash(document, PURPOSE)
         smallest = min(smallest, hashed)
@@ -65,6 +69,6 @@ def held_out(language: str, path: Path) -> HeldOut:
     return HeldOut(paragraphs=True, cutoff=int(hashes[count - 1]), size=size)
 
 
-def _different(hashes: Iterator[int] | Iterable[int]) -> np.ndarray:
+def _different(hashes: Iterable[int]) -> np.ndarray:
     """Sorted, each once; uint64, so that a large file's fit in memory."""
     return np.unique(np.fromiter(hashes, dtype=np.uint64))

@@ -33,7 +33,9 @@ class TokenReader:
         self._read_into(out, split, language, start)
         return out
 
-    def gather(self, split: str, languages: np.ndarray, starts: np.ndarray, out: np.ndarray) -> None:
+    def gather(
+        self, split: str, languages: np.ndarray, starts: np.ndarray, out: np.ndarray
+    ) -> None:
         """Fills row i of `out`, (rows, count) of any integer type, with the tokens of language
         `languages[i]` from `starts[i]` on."""
         for row, language, start in zip(out, languages.tolist(), starts.tolist(), strict=True):

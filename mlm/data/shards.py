@@ -4,29 +4,22 @@ A language is one job: a first pass finds what is held out, a second one tokeniz
 is written depends on text and tokenizer only, to the byte, and not on the number of workers.
 """
 
-import hashlib
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import webdataset
 
 from mlm.data.heldout import HeldOut, held_out
-from mlm.data.index import SAMPLE, SHARD, SPLITS, Totals, shard_name, write_index
-from mlm.data.workers import each_job
+from mlm.data.index import SAMPLE, SHARD, SPLITS, Totals, write_index
+from mlm.data.tars import TokenTars
+from mlm.data.workers import Report, Workers
 from mlm.text.corpus import documents, languages
 from mlm.text.folder import new_folder
 from mlm.text.tokenizer import Tokenizer
 
-SAMPLE_IDS = 1 << 18  # of int32: 1 MiB
-SHARD_SAMPLES = 255  # with their headers just below 256 MiB
 BATCH_CHARACTERS = 1 << 19  # that are tokenized in one call
-WRITER = {"mtime": 0, "user": "polymlm", "group": "polymlm", "mode": 0o644}
-
-Report = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -53,27 +46,37 @@ def write(
     """
     files = languages(corpus)
     largest = sorted(files, key=lambda language: -files[language].stat().st_size)
-    with new_folder(out) as folder:
-        jobs = {language: (language, files[language]) for language in largest}
-        rules = each_job(_rule, jobs, workers, _weight(files))
-        largest.sort(key=lambda language: -rules[language].size)
+    weight = sum(path.stat().st_size for path in files.values())
+    with new_folder(out) as folder, Workers(workers, len(files), weight) as pool:
+        rules = pool.each(_rule, {language: (language, files[language]) for language in largest})
         total = sum(rule.size for rule in rules.values())
+        largest.sort(key=lambda language: -rules[language].size)
         jobs = {
             language: (language, files[language], rules[language], tokenizer.model_path, folder)
             for language in largest
         }
         report = None if on_progress is None else lambda done: on_progress(done, total)
-        written = each_job(_write_language, jobs, workers, _weight(files), report)
-        _index(folder, tokenizer, [(language, written[language]) for language in files])
+        written = pool.each(_write_language, jobs, report)
+        _write_index(folder, tokenizer, {language: written[language] for language in files})
 
 
-def _weight(files: dict[str, Path]) -> int:
-    return sum(path.stat().st_size for path in files.values())
+def _write_index(folder: Path, tokenizer: Tokenizer, written: dict[str, Written]) -> None:
+    """Joins the rows of all languages, which count from 0 in each."""
+    before = 0
+    for part in written.values():
+        part.samples["shard"] += before
+        before += len(part.shards)
+    write_index(
+        folder,
+        tokenizer,
+        {language: part.totals for language, part in written.items()},
+        np.concatenate([part.shards for part in written.values()]),
+        np.concatenate([part.samples for part in written.values()]),
+    )
 
 
 def _rule(report: Report, language: str, path: Path) -> HeldOut:
-    report(0)
-    return held_out(language, path)
+    return held_out(language, path, report)
 
 
 def _write_language(
@@ -81,7 +84,7 @@ def _write_language(
 ) -> Written:
     tokenizer = Tokenizer.load(model_path.parent)
     with ExitStack() as stack:
-        streams = [stack.enter_context(_Stream(folder, language, split)) for split in SPLITS]
+        streams = [stack.enter_context(TokenTars(folder, language, split)) for split in SPLITS]
         for batch in _batches(path):
             _add(batch, rule, tokenizer, streams)
             report(sum(len(paragraph.encode()) for document in batch for paragraph in document))
@@ -106,7 +109,7 @@ def _batches(path: Path) -> Iterator[list[list[str]]]:
 
 
 def _add(
-    batch: list[list[str]], rule: HeldOut, tokenizer: Tokenizer, streams: list["_Stream"]
+    batch: list[list[str]], rule: HeldOut, tokenizer: Tokenizer, streams: list[TokenTars]
 ) -> None:
     """Tokenizes documents and adds each, or its parts, to the streams of their splits."""
     parts = [
@@ -121,49 +124,3 @@ def _add(
         ids = [next(encoded) for _ in part]
         if any(map(len, ids)):  # text of nothing but invisible characters has no ids
             stream.add([*ids, end], part)
-
-
-class _Stream:
-    """The tars of one split of a language, as they are written."""
-
-    def __init__(self, folder: Path, language: str, split: str) -> None:
-        self._folder, self._language, self._split = folder, language, split
-        self._waiting: list[np.ndarray] = []
-        self._waiting_ids = 0
-        self._writer: webdataset.TarWriter | None = None
-        self._bytes = self._characters = self._documents = self._tokens = 0
-        self._in_shard: list[np.ndarray] = []
-        self.shards: list[tuple] = []
-        self.samples: list[tuple] = []
-
-    def __enter__(self) -> "_Stream":
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            self._flush(everything=True)
-            self._close()
-        elif self._writer is not None:
-            self._file.close()
-
-    @property
-    def totals(self) -> Totals:
-        return Totals(
-            self._bytes,
-            self._characters,
-            self._documents,
-            self._tokens,
-            len(self.samples),
-            len(self.shards),
-        )
-
-    def add(self, ids: list[np.ndarray], text: list[str]) -> None:
-        """Adds a document: the ids of its paragraphs and the `</s>` that ends it."""
-        self._waiting += ids
-        self._waiting_ids += sum(map(len, ids))
-        self._bytes += sum(len(paragraph.encode()) for paragraph in text)
-        self._characters += sum(map(len, text))
-        self._documents += 1
-        if self._waiting_ids >= SAMPLE_IDS:
-            self._flush()
-"""

@@ -24,6 +24,7 @@ MAX_DOCUMENT_CHARACTERS = 1 << 28  # a document is held in memory: this is about
 
 _TEXT = re.compile(r"(?P<language>.+?)\.(?P<kind>txt|jsonl)(\.(?P<packed>xz|gz|zst))?")
 _LANGUAGE = re.compile(r"[A-Za-z0-9_-]+")
+_READ = 1 << 18  # bytes at a time
 _OPEN = {"xz": lzma.open, "gz": gzip.open}
 _UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
 
@@ -150,8 +151,47 @@ def _lines(path: Path, packed: str | None) -> Iterator[tuple[int, str]]:
 
 def _stream(path: Path, packed: str | None) -> IO[bytes]:
     if packed == "zst":
-        plain = zstandard.ZstdDecompressor().stream_reader(
-            path.open("rb"), read_across_frames=True, closefd=True
-        )
-        return io.BufferedReader(plain, 1 << 20)
-    return _OPEN[packed](path, "rb") if packed else path.open("rb", buffering=1 << 20)
+        return io.BufferedReader(_Zstandard(path), _READ)
+    return _OPEN[packed](path, "rb") if packed else path.open("rb", buffering=_READ)
+
+
+class _Zstandard(io.RawIOBase):
+    """A zstandard file of any number of frames; EOFError where the last one is cut short.
+
+    The package's own stream reader takes a cut frame for the end of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+        self._begun = False
+        self._plain = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:
+        while not self._plain:
+            packed = self._file.read(_READ)
+            if not packed:
+                if self._begun:
+                    raise EOFError("the last zstandard frame is cut short")
+                return 0
+            self._plain = self._unpacked(packed)
+        count = min(len(buffer), len(self._plain))
+        buffer[:count] = self._plain[:count]
+        self._plain = self._plain[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def _unpacked(self, packed: bytes) -> bytes:
+        parts = []
+        while packed:
+            parts.append(self._frame.decompress(packed))
+            self._begun, packed = not self._frame.eof, self._frame.unused_data
+            if self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+        return b"".join(parts)

@@ -25,7 +25,8 @@ class Tokenizer:
     def __init__(self, model: bytes, model_path: Path) -> None:
         self.model_path = model_path
         self.hash = hashlib.sha256(model).hexdigest()
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._processor = sentencepiece.SentencePieceProcessor()
+        self._processor.load_from_serialized_proto(model)  # refuses what holds no model
         self.size = self._processor.get_piece_size() + EXTRA  # all real ids, <mask> included
         self.mask = self.size - 1
 
@@ -42,12 +43,12 @@ class Tokenizer:
             ) from None
         try:
             tokenizer = cls(model, path)
-            processor = tokenizer._processor
-            first = (processor.unk_id(), processor.bos_id(), processor.eos_id())
         except RuntimeError:
             raise DataError(
                 f"{path} is not a sentencepiece model; give the folder that `mlm tokenizer` wrote"
             ) from None
+        processor = tokenizer._processor
+        first = (processor.unk_id(), processor.bos_id(), processor.eos_id())
         if first != (0, 1, 2):
             raise DataError(
                 f"{path} has <unk>, <s>, </s> at {first} and not at (0, 1, 2), where XLM-R's ids "
@@ -72,9 +73,7 @@ class Tokenizer:
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The piece of each id; special ones as `<s>`. Raises IndexError at an id >= size."""
         special = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>", self.mask: "<mask>"}
-        return [
-            special.get(id) or self._processor.id_to_piece(id - SHIFT) for id in map(int, ids)
-        ]
+        return [special.get(id) or self._processor.id_to_piece(id - SHIFT) for id in map(int, ids)]
 
 
 def _shifted(ids: Sequence[int]) -> np.ndarray:

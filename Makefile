@@ -1,0 +1,64 @@
+# `make demo`: the main job on the sample corpus. `make test`: checks and fast tests.
+# Each makes its own .venv where there is none; pip is used as it is configured on this machine.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+DEMO := runs/demo
+
+.PHONY: demo test test-long check clean
+
+demo: .venv/installed
+	@echo "Pretraining a tiny model on 24 or more languages, cut in 2 by tensor and in 2 by pipeline."
+	@$(BIN)/mlm train data.corpus=sample model=tiny parallel.tp=2 parallel.pp=2 data.seq_len=128 \
+		tracker=none run.name=demo run.fresh=true
+	@echo
+	@echo "What it puts in place of <mask>, the likeliest first:"
+	@$(BIN)/mlm fill $(DEMO) "In March my grandmother opens all the <mask>." \
+		"Im Sommer schwimmen dort die <mask>." \
+		"Весной снег тает <mask>, и по улицам бегут ручьи." \
+		"La casa de mis abuelos está al final de la <mask> más larga."
+	@echo
+	@echo "Four processes trained one model: its layers in two pipeline stages, and each layer's"
+	@echo "matrices in two halves. A few minutes on a small corpus teach it frequent words, no more."
+	@echo "  $(DEMO)/config.yaml       every setting of the run"
+	@echo "  $(DEMO)/metrics.jsonl     loss, tokens per second and more, by step"
+	@echo "  $(DEMO)/checkpoints/      the weights, to go on from in any layout"
+	@echo "  $(DEMO)/logs/             what each process wrote"
+	@echo "  runs/prepared/            the tokenizer and the token shards"
+	@echo "Next: $(BIN)/mlm export $(DEMO) exported  writes a folder for transformers."
+
+test: check
+	@$(ONE_THREAD) $(BIN)/pytest -q -n 2 -m "not slow and not gpu"
+
+test-long: check
+	@$(ONE_THREAD) $(BIN)/pytest -q -n 2 -m "not gpu"
+
+check: .venv/installed-test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/pyright
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is older than 3.11, which this project needs; give a newer one with" \
+			"PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) has no venv module; install it (on Debian and Ubuntu: apt install" \
+			"python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	@echo "Installing into .venv (minutes, the first time)"
+	@$(PIP) --editable .
+	@touch $@
+
+.venv/installed-test: pyproject.toml | .venv/bin/python
+	@echo "Installing into .venv, with what the tests need (minutes, the first time)"
+	@$(PIP) --editable '.[test]'
+	@touch $@ .venv/installed
+
+clean:
+	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

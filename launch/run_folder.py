@@ -1,0 +1,188 @@
+"""The run folder `<run.dir>/<name>/`: its name, whose it is, what the launcher writes into it."""
+
+import fcntl
+import json
+import os
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from mlm.config import TrainConfig, as_dict
+from mlm.errors import DataError, UserError
+
+CONFIG, OVERRIDES, DATA, OUTCOME, STOP = (
+    "config.yaml",
+    "overrides.txt",
+    "data.json",
+    "outcome.json",
+    "stop",
+)
+PREPARED = "prepared"  # beside the runs: tokenizers and shards made of `data.corpus`
+
+# A run may go on with other values of these; every other setting changes what it computes. Data is
+# held by the hashes in data.json, so that its folders may move.
+FREE_SECTIONS = ("run", "parallel", "eval", "checkpoint", "tracker", "launch")
+FREE_SETTINGS = (
+    "train.steps",
+    "train.log_every",
+    "train.device",
+    "train.recompute",
+    "data.corpus",
+    "data.shards",
+    "data.tokenizer",
+    "data.workers",
+)
+
+
+def run_name(given: str | None, model: str | None) -> str:
+    """The name of a run: the given one, else `<model>-<time>`; raises `UserError`."""
+    name = given or f"{model or 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
+    parts = name.split("/")
+    if name.startswith("/") or any(part in ("", ".", "..") for part in parts):
+        raise UserError(f"run.name={name} is not a folder inside run.dir; give a plain name")
+    if parts[0] == PREPARED:
+        raise UserError(f"run.name={name} is where prepared data is kept; give another name")
+    return name
+
+
+def check_folder(folder: Path, fresh: bool) -> dict[str, Any] | None:
+    """The settings of the run that `folder` holds, None where a new run can begin there.
+
+    Raises `UserError` where the folder is something else or could not be written.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "is read-only" if place.is_dir() else "is not a folder"
+        raise UserError(
+            f"{place} {what}, so the run {folder} cannot be there; choose another run.dir"
+        )
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    config = folder / CONFIG
+    if not config.is_file():
+        raise UserError(
+            f"{folder} is not empty and holds no run ({CONFIG} is not there); choose another "
+            f"run.name, or move what is in it"
+        )
+    if fresh:
+        return None
+    try:
+        settings = yaml.safe_load(config.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise UserError(f"{config} cannot be read; start over with run.fresh=true")
+    return settings
+
+
+def check_same_run(folder: Path, before: dict[str, Any], config: TrainConfig) -> None:
+    """Raises `UserError` with the first setting in which `config` is not the run in `folder`.
+
+    A `model.vocab_size` that is still open in `config` is not compared.
+    """
+    old = dict(_settings(before))
+    for name, value in _settings(as_dict(config)):
+        section = name.partition(".")[0]
+        if section in FREE_SECTIONS or name in FREE_SETTINGS or name not in old:
+            continue
+        if name == "model.vocab_size" and value is None:
+            continue
+        if old[name] != value:
+            raise UserError(
+                f"{folder} holds a run with {name}={old[name]}, not {value}; give another "
+                f"run.name, or run.fresh=true to start over what is there"
+            )
+
+
+def check_same_data(folder: Path, hashes: dict[str, str]) -> None:
+    """Raises `DataError` if the run in `folder` began with other shards or another tokenizer."""
+    path = folder / DATA
+    before = json.loads(path.read_text("utf-8")) if path.is_file() else hashes
+    for name, value in hashes.items():
+        if before.get(name, value) != value:
+            raise DataError(
+                f"the {name} has changed since {folder} began ({before[name][:12]} then, "
+                f"{value[:12]} now); give back the old data, or start over with run.fresh=true"
+            )
+
+
+def claim(folder: Path, fresh: bool) -> IO[bytes]:
+    """Makes `folder` this process's, and returns its open `logs/launcher.log`.
+
+    The log is locked until the last process that inherited it has ended, so no second start gets
+    into a folder in which ranks are alive. `fresh` deletes what a run has left there.
+    """
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        log = (folder / "logs" / "launcher.log").open("ab")
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.close()
+        raise UserError(
+            f"{folder} is in use by a run that has not ended; wait for it, or give another run.name"
+        ) from None
+    except OSError:
+        pass  # a file system without locks, as some clusters have
+    if fresh:
+        _empty(folder)
+        log.truncate(0)
+    for name in (STOP, OUTCOME):
+        (folder / name).unlink(missing_ok=True)
+    return log
+
+
+def write(folder: Path, config: TrainConfig, overrides: list[str], hashes: dict[str, str]) -> Path:
+    """Writes what the ranks start from; returns the path of `config.yaml`. Raises `UserError`."""
+    new = not (folder / CONFIG).exists()
+    settings = yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
+    try:
+        _replace(folder / OVERRIDES, "".join(f"{text}\n" for text in overrides))
+        _replace(folder / DATA, json.dumps(hashes, indent=1) + "\n")
+        _replace(folder / CONFIG, settings)  # last: it makes the folder a run's
+    except OSError as error:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise _unwritable(folder, error) from None
+    return folder / CONFIG
+
+
+def _settings(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        inner = isinstance(value, dict)
+        rows += _settings(value, f"{prefix}{name}.") if inner else [(prefix + name, value)]
+    return rows
+
+
+def _empty(folder: Path) -> None:
+    """Deletes all of a run but the log that is open and locked."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink() and path.name != "logs":
+            shutil.rmtree(path)
+        elif path.name != "logs":
+            path.unlink()
+    for path in (folder / "logs").iterdir():
+        if path.name != "launcher.log":
+            path.unlink()
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    aside = path.with_name(path.name + ".new")
+    try:
+        aside.write_text(text, "utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{folder} cannot be written ({error.strerror}); choose another run.dir, or free space"
+    )

@@ -1,0 +1,95 @@
+"""`mlm train`: everything is checked and prepared here, once, before a process starts."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from launch import local, run_folder
+from launch.compose import Composed
+from launch.resolve import resolve
+from mlm.config import TrainConfig, load
+from mlm.errors import REQUEUE, UserError
+from parallel.layout import Layout, LayoutError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to be started: its folder is made and locked by the open `log`."""
+
+    folder: Path
+    config_path: Path
+    layout: Layout
+    log: IO[bytes]
+
+
+class Stopped(KeyboardInterrupt):
+    """A point of a sweep was stopped; not an `Exception`, so that Hydra starts no other point."""
+
+    code = REQUEUE
+
+
+def train(composed: Composed) -> float | None:
+    """Runs a composed job on this machine; returns its last evaluation loss.
+
+    Raises `UserError` with the code and the sentence of a run that did not end well.
+    """
+    run = ready(composed)
+    with run.log:
+        command = local.torchrun(run.config_path, run.layout.world_size)
+        left = local.run(command, run.folder, local.environment(run.layout.world_size), run.log)
+    if left.code == REQUEUE and composed.sweep:
+        raise Stopped(left.sentence)
+    return local.finish(left, run.folder)
+
+
+def ready(composed: Composed, processes: int | None = None) -> Run:
+    """Checks a composed job, prepares its data and makes its run folder; raises `UserError`.
+
+    `processes`: how many there are already, under torchrun, where no corpus is prepared.
+    """
+    config = load(TrainConfig, composed.settings)
+    if processes is not None and config.data.shards is None:
+        raise UserError(
+            f"data.corpus={config.data.corpus} is prepared by one process, and {processes} were "
+            f"started; run `mlm tokenizer` and `mlm shards` first, and give data.shards=DIR"
+        )
+    if config.data.corpus and config.data.shards:
+        raise UserError(
+            f"data.corpus={config.data.corpus} and data.shards={config.data.shards} are both "
+            f"given; leave one out"
+        )
+    config, layout = resolve(config, processes)
+    name = run_folder.run_name(composed.sweep or config.run.name, composed.model)
+    config = replace(config, run=replace(config.run, name=name))
+    folder = Path(config.run.dir) / name
+    before = run_folder.check_folder(folder, config.run.fresh)
+    if before is not None:
+        run_folder.check_same_run(folder, before, config)
+    config, hashes = _with_data(config, layout)
+    if before is not None:
+        run_folder.check_same_run(folder, before, config)
+        run_folder.check_same_data(folder, hashes)
+    log = run_folder.claim(folder, config.run.fresh)
+    run = replace(config.run, dir=str(Path(config.run.dir).resolve()), fresh=False)
+    config = replace(config, run=run)
+    path = run_folder.write(folder.resolve(), config, composed.overrides, hashes)
+    return Run(folder, path, layout, log)
+
+
+def _with_data(config: TrainConfig, layout: Layout) -> tuple[TrainConfig, dict[str, str]]:
+    """The config with its data prepared and its vocabulary known, and the data's hashes."""
+    from rich.console import Console
+
+    from mlm.prepare import check_data, prepare, with_tokenizer
+
+    if config.data.shards is None:
+        config = prepare(config, Path(config.run.dir) / run_folder.PREPARED, Console())
+    else:
+        config = with_tokenizer(config)
+    facts = check_data(config)
+    try:
+        layout.check_vocabulary(facts.vocab_size)
+    except LayoutError as error:
+        raise UserError(str(error)) from None
+    config = replace(config, model=replace(config.model, vocab_size=facts.vocab_size))
+    return config, {"index": facts.index_hash, "tokenizer": facts.tokenizer_hash}

@@ -1,0 +1,57 @@
+"""What the small verbs do: each takes composed settings and calls the part that does the work."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from launch.compose import Composed
+from mlm.config import ExportConfig, FillConfig, ShardsConfig, TokenizerConfig, load
+from mlm.errors import UserError
+
+
+def tokenizer(composed: Composed) -> None:
+    """`mlm tokenizer`."""
+    from mlm.prepare import train_tokenizer
+    from mlm.text.corpus import resolve
+
+    config = load(TokenizerConfig, composed.settings)
+    out = Path(config.out)
+    made = train_tokenizer(config, resolve(config.corpus), out, Console())
+    print(f"A tokenizer of {made.size:,} ids is in {out}")
+
+
+def shards(composed: Composed) -> None:
+    """`mlm shards`."""
+    from mlm.data.index import Index
+    from mlm.prepare import write_shards
+    from mlm.text.corpus import resolve
+
+    config = load(ShardsConfig, composed.settings)
+    out = Path(config.out)
+    write_shards(resolve(config.corpus), Path(config.tokenizer), out, config.workers, Console())
+    index = Index.open(out)
+    held_out = sum(index.heldout_tokens)
+    print(
+        f"Shards of {len(index.languages)} languages are in {out}: {sum(index.train_tokens):,} "
+        f"tokens to train on, {held_out:,} held out"
+    )
+
+
+def fill(composed: Composed) -> None:
+    """`mlm fill PATH TEXT ...`."""
+    config = load(FillConfig, composed.settings)
+    if not config.texts:
+        raise UserError("no text is given, so there is nothing to fill; add one that holds <mask>")
+    if config.top < 1:
+        raise UserError(f"top={config.top} is below 1; give 1 or more")
+    from mlm import fill
+
+    fill.fill(config.path, config.texts, config.top)
+
+
+def export(composed: Composed) -> None:
+    """`mlm export PATH OUT`."""
+    config = load(ExportConfig, composed.settings)
+    from mlm import hf
+
+    hf.export(config.path, config.out)

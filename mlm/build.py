@@ -1,0 +1,102 @@
+"""The parts of a pretraining run, made from its config on every rank."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from mlm.batch import MicroBatch
+from mlm.config import TrainConfig, layout
+from mlm.data.batches import HeldOutBatches, TrainingBatches
+from mlm.data.index import Index
+from mlm.data.masking import Masking, masked_positions
+from mlm.data.order import SampleOrder
+from mlm.data.reader import TokenReader
+from mlm.model.flops import training_flops_per_token
+from mlm.model.masked_lm import masked_lm_layers
+from mlm.optimizer import make_adamw
+from parallel.engine import Engine, EngineSettings, build_engine
+from parallel.groups import ProcessGrid, make_grid
+from parallel.keys import key
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the training loop works with."""
+
+    index: Index
+    batches: TrainingBatches
+    heldout: HeldOutBatches
+    grid: ProcessGrid
+    engine: Engine
+    flops_per_token: float  # forward and backward
+
+
+def build(config: TrainConfig) -> Parts:
+    """Builds all parts; a collective. Raises `UserError` for data that does not fit."""
+    data, train = config.data, config.train
+    assert data.shards is not None
+    index = Index.open(Path(data.shards))
+    reader = TokenReader(index)
+    masking = Masking(data.mask_ratio, index.vocab_size)
+    order = SampleOrder(
+        index.train_tokens,
+        index.languages,
+        data.seq_len,
+        data.alpha,
+        config.seed,
+        data.shuffle_window,
+    )
+    batches = TrainingBatches(
+        reader, order, masking, config.seed, train.micro_batch_size, train.global_batch_size
+    )
+    heldout = HeldOutBatches(
+        reader, masking, data.seq_len, train.micro_batch_size, config.eval.blocks_per_language
+    )
+    grid = make_grid(layout(config))
+    masked = masked_positions(data.seq_len, data.mask_ratio)
+    layers = masked_lm_layers(
+        config.model,
+        group=grid.tp,
+        seed=config.seed,
+        attention=train.attention,
+        seq_len=data.seq_len,
+        masked=masked,
+    )
+    settings = EngineSettings(
+        train.micro_batch_size,
+        grid.layout.grad_accum_steps(train.global_batch_size, train.micro_batch_size),
+        config.optim.clip,
+        DTYPES[train.dtype],
+        train.recompute,
+    )
+    engine = build_engine(layers, grid, lambda named: make_adamw(named, config.optim), settings)
+    flops = training_flops_per_token(config.model, data.seq_len, masked)
+    return Parts(index, batches, heldout, grid, engine, flops)
+
+
+def own_batches(parts: Parts, step: int) -> list[MicroBatch]:
+    """The micro-batches of this data rank in a step: every dp-th of the global batch."""
+    dp, dp_rank = parts.grid.layout.dp, parts.grid.dp_rank
+    numbers = range(dp_rank, parts.batches.micro_batches, dp)
+    return [parts.batches.micro_batch(step, k) for k in numbers]
+
+
+def prepared(
+    batches: list[MicroBatch], parts: Parts, seed: int, step: int, masked: int, losses: torch.Tensor
+) -> list[MicroBatch]:
+    """The micro-batches with the scale that makes the engine's mean the mean over the `masked`
+    tokens of the global batch, and the dropout keys of their numbers in it."""
+    dp, dp_rank = parts.grid.layout.dp, parts.grid.dp_rank
+    scale = len(batches) * dp / max(masked, 1)
+    return [
+        replace(
+            batch,
+            loss_scale=scale,
+            dropout_key=key(seed, "dropout", step, position * dp + dp_rank),
+            losses=losses,
+        )
+        for position, batch in enumerate(batches)
+    ]

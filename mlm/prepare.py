@@ -1,0 +1,182 @@
+"""A corpus made ready for training, once, and the check of data before any process starts."""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from mlm.config import TokenizerConfig, TrainConfig
+from mlm.data import shards
+from mlm.data.index import Index
+from mlm.data.order import SampleOrder
+from mlm.errors import DataError, UserError
+from mlm.progress import progress
+from mlm.text import corpus as texts
+from mlm.text import training
+from mlm.text.tokenizer import Tokenizer
+
+Show = Callable[[int, int], None]
+
+FORMAT = 1  # one more when the same text and settings make other tokens or shards
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a run is bound to: its data's hashes, and the rows of its vocabulary."""
+
+    index_hash: str
+    tokenizer_hash: str
+    vocab_size: int  # of the model: the tokenizer's, padded, where the config leaves it open
+
+
+def prepare(config: TrainConfig, folder: Path, console: Console) -> TrainConfig:
+    """Makes tokenizer and shards of `data.corpus` under `folder`, or finds them there.
+
+    What is found was made of the same bytes with the same settings: `folder/<key>/`. The tokenizer
+    does not depend on the run's seed, so that runs with several seeds share their tokens. Returns
+    the config with `data.tokenizer` and `data.shards` as absolute paths. Raises `UserError`.
+    """
+    data = config.data
+    assert data.corpus is not None, "there is a corpus to prepare"
+    corpus = texts.resolve(data.corpus)
+    settings = replace(TokenizerConfig(), vocab_size=data.vocab_size, alpha=data.alpha)
+    given = Tokenizer.load(Path(data.tokenizer)) if data.tokenizer else None
+    made_by = [given.hash] if given else [settings.vocab_size, settings.alpha]
+    with progress(console, f"Looking at the corpus {data.corpus}") as show:
+        key = corpus_key(corpus, made_by, show)
+    place = folder / key
+    tokenizer = Path(data.tokenizer) if data.tokenizer else place / "tokenizer"
+    with _alone(place, console):
+        if not tokenizer.exists():
+            train_tokenizer(settings, corpus, tokenizer, console)
+        if not (place / "shards").exists():
+            write_shards(corpus, tokenizer, place / "shards", data.workers, console)
+    ready = {"tokenizer": str(tokenizer.resolve()), "shards": str((place / "shards").resolve())}
+    return replace(config, data=replace(data, **ready))
+
+
+def train_tokenizer(
+    settings: TokenizerConfig, corpus: Path, out: Path, console: Console
+) -> Tokenizer:
+    """Trains the tokenizer that `settings` describe on `corpus` (not `settings.corpus`)."""
+    with progress(console, f"Training a tokenizer of {settings.vocab_size:,} ids") as show:
+        training.train(
+            corpus,
+            out,
+            vocab_size=settings.vocab_size,
+            alpha=settings.alpha,
+            sample_bytes=settings.sample_bytes,
+            character_coverage=settings.character_coverage,
+            seed=settings.seed,
+            on_progress=show,
+        )
+    return Tokenizer.load(out)
+
+
+def write_shards(
+    corpus: Path, tokenizer: Path, out: Path, workers: int | None, console: Console
+) -> None:
+    """Writes shards, with a copy of their tokenizer inside, so that they are enough to train on."""
+    with progress(console, "Writing token shards") as show:
+        shards.write(corpus, Tokenizer.load(tokenizer), out, workers=workers, on_progress=show)
+    try:
+        shutil.copytree(tokenizer, out / "tokenizer")
+    except OSError as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise UserError(
+            f"the tokenizer cannot be copied into {out} ({error.strerror}); free space there, or "
+            f"choose another folder"
+        ) from None
+
+
+def with_tokenizer(config: TrainConfig) -> TrainConfig:
+    """The config with absolute `data.shards` and `data.tokenizer`, which may be the shards' own."""
+    data = config.data
+    assert data.shards is not None, "there are shards to train on"
+    folder = Path(data.shards).resolve()
+    tokenizer = Path(data.tokenizer).resolve() if data.tokenizer else folder / "tokenizer"
+    if data.tokenizer is None and folder.is_dir() and not tokenizer.is_dir():
+        raise UserError(
+            f"data.tokenizer is not given, and data.shards={data.shards} holds no tokenizer; add "
+            f"data.tokenizer=DIR, the one that these shards were written with"
+        )
+    paths = {"shards": str(folder), "tokenizer": str(tokenizer)}
+    return replace(config, data=replace(data, **paths))
+
+
+def check_data(config: TrainConfig) -> DataFacts:
+    """Opens tokenizer and shards as a run would; raises `UserError` for what it would die of."""
+    data, asked = config.data, config.model.vocab_size
+    assert data.shards is not None, "with_tokenizer or prepare came before"
+    assert data.tokenizer is not None, "with_tokenizer or prepare came before"
+    index = Index.open(Path(data.shards))
+    tokenizer = Tokenizer.load(Path(data.tokenizer))
+    index.check_tokenizer(tokenizer)
+    index.verify()
+    if asked is not None and asked < tokenizer.size:
+        raise UserError(
+            f"model.vocab_size={asked} is below the {tokenizer.size} ids of the tokenizer "
+            f"{data.tokenizer}; leave it null, or give {tokenizer.padded_size}"
+        )
+    SampleOrder(
+        index.train_tokens,
+        index.languages,
+        data.seq_len,
+        data.alpha,
+        config.seed,
+        data.shuffle_window,
+    )
+    return DataFacts(index.hash, tokenizer.hash, asked or tokenizer.padded_size)
+
+
+def corpus_key(corpus: Path, made_by: list[str | int | float], show: Show) -> str:
+    """A name for what is made of the bytes of a corpus in a given way: 16 hex digits."""
+    files = texts.languages(corpus)
+    sizes = [path.stat().st_size for path in files.values()]
+    rows, done = [], 0
+    for (language, path), size in zip(files.items(), sizes, strict=True):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "blake2b").hexdigest()
+        rows.append([language, path.name, digest])
+        done += size
+        show(done, sum(sizes))
+    text = json.dumps([FORMAT, made_by, rows])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@contextmanager
+def _alone(place: Path, console: Console) -> Iterator[None]:
+    """One process at a time makes what belongs in `place`; the others wait and find it made."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        file = (place / "lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"{place} cannot be written ({error.strerror}); choose another run.dir"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            console.print(f"Waiting for the process that is preparing {place}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks; what is made is renamed into place, still
+        try:
+            yield
+        except DataError:
+            _leave_nothing(place)
+            raise
+
+
+def _leave_nothing(place: Path) -> None:
+    """Takes away the folder of a corpus that could not be used, unless something is in it."""
+    if [path.name for path in place.iterdir()] == ["lock"]:
+        (place / "lock").unlink()
+        place.rmdir()

@@ -1,0 +1,221 @@
+"""Pretraining, as one rank: `python -m mlm.train RUN/config.yaml`, started by torchrun."""
+
+import gc
+import math
+import os
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from mlm import checkpoint
+from mlm.build import Parts, build, own_batches, prepared
+from mlm.config import TrainConfig, as_dict, load
+from mlm.data.entropy import unigram_entropy
+from mlm.data.prefetch import Prefetcher
+from mlm.errors import DONE, FAILED, DataError, NumbersError, StopRequested, UserError
+from mlm.evaluate import evaluate, gather
+from mlm.optimizer import learning_rate
+from mlm.outcome import STOP, write_outcome
+from mlm.report import Report
+from mlm.throughput import Stopwatch, peak_flops
+from mlm.tracker import Tracker
+from mlm.world import agree, log_to_file, settled, start_process_group
+
+
+@dataclass
+class Progress:
+    """Where a run stands: what its outcome tells, also of a run that failed."""
+
+    step: int = 0
+    eval_loss: float | None = None
+
+
+def main(config_path: str) -> int:
+    """Trains as this rank and returns the outcome's code, which `outcome.json` holds, too."""
+    path = Path(config_path)
+    run, rank = path.parent, int(os.environ.get("RANK", "0"))
+    log_to_file(run, rank)
+    progress = Progress()
+    try:
+        config = settled(load(TrainConfig, yaml.safe_load(path.read_text("utf-8"))))
+        device = start_process_group(config.train.device)
+        sentence = _train(config, run, device, progress)
+        code = DONE
+    except UserError as error:
+        code, sentence = error.code, str(error)
+    except Exception:
+        traceback.print_exc()
+        reason = traceback.format_exc().strip().splitlines()[-1]
+        code, sentence = FAILED, f"rank {rank} failed: {reason} (its log has the traceback)"
+    # Agreed errors reach every rank; of others, the first rank to fail writes the outcome.
+    if rank == 0 or code == FAILED:
+        write_outcome(run, code, sentence, progress.step, progress.eval_loss)
+    return code
+
+
+def _train(config: TrainConfig, run: Path, device: torch.device, progress: Progress) -> str:
+    parts = build(config)
+    found = checkpoint.newest(run)
+    manifest = None if found is None else _resume(parts, found)
+    start = progress.step = 0 if manifest is None else manifest.step
+    shown = dist.get_rank() == 0
+    run_id = None if manifest is None else manifest.tracker_id
+    tracker = Tracker(config, run, run_id) if shown else None
+    report = Report(run, tracker, config.train.steps, start)
+    report.say(_opening(config, parts, start))
+    code = FAILED
+    try:
+        with report:
+            _loop(config, run, parts, report, progress)
+        code = DONE
+    except StopRequested as stop:
+        code = stop.code
+        raise
+    finally:
+        if tracker is not None:
+            tracker.finish(code)
+    return (
+        f"Trained {config.train.steps} steps; held-out loss {progress.eval_loss:.4f}. "
+        f"Everything is in {run}"
+    )
+
+
+def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress: Progress) -> None:
+    train, engine = config.train, parts.engine
+    languages = parts.index.languages
+    losses = torch.zeros(len(languages), 2, dtype=torch.float64, device=engine.device)
+    entropy = unigram_entropy(parts.heldout)
+    saved = start = progress.step
+    tokens_per_step = train.global_batch_size * config.data.seq_len
+    peak = peak_flops(engine.device)
+
+    def save(done: int) -> None:
+        nonlocal saved
+        if done > saved:
+            made = checkpoint.Manifest(
+                step=done,
+                samples=done * train.global_batch_size,
+                index=parts.index.hash,
+                config=as_dict(config),
+                tracker_id=report.tracker_id,
+            )
+            checkpoint.save(engine, run, made, config.checkpoint.keep)
+            saved = done
+
+    def score(done: int) -> None:
+        scored = evaluate(engine, parts.heldout)
+        progress.eval_loss = scored.mean
+        report.evaluation(done, done * tokens_per_step, scored, entropy)
+
+    with Prefetcher(lambda step: own_batches(parts, step), start) as feed:
+        _freeze_garbage()
+        watch = Stopwatch()
+        for step in range(start, train.steps):
+            batches, error = _next(feed, watch)
+            asked = report.shown and (run / STOP).exists()
+            masked = sum(batch.masked_tokens for batch in batches)
+            agreed = agree(parts.grid, engine.device, masked, asked, error)
+            if agreed.stop:
+                save(step)
+                raise StopRequested(
+                    f"stopped as asked after step {step}, which is saved; the same command goes on"
+                )
+            lr = learning_rate(step, train.steps, config.optim.lr, config.schedule)
+            ready = prepared(batches, parts, config.seed, step, agreed.masked_tokens, losses)
+            loss = engine.train_batch(ready, lr)
+            done = progress.step = step + 1
+            watch.steps += 1
+            _check_numbers(loss, engine.grad_norm, done, saved)
+            report.step(done)
+            if done % train.log_every == 0 or done in (1, train.steps):
+                by_language = gather(engine, losses, languages).by_language
+                losses.zero_()
+                seconds, waiting = watch.look()
+                speed = tokens_per_step / seconds
+                report.step_metrics(
+                    {
+                        "step": done,
+                        "loss": loss,
+                        "lr": lr,
+                        "grad_norm": engine.grad_norm,
+                        "tokens": done * tokens_per_step,
+                        "tokens_per_second": speed,
+                        "mfu": peak
+                        and parts.flops_per_token * speed / peak / dist.get_world_size(),
+                        "seconds_data": waiting,
+                        "seconds_step": seconds,
+                        "loss_by_language": by_language,
+                    }
+                )
+            with watch.pause():
+                if config.checkpoint.every and done % config.checkpoint.every == 0:
+                    save(done)
+                if config.eval.every and done % config.eval.every == 0 and done < train.steps:
+                    score(done)
+        save(train.steps)
+        score(train.steps)
+
+
+def _next(feed: Prefetcher, watch: Stopwatch) -> tuple[list, UserError | None]:
+    """The next micro-batches; an error is kept, so that all ranks learn of it together."""
+    since = time.perf_counter()
+    try:
+        return feed.next(), None
+    except UserError as error:
+        return [], error
+    except OSError as error:
+        return [], DataError(f"the shards cannot be read any more ({error}); start the run again")
+    finally:
+        watch.waited(since)
+
+
+def _resume(parts: Parts, found: Path) -> checkpoint.Manifest:
+    manifest = checkpoint.read_manifest(found)
+    if manifest.index != parts.index.hash:
+        raise DataError(
+            f"{found} was trained on shards of index {manifest.index[:12]}, and {parts.index.folder} "
+            f"now has {parts.index.hash[:12]}; give back the old shards, or start a new run"
+        )
+    checkpoint.verify(found)
+    return checkpoint.restore(parts.engine, found)
+
+
+def _check_numbers(loss: float, grad_norm: float, step: int, saved: int) -> None:
+    """Raises on all ranks alike: both numbers are the same on every rank."""
+    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        raise NumbersError(
+            f"step {step} gave loss {loss} and gradient norm {grad_norm}, which are not finite; "
+            f"lower optim.lr or lengthen schedule.warmup_steps, and start again: the checkpoint of "
+            f"step {saved} stands"
+        )
+
+
+def _opening(config: TrainConfig, parts: Parts, start: int) -> str:
+    degrees, train = parts.grid.layout, config.train
+    begins = f"Going on from step {start}" if start else "Training"
+    return (
+        f"{begins}: {config.model.parameters():,} parameters, {len(parts.index.languages)} languages, "
+        f"{sum(parts.index.train_tokens):,} tokens; tp {degrees.tp}, pp {degrees.pp}, dp "
+        f"{degrees.dp}, ZeRO-{degrees.zero}, {train.dtype} on {train.device}; "
+        f"{train.global_batch_size * config.data.seq_len:,} tokens a step"
+    )
+
+
+def _freeze_garbage() -> None:
+    """Keeps Python's collector away from what lives as long as the run: its passes over the
+    module tree stall one rank while the others wait for it."""
+    gc.collect()
+    gc.freeze()
+
+
+if __name__ == "__main__":
+    ended = main(sys.argv[1])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ended)  # leaving groups in order can hang on ranks that are gone

@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlm.data.draw import bits, permutation
+from mlm.data.order import CHUNK, ROUND, SampleOrder, quotas
+from mlm.errors import DataError
+
+NAMES = ("de", "en", "sw")
+SOME = np.array([0, 1, 2, 99999, 10**9])
+TOKENS = (90_000, 4_000_000, 700)
+
+
+def order(tokens=TOKENS, names=NAMES, seq_len=8, alpha=0.3, seed=1, window=16):
+    return SampleOrder(tokens, names, seq_len, alpha, seed, window)
+
+
+def test_bits_are_those_of_splitmix64():
+    # The outputs for seed 1234567 that are listed with the algorithm's public test programs.
+    expected = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    found = bits(np.array([1234567], np.uint64), np.arange(5, dtype=np.uint64))
+    assert found.tolist() == expected
+
+
+def test_a_permutation_is_one_and_is_keyed():
+    assert sorted(permutation(1000, 5).tolist()) == list(range(1000))
+    assert permutation(1000, 5).tolist() == permutation(1000, 5).tolist()
+    assert permutation(1000, 5).tolist() != permutation(1000, 6).tolist()
+    counts = np.zeros((6, 6))
+    for number in range(3000):
+        counts[np.arange(6), permutation(6, number)] += 1
+    assert abs(counts - 500).max() < 110  # five standard deviations
+
+
+@given(
+    blocks=st.integers(1, 12 * CHUNK),
+    window=st.integers(1, 5),
+    epoch=st.integers(0, 10**6),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_visits_every_block_once(blocks, window, epoch, seed):
+    one = SampleOrder([blocks * 7 + 3], ["en"], 8, 0.3, seed, window)
+    draws = np.arange(epoch * blocks, (epoch + 1) * blocks)
+    visited = one.drawn_blocks(0, draws)
+    assert np.array_equal(np.sort(visited), np.arange(blocks))
+    chunks = visited // CHUNK
+    for first in range(0, blocks, window * CHUNK):  # reads stay near: no window mixes more chunks
+        assert len(np.unique(chunks[first : first + window * CHUNK])) <= window + 1
+
+
+@given(st.lists(st.integers(0, 10**7), min_size=1, max_size=40))
+@settings(max_examples=30, deadline=None)
+def test_a_sample_does_not_depend_on_what_is_asked_with_it(numbers):
+    numbers = np.array(numbers)
+    languages, blocks = order().samples(numbers)
+    for number, language, block in zip(numbers, languages, blocks, strict=True):
+        alone = order().samples(np.array([number]))
+        assert (int(alone[0][0]), int(alone[1][0])) == (int(language), int(block))
+
+
+def test_a_run_is_drawn_by_language_quota_and_epoch():
+    whole = order()
+    languages, blocks = whole.samples(np.arange(3 * ROUND + 1000))
+    for language, total in enumerate(whole.blocks.tolist()):
+        drawn = blocks[languages == language]
+        assert len(drawn) > 2 * total or language == 1
+        for first in range(0, len(drawn) - total + 1, total):
+            assert np.array_equal(np.sort(drawn[first : first + total]), np.arange(total))
+        if len(drawn) >= 2 * total > 2:
+            assert not np.array_equal(drawn[:total], drawn[total : 2 * total])
+    for round in range(3):
+        counts = np.bincount(languages[round * ROUND : (round + 1) * ROUND])
+        assert np.array_equal(counts, whole.quotas)
+
+
+@given(st.integers(0, 5 * ROUND))
+@settings(max_examples=30, deadline=None)
+def test_counts_of_a_position_are_arithmetic(done):
+    whole = order()
+    languages, _ = whole.samples(np.arange(done))
+    expected = np.bincount(languages, minlength=3)
+    assert np.array_equal(whole.samples_per_language(done), expected)
+    assert np.array_equal(whole.tokens_per_language(done), expected * 7)
+
+
+def test_far_samples_cost_no_more_and_caches_stay_bounded():
+    whole = order()
+    far = np.arange(10**13, 10**13 + 64)
+    languages, blocks = whole.samples(far)
+    assert (blocks < whole.blocks[languages]).all()
+    for jump in range(20):
+        whole.samples(far + jump * 10**7)
+    for cache in (whole._round, whole._chunks, whole._blocks):
+        assert cache.cache_info().currsize <= 6
+
+
+@given(st.lists(st.integers(1, 10**12), min_size=1, max_size=60), st.floats(0, 1))
+@settings(deadline=None)
+def test_quotas_follow_the_law_and_leave_no_language_out(tokens, alpha):
+    found = quotas(tokens, alpha)
+    weights = np.array(tokens, float) ** alpha
+    exact = weights / weights.sum() * ROUND
+    assert found.sum() == ROUND
+    assert found.min() >= 1
+    # Languages raised to one sample take it from the others, less than one for each.
+    assert (abs(found - exact) <= 1 + (exact < 1).sum()).all()
+
+
+def test_quotas_are_the_largest_remainders():
+    assert quotas([1, 1, 1], 0.3).tolist() == [21846, 21845, 21845]
+    assert quotas([10**9, 1], 0.0).tolist() == [32768, 32768]
+    assert quotas([3, 1], 1.0).tolist() == [49152, 16384]
+    assert quotas([10**12, 1], 1.0).tolist() == [65535, 1]
+
+
+def test_seed_language_and_window_decide():
+    numbers = np.arange(2000)
+    first = order().samples(numbers)
+    for other in (order(seed=2), order(window=1), order(alpha=0.7)):
+        assert not np.array_equal(other.samples(numbers)[1], first[1])
+    draws = np.arange(500)
+    assert np.array_equal(
+        order(names=("de", "en", "xx")).drawn_blocks(1, draws), order().drawn_blocks(1, draws)
+    )
+    twins = order(tokens=(90_000, 90_000, 90_000))
+    assert not np.array_equal(twins.drawn_blocks(0, draws), twins.drawn_blocks(1, draws))
+
+
+def test_the_order_stays_what_it_is():
+    # Runs in progress rest on these. They are printed by
+    # python -c "from tests.test_order import *; print(order().samples(SOME))"
+    languages, blocks = order().samples(SOME)
+    assert languages.tolist() == [1, 1, 1, 0, 1]
+    assert blocks.tolist() == [238901, 533842, 67238, 11488, 24347]
+
+
+def test_a_language_without_a_block_is_named_with_the_seq_len_that_would_do():
+    with pytest.raises(DataError, match=r"language sw has 700 .*=702 takes 701; .*=701 or less"):
+        order(seq_len=702)
+    order(seq_len=701)
+    with pytest.raises(DataError, match="choose data.seq_len=51 or less"):
+        order(tokens=(100, 50, 700), seq_len=512)
