@@ -10,7 +10,7 @@ DEMO := runs/demo
 .PHONY: demo test test-long check clean
 
 demo: .venv/installed
-	@echo "Pretraining a tiny model on 24 or more languages, cut in 2 by tensor and in 2 by pipeline."
+	@echo "Pretraining a tiny model on 31 languages, its tensors cut in 2 and its layers in 2."
 	@$(BIN)/mlm train data.corpus=sample model=tiny parallel.tp=2 parallel.pp=2 data.seq_len=128 \
 		tracker=none run.name=demo run.fresh=true
 	@echo

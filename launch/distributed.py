@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 from launch.compose import Composed
 from launch.local import RunFailed, finish, outcome
+from launch.train import Run, ready
 from mlm.errors import CONFIG, FAILED, UserError
 
 KEY = "polymlm/launch/{restart}"
@@ -43,33 +45,29 @@ def train_as_rank(composing: Composing, arguments: Sequence[str]) -> None:
         raise RunFailed(CONFIG, "")
     store = _store()
     if _rank() == 0:
-        path, log = _tell(store, composing)
+        run = _tell(store, composing)  # its open log keeps the run folder locked until the end
+        path = run and run.config_path
     else:
-        path, log = _listen(store), None
+        path = _listen(store)
     if path is None:
         return
     import mlm.train
 
-    try:
-        code = mlm.train.main(str(path))
-    finally:
-        if log is not None:
-            log.close()
-    _finish(path.parent, code)
-
-
-def _finish(folder: Path, code: int) -> None:
+    code = mlm.train.main(str(path))
     if _rank() == 0:
-        finish(outcome(folder, code), folder)
-    elif code:
-        raise RunFailed(code, "")
+        try:
+            finish(outcome(path.parent, code), path.parent)
+        except RunFailed as failed:
+            code = failed.code
+            _say(str(failed))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # leaving groups in order can hang on ranks that are gone
 
 
-def _tell(store: Any, composing: Composing) -> tuple[Path | None, Any]:
+def _tell(store: Any, composing: Composing) -> Run | None:
     """Rank 0: composes, and tells the others the path, or the code to end with."""
-    from launch.train import ready
-
-    runs = []
+    runs: list[Run] = []
 
     def task(composed: Composed) -> None:
         runs.append(ready(composed, int(os.environ["WORLD_SIZE"])))
@@ -82,6 +80,9 @@ def _tell(store: Any, composing: Composing) -> tuple[Path | None, Any]:
         _say(str(error))  # before the others end: torchrun kills the rest then
         message = {"code": error.code}
         raise RunFailed(error.code, "") from None
+    except Exception:
+        traceback.print_exc()
+        raise RunFailed(FAILED, "") from None
     except SystemExit:  # after `--help` and the like
         message = {"code": 0, "config": None}
         raise
@@ -89,7 +90,7 @@ def _tell(store: Any, composing: Composing) -> tuple[Path | None, Any]:
         store.set(_key(), json.dumps(message))
         if not runs:
             _wait_until_heard(store)
-    return (runs[0].config_path, runs[0].log) if runs else (None, None)
+    return runs[0] if runs else None
 
 
 def _listen(store: Any) -> Path | None:

@@ -16,8 +16,8 @@ from typing import IO
 import psutil
 
 from launch import ROOT
-from launch.run_folder import OUTCOME, STOP
 from mlm.errors import FAILED, UserError
+from mlm.outcome import OUTCOME, STOP
 
 PR_SET_PDEATHSIG = 1
 LOG_LINES = 12

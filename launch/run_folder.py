@@ -12,14 +12,9 @@ import yaml
 
 from mlm.config import TrainConfig, as_dict
 from mlm.errors import DataError, UserError
+from mlm.outcome import OUTCOME, STOP
 
-CONFIG, OVERRIDES, DATA, OUTCOME, STOP = (
-    "config.yaml",
-    "overrides.txt",
-    "data.json",
-    "outcome.json",
-    "stop",
-)
+CONFIG, OVERRIDES, DATA = "config.yaml", "overrides.txt", "data.json"
 PREPARED = "prepared"  # beside the runs: tokenizers and shards made of `data.corpus`
 
 # A run may go on with other values of these; every other setting changes what it computes. Data is

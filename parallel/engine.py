@@ -5,10 +5,12 @@ engine runs ZeRO-2 and 3. ZeRO-0 is never used: DeepSpeed clips wrongly there wi
 and in bf16 it takes another optimizer.
 """
 
+import io
 import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,13 +143,14 @@ def build_engine(
     model = model.to(settings.dtype)
     named = [(canonical_name(layers, name), p) for name, p in model.named_parameters()]
     optimizer = make_optimizer(named)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        config=_deepspeed_config(settings, layout.zero, sum(p.numel() for _, p in named)),
-        mpu=mpu,
-        dist_init_required=False,
-    )
+    with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory in use
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=_deepspeed_config(settings, layout.zero, sum(p.numel() for _, p in named)),
+            mpu=mpu,
+            dist_init_required=False,
+        )
     kind = _Pipelined if layout.zero == 1 else _Plain
     return kind(engine, model, optimizer, layers, grid)
 
@@ -189,6 +192,9 @@ class _ModelParallelUnit:
 def _quieten() -> None:
     """Keeps DeepSpeed from compiling its shared-memory collectives (a minute, and it needs a
     compiler) and from logging what is no news."""
+    # Left to itself, it warns on machines without a GPU that it found none.
+    accelerator = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    os.environ.setdefault("DS_ACCELERATOR", accelerator)
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.|deepspeed\.")
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

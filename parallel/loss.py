@@ -7,7 +7,6 @@ the way, so that no logit is computed twice.
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -40,101 +39,94 @@ def linear_cross_entropy(
     targets: (tokens,) ids of the whole vocabulary, -100 where there is none
     Returns the scaled sum (a scalar with a gradient) and the unscaled losses (tokens,) without
     one, both fp32. Forward: one all-gather per chunk. Backward: all-reduce of the gradient of
-    `hidden`. With no valid target, the sum is 0 and so are the gradients.
+    `hidden`; it may run once. With no valid target, the sum is 0 and so are the gradients.
     """
     hidden = copy_to_group(hidden, group)
     return _LinearCrossEntropy.apply(hidden, weight, bias, targets, group, scale)
 
 
-def _target_positions(targets: Tensor, size: int, group: Group) -> tuple[Tensor, Tensor]:
-    """Targets as local columns (0 where they are elsewhere), and whether they are here."""
-    local = targets - group_rank(group) * size
-    here = (local >= 0) & (local < size)
-    return local.masked_fill(~here, 0), here
+def _softmax_(logits: Tensor, bias: Tensor | None, targets: Tensor, group: Group) -> Tensor:
+    """Losses (tokens,) fp32 of logits (tokens, vocab / group), which it overwrites by the gradient
+    of each token's loss: softmax minus one-hot, or 0 where the target is -100.
+
+    The softmax of a block of rows is taken once, in fp32, over this rank's part; one all-gather
+    gives the factor that makes it the softmax over the whole vocabulary. The gradient at the target
+    is set from fp32 numbers, not rounded twice: it is what is left of 1 when a model is sure.
+    """
+    ids = targets - group_rank(group) * logits.shape[1]
+    here = (ids >= 0) & (ids < logits.shape[1])
+    ids = ids.masked_fill(~here, 0).unsqueeze(1)
+    valid = targets != IGNORED
+    target = torch.empty_like(logits[:, 0], dtype=torch.float32)
+    local = torch.empty_like(target)
+    all_valid = logits.device.type == "cpu" and bool(valid.all())  # asking a GPU would wait for it
+    rows = _rows_at_a_time(logits)
+    bias = None if bias is None else bias.float()
+    for start in range(0, logits.shape[0], rows):
+        part = slice(start, start + rows)
+        block = logits[part].to(torch.float32, copy=True)
+        if bias is not None:
+            block.add_(bias)
+        target[part] = block.gather(1, ids[part]).squeeze(1)
+        shares = block.softmax(dim=1)
+        # The largest share is exp(max - log-sum-exp), so no second pass over exponentials.
+        local[part] = block.amax(dim=1) - shares.amax(dim=1).log()
+        logits[part] = shares if all_valid else shares.mul_(valid[part].unsqueeze(1))
+    target = target.masked_fill(~here, 0.0)
+    whole, target = _over_group(local, target, group)
+    if group is not None:
+        logits.mul_((local - whole).exp().unsqueeze(1))
+    at_target = ((target - whole).exp() - 1.0) * valid
+    present = logits.gather(1, ids).squeeze(1)
+    logits.scatter_(1, ids, torch.where(here, at_target.to(logits.dtype), present).unsqueeze(1))
+    return (whole - target) * valid
 
 
-def _normalisers(local_lse: Tensor, local_target: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+def _over_group(local: Tensor, target: Tensor, group: Group) -> tuple[Tensor, Tensor]:
     """Log-sum-exp and target logit over the whole vocabulary from those of the parts."""
     if group is None:
-        return local_lse, local_target
-    own = torch.stack([local_lse, local_target])
+        return local, target
+    own = torch.stack([local, target])
     parts = [torch.empty_like(own) for _ in range(group_size(group))]
     dist.all_gather(parts, own, group=group)
     every = torch.stack(parts)
     return every[:, 0].logsumexp(dim=0), every[:, 1].sum(dim=0)
 
 
-def _row_blocks(logits: Tensor) -> range:
-    """Starts of blocks of rows: all at once on an accelerator, cache-sized on a CPU."""
-    rows = logits.shape[0]
-    if logits.device.type == "cpu":
-        rows = max(1, min(rows, ROWS_BYTES // (4 * logits.shape[1])))
-    return range(0, logits.shape[0], max(1, rows))
-
-
-def _losses(logits: Tensor, targets: Tensor, group: Group) -> tuple[Tensor, Tensor]:
-    """Losses (tokens,) and log-sum-exps (tokens,), fp32, of logits (tokens, vocab / group)."""
-    columns, here = _target_positions(targets, logits.shape[1], group)
-    local_target = logits.gather(1, columns.unsqueeze(1)).squeeze(1).float()
-    local_target = local_target.masked_fill(~here, 0.0)
-    blocks = _row_blocks(logits)
-    local_lse = torch.cat(
-        [logits[row : row + blocks.step].float().logsumexp(dim=1) for row in blocks]
-    )
-    lse, target = _normalisers(local_lse, local_target, group)
-    return (lse - target).masked_fill(targets == IGNORED, 0.0), lse
-
-
-def _gradient_(logits: Tensor, lse: Tensor, targets: Tensor, factor: Tensor, group: Group) -> None:
-    """Overwrites logits by the gradient of `sum(factor * losses)`; factor: (tokens,) fp32."""
-    columns, here = _target_positions(targets, logits.shape[1], group)
-    factor = factor.masked_fill(targets == IGNORED, 0.0)
-    at_target = (-factor).masked_fill(~here, 0.0).unsqueeze(1)
-    blocks = _row_blocks(logits)
-    for row in blocks:
-        rows = slice(row, row + blocks.step)
-        block = (
-            logits[rows].float().sub_(lse[rows].unsqueeze(1))
-            if (logits.dtype != torch.float32)
-            else logits[rows].sub_(lse[rows].unsqueeze(1))
-        )
-        block.exp_().mul_(factor[rows].unsqueeze(1))
-        block.scatter_add_(1, columns[rows].unsqueeze(1), at_target[rows])
-        if block.dtype != logits.dtype:
-            logits[rows] = block
+def _rows_at_a_time(logits: Tensor) -> int:
+    """All of them on an accelerator; on a CPU as many as stay in its caches."""
+    if logits.device.type != "cpu":
+        return max(1, logits.shape[0])
+    return max(1, ROWS_BYTES // (4 * logits.shape[1]))
 
 
 class _CrossEntropy(Function):
     @staticmethod
     def forward(ctx, logits, targets, group):  # pyright: ignore[reportIncompatibleMethodOverride]
-        losses, lse = _losses(logits, targets, group)
-        ctx.save_for_backward(logits, lse, targets)
-        ctx.group = group
+        gradient = logits.clone()
+        losses = _softmax_(gradient, None, targets, group)
+        ctx.save_for_backward(gradient)
         return losses
 
     @staticmethod
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        logits, lse, targets = ctx.saved_tensors
-        gradient = logits.clone()
-        _gradient_(gradient, lse, targets, grad, ctx.group)
-        return gradient, None, None
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad.to(gradient.dtype).unsqueeze(1), None, None
 
 
 class _LinearCrossEntropy(Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, targets, group, scale):  # pyright: ignore[reportIncompatibleMethodOverride]
-        wanted = ctx.needs_input_grad[1] or ctx.needs_input_grad[0]
         tokens = hidden.shape[0]
         chunk = max(1, CHUNK_BYTES // (weight.shape[0] * weight.element_size()))
         losses = torch.empty(tokens, dtype=torch.float32, device=hidden.device)
-        grads = _Gradients(hidden, weight, bias, single=chunk >= tokens) if wanted else None
+        wanted = any(ctx.needs_input_grad[:3])
+        grads = _Gradients(hidden, weight, bias, scale, chunk >= tokens) if wanted else None
         for start in range(0, tokens, chunk):
             part = slice(start, min(start + chunk, tokens))
-            logits = F.linear(hidden[part], weight, bias)
-            losses[part], lse = _losses(logits, targets[part], group)
+            logits = hidden[part] @ weight.t()
+            losses[part] = _softmax_(logits, bias, targets[part], group)
             if grads is not None:
-                factor = torch.full_like(lse, scale)
-                _gradient_(logits, lse, targets[part], factor, group)
                 grads.add(part, logits)
         ctx.grads = grads
         ctx.mark_non_differentiable(losses)
@@ -144,36 +136,39 @@ class _LinearCrossEntropy(Function):
     def backward(ctx, grad, _):  # pyright: ignore[reportIncompatibleMethodOverride]
         assert ctx.grads is not None, "the gradients of a chunked loss serve one backward pass"
         grads, ctx.grads = ctx.grads, None
-        return *grads.scaled(grad), None, None, None
+        return *grads.times(grad), None, None, None
 
 
 class _Gradients:
-    """Gradients of hidden, weight and bias, filled chunk by chunk.
+    """Gradients of hidden, weight and bias times `scale`, filled chunk by chunk.
 
     With several chunks the weight's is added up in fp32: in bf16 each further chunk would round
     what the earlier ones gave.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor, single: bool):
-        self.sources = hidden, weight, bias
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor, scale: float, single: bool
+    ) -> None:
+        self.sources, self.scale, self.single = (hidden, weight, bias), scale, single
         self.hidden = torch.empty_like(hidden)
-        self.single = single
         if not single:
             self.weight = torch.zeros_like(weight, dtype=torch.float32)
             self.bias = torch.zeros_like(bias, dtype=torch.float32)
 
-    def add(self, part: slice, logits: Tensor) -> None:
-        """Adds a chunk: `logits` (tokens of the part, vocab / group) holds their gradient."""
+    def add(self, part: slice, of_logits: Tensor) -> None:
+        """Adds a chunk; of_logits: (tokens of the part, vocab / group)."""
         hidden, weight, _ = self.sources
-        torch.mm(logits, weight, out=self.hidden[part])
-        of_weight, of_bias = logits.t() @ hidden[part], logits.sum(dim=0)
+        scaled = hidden[part] * self.scale  # the small factor of the product, not the large one
+        self.hidden[part] = (of_logits @ weight).mul_(self.scale)
+        of_weight = of_logits.t() @ scaled
+        of_bias = of_logits.sum(dim=0).mul_(self.scale)
         if self.single:
             self.weight, self.bias = of_weight, of_bias
         else:
             self.weight += of_weight
             self.bias += of_bias
 
-    def scaled(self, grad: Tensor) -> list[Tensor]:
+    def times(self, grad: Tensor) -> list[Tensor]:
         found = [self.hidden, self.weight, self.bias]
         if not (grad.device.type == "cpu" and grad.item() == 1.0):  # asking a GPU would wait for it
             found = [tensor.mul_(grad) for tensor in found]

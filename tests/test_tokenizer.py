@@ -170,7 +170,7 @@ def test_nothing_is_written_over(tmp_path):
     with pytest.raises(UserError, match="not an empty folder, and nothing is written over"):
         train(corpus(), tmp_path, 400)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-    with pytest.raises(UserError, match="cannot be written: [A-Z].*; free some space"):
+    with pytest.raises(UserError, match=r"cannot be written: [A-Z].*; free some space"):
         train(corpus(), tmp_path / "file" / "out", 400)
 
 

@@ -1,0 +1,250 @@
+"""The launcher: run folders, what is refused before a start, and the outcome of the ranks."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch import local, run_folder
+from launch.cli import main
+from mlm.config import TrainConfig, load
+from tests.launch_fixtures import SMALL, write_corpus
+
+# Ranks that only say how they ended: `CODE SENTENCE` come from the environment.
+RANKS = """
+import json, os, pathlib, sys
+folder = pathlib.Path(sys.argv[1]).parent
+print("out of a rank", flush=True)
+print("error of a rank", file=sys.stderr, flush=True)
+if "CODE" in os.environ:
+    code = int(os.environ["CODE"])
+    values = {"code": code, "sentence": os.environ["SENTENCE"], "step": 3, "eval_loss": 2.5}
+    (folder / "outcome.json").write_text(json.dumps(values))
+sys.exit(int(os.environ.get("EXIT", "0")))
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def ranks(tmp_path, monkeypatch) -> Path:
+    """Real processes in place of torchrun; the working folder is empty."""
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    monkeypatch.setattr(
+        local, "torchrun", lambda config, processes: [sys.executable, str(script), str(config)]
+    )
+    monkeypatch.setenv("CODE", "0")
+    monkeypatch.setenv("SENTENCE", "all is well")
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def train(*arguments: str) -> int:
+    return main(["train", *SMALL, *arguments])
+
+
+def test_a_run_folder_holds_what_the_ranks_start_from(corpus, ranks, capfd):
+    assert train(f"data.corpus={corpus}", "run.name=a", "parallel.tp=2") == 0
+    out, err = capfd.readouterr()
+    assert "out of a rank" in out
+    assert out.endswith("all is well\n")
+    assert err == ""
+    folder = ranks / "runs" / "a"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.yaml",
+        "data.json",
+        "logs",
+        "outcome.json",
+        "overrides.txt",
+    ]
+    assert (folder / "logs" / "launcher.log").read_text() == "error of a rank\n"
+    overrides = [*SMALL, f"data.corpus={corpus}", "run.name=a", "parallel.tp=2"]
+    assert (folder / "overrides.txt").read_text().splitlines() == overrides
+    config = load(TrainConfig, yaml.safe_load((folder / "config.yaml").read_text()))
+    assert (config.run.name, config.parallel.dp, config.train.device) == ("a", 1, "cpu")
+    assert config.model.vocab_size == 256
+    assert Path(config.data.shards, "index.json").is_file()
+    assert Path(config.data.tokenizer).is_absolute()
+    assert [path.name for path in ranks.iterdir()] == ["runs"]
+
+
+def test_an_unnamed_run_is_named_after_its_model_and_the_time(corpus, ranks):
+    assert train(f"data.corpus={corpus}") == 0
+    names = {path.name for path in (ranks / "runs").iterdir()} - {"prepared"}
+    (name,) = names
+    assert time.strptime(name, "tiny-%Y%m%d-%H%M%S")
+
+
+@pytest.mark.parametrize("code", [1, 2, 75, 76, 77])
+def test_the_outcome_is_the_exit_code(code, corpus, ranks, monkeypatch, capfd):
+    monkeypatch.setenv("CODE", str(code))
+    monkeypatch.setenv("EXIT", "1")  # torchrun knows no other
+    monkeypatch.setenv("SENTENCE", "it ended")
+    assert train(f"data.corpus={corpus}", "run.name=a") == code
+    assert capfd.readouterr().err == "mlm: it ended (logs: runs/a/logs)\n"
+
+
+def test_ranks_that_leave_no_outcome_failed(corpus, ranks, monkeypatch, capfd):
+    monkeypatch.delenv("CODE")
+    monkeypatch.setenv("EXIT", "1")
+    assert train(f"data.corpus={corpus}", "run.name=a") == 1
+    assert capfd.readouterr().err == "mlm: a rank died (see runs/a/logs):\nerror of a rank\n"
+    monkeypatch.setenv("EXIT", "0")
+    assert train(f"data.corpus={corpus}", "run.name=a") == 1
+    assert "ended without an outcome" in capfd.readouterr().err
+
+
+def test_a_good_outcome_does_not_hide_a_rank_that_died(corpus, ranks, monkeypatch, capfd):
+    monkeypatch.setenv("EXIT", "1")
+    assert train(f"data.corpus={corpus}", "run.name=a") == 1
+    assert "a rank died" in capfd.readouterr().err
+
+
+def test_the_same_run_goes_on_and_another_one_is_refused(corpus, ranks, capfd):
+    given = [f"data.corpus={corpus}", "run.name=a"]
+    assert train(*given) == 0
+    (ranks / "runs" / "a" / "stop").touch()
+    (ranks / "runs" / "a" / "metrics.jsonl").write_text("kept\n")
+    free = ["train.steps=7", "train.log_every=3", "eval.every=1", "checkpoint.keep=5"]
+    free += ["parallel.pp=2", "train.recompute=true", "tracker.project=x", "data.workers=2"]
+    assert train(*given, *free) == 0
+    assert not (ranks / "runs" / "a" / "stop").exists()
+    written = yaml.safe_load((ranks / "runs" / "a" / "config.yaml").read_text())
+    assert (written["train"]["steps"], written["parallel"]["pp"]) == (7, 2)
+    capfd.readouterr()
+    for setting, now in {
+        "seed=2": "seed=1, not 2",
+        "optim.lr=9": "optim.lr=0.003, not 9.0",
+        "optim.betas=[0.5,0.6]": "optim.betas=[0.9, 0.98], not [0.5, 0.6]",
+        "schedule=wsd": "schedule.kind=polynomial, not wsd",
+        "model.hidden_size=32": "model.hidden_size=64, not 32",
+        "data.seq_len=16": "data.seq_len=32, not 16",
+        "train.global_batch_size=64": "train.global_batch_size=32, not 64",
+    }.items():
+        assert train(*given, setting) == 2
+        assert f"runs/a holds a run with {now}; give another run.name, or run.fresh=true" in (
+            capfd.readouterr().err
+        )
+    assert (ranks / "runs" / "a" / "metrics.jsonl").read_text() == "kept\n"
+
+
+def test_a_fresh_start_deletes_the_run_that_was_there(corpus, ranks):
+    given = [f"data.corpus={corpus}", "run.name=a"]
+    assert train(*given) == 0
+    (ranks / "runs" / "a" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (ranks / "runs" / "a" / "metrics.jsonl").touch()
+    (ranks / "runs" / "a" / "logs" / "rank-00000.log").touch()
+    assert train(*given, "seed=2", "run.fresh=true") == 0
+    names = {path.name for path in (ranks / "runs" / "a").rglob("*")}
+    assert names.isdisjoint({"checkpoints", "metrics.jsonl", "rank-00000.log"})
+    config = yaml.safe_load((ranks / "runs" / "a" / "config.yaml").read_text())
+    assert (config["seed"], config["run"]["fresh"]) == (2, False)
+
+
+def test_changed_data_is_refused(corpus, ranks, tmp_path, capfd):
+    given = ["run.name=a", f"data.corpus={tmp_path / 'text'}"]
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "en.txt").write_text((corpus / "en.txt").read_text())
+    assert train(*given) == 0
+    (tmp_path / "text" / "en.txt").write_text((corpus / "en.txt").read_text() + "\nOne more.\n")
+    assert train(*given) == 76
+    assert "the index has changed since runs/a began" in capfd.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_left_alone(corpus, ranks, capfd):
+    (ranks / "runs" / "a").mkdir(parents=True)
+    (ranks / "runs" / "a" / "thesis.tex").touch()
+    for fresh in ("run.fresh=false", "run.fresh=true"):
+        assert train(f"data.corpus={corpus}", "run.name=a", fresh) == 2
+        assert "runs/a is not empty and holds no run" in capfd.readouterr().err
+    assert [path.name for path in (ranks / "runs" / "a").iterdir()] == ["thesis.tex"]
+    assert [path.name for path in (ranks / "runs").iterdir()] == ["a"]
+
+
+def test_a_folder_in_use_is_refused(corpus, ranks, capfd):
+    given = [f"data.corpus={corpus}", "run.name=a"]
+    assert train(*given) == 0
+    with run_folder.claim(Path("runs/a"), fresh=False):
+        assert train(*given, "run.fresh=true") == 2
+        assert "runs/a is in use by a run that has not ended" in capfd.readouterr().err
+        assert Path("runs/a/config.yaml").is_file()
+    assert train(*given) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["run.dir=/proc/runs"], 2, "/proc/runs"),
+        (["run.dir=/dev/null"], 2, "/dev/null is not a folder"),
+        (["run.name=../a"], 2, "run.name=../a is not a folder inside run.dir"),
+        (["run.name=prepared"], 2, "run.name=prepared is where prepared data is kept"),
+        (["parallel.tp=3"], 2, "choose tp from 1, 2, 4"),
+        (["parallel.pp=5"], 2, "choose pp from 1 to 4"),
+        (["parallel.pp=2", "parallel.zero=2"], 2, "choose parallel.zero=1, or parallel.pp=1"),
+        (["train.global_batch_size=20"], 2, "choose 16 or 24"),
+        (["data.seq_len=600"], 2, "choose a seq_len up to 512"),
+        (["model.vocab_size=100"], 2, "model.vocab_size=100 is below the 200 ids"),
+        (["model.vocab_size=201", "parallel.tp=2"], 2, "model.vocab_size=201 is not a multiple"),
+        (["data.shards=x"], 2, "are both given; leave one out"),
+        (["data.vocab_size=9999"], 76, "vocab_size=9999"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_process_starts(
+    arguments, code, sentence, corpus, ranks, capfd
+):
+    assert train(f"data.corpus={corpus}", *arguments) == code
+    out, err = capfd.readouterr()
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert "out of a rank" not in out
+    assert not [path for path in ranks.glob("runs/*") if path.name != "prepared"]
+
+
+def test_a_corpus_that_cannot_be_read_is_refused(ranks, tmp_path, capfd):
+    assert train("data.corpus=nowhere") == 76
+    assert "nowhere" in capfd.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert train(f"data.corpus={tmp_path / 'empty'}") == 76
+    assert str(tmp_path / "empty") in capfd.readouterr().err
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "en.txt").write_bytes(b"good\n\nbad \xff\n")
+    assert train(f"data.corpus={tmp_path / 'bad'}") == 76
+    err = capfd.readouterr().err
+    assert "en.txt" in err
+    assert "line 3" in err
+    assert list(ranks.rglob("*.yaml")) == []
+    assert [path for path in ranks.rglob("*") if path.is_file()] == []
+
+
+def test_a_language_smaller_than_a_block_is_named(corpus, ranks, tmp_path, capfd):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "en.txt").write_text((corpus / "en.txt").read_text())
+    (tmp_path / "text" / "eo.txt").write_text("Bona tago.\n\nBona nokto.\n")
+    assert train(f"data.corpus={tmp_path / 'text'}", "data.seq_len=128") == 76
+    err = capfd.readouterr().err
+    assert "eo" in err
+    assert "seq_len" in err
+
+
+def test_each_point_of_a_sweep_is_a_run(corpus, ranks, capfd):
+    assert train("-m", f"data.corpus={corpus}", "run.name=s", "seed=1,2") == 0
+    made = sorted(path.relative_to(ranks) for path in ranks.rglob("config.yaml"))
+    assert made == [Path("runs/s/000/config.yaml"), Path("runs/s/001/config.yaml")]
+    seeds = [yaml.safe_load((ranks / path).read_text())["seed"] for path in made]
+    assert seeds == [1, 2]
+    assert sorted(path.name for path in (ranks / "runs" / "s").iterdir()) == ["000", "001"]
+    assert len(list((ranks / "runs" / "prepared").iterdir())) == 1
+
+
+def test_a_stopped_point_ends_a_sweep(corpus, ranks, monkeypatch, capfd):
+    monkeypatch.setenv("CODE", "75")
+    assert train("-m", f"data.corpus={corpus}", "run.name=s", "seed=1,2") == 75
+    assert [path.name for path in (ranks / "runs" / "s").iterdir()] == ["000"]
