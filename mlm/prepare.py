@@ -4,7 +4,7 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,7 +135,7 @@ def check_data(config: TrainConfig) -> DataFacts:
     return DataFacts(index.hash, tokenizer.hash, asked or tokenizer.padded_size)
 
 
-def corpus_key(corpus: Path, made_by: list[str | int | float], show: Show) -> str:
+def corpus_key(corpus: Path, made_by: Sequence[str | int | float], show: Show) -> str:
     """A name for what is made of the bytes of a corpus in a given way: 16 hex digits."""
     files = texts.languages(corpus)
     sizes = [path.stat().st_size for path in files.values()]
@@ -146,7 +146,7 @@ def corpus_key(corpus: Path, made_by: list[str | int | float], show: Show) -> st
         rows.append([language, path.name, digest])
         done += size
         show(done, sum(sizes))
-    text = json.dumps([FORMAT, made_by, rows])
+    text = json.dumps([FORMAT, list(made_by), rows])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+import launch.train
 from launch import local, run_folder
 from launch.cli import main
+from launch.compose import compose
 from mlm.config import TrainConfig, load
 from tests.launch_fixtures import SMALL, write_corpus
 
@@ -106,6 +108,15 @@ def test_a_good_outcome_does_not_hide_a_rank_that_died(corpus, ranks, monkeypatc
     monkeypatch.setenv("EXIT", "1")
     assert train(f"data.corpus={corpus}", "run.name=a") == 1
     assert "a rank died" in capfd.readouterr().err
+
+
+def test_a_sweeper_gets_the_evaluation_loss(corpus, ranks):
+    losses = []
+    arguments = [*SMALL, f"data.corpus={corpus}", "run.name=a"]
+    compose(
+        "train", "TrainConfig", arguments, {}, lambda job: losses.append(launch.train.train(job))
+    )
+    assert losses == [2.5]
 
 
 def test_the_same_run_goes_on_and_another_one_is_refused(corpus, ranks, capfd):

@@ -1,0 +1,123 @@
+"""The files of a tokenizer in a Hugging Face folder, which give the same ids as ours."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+
+from mlm.errors import DataError
+from mlm.hf_charsmap import normalizer
+from mlm.text.ids import BOS, EOS, FIRST_PIECE, MODEL_FILE, PAD, SHIFT, UNK
+from mlm.text.tokenizer import Tokenizer
+
+FILE, CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+SPACE = "▁"  # what a space is in a piece
+ROLES = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "cls_token": "<s>",
+    "mask_token": "<mask>",
+}
+NORMAL, UNUSED = 1, 5  # types of pieces in sentencepiece's model
+
+
+def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None:
+    """Writes the sentencepiece model, tokenizer.json, its config and the map of special tokens.
+
+    max_tokens: to which transformers cuts a text when it is asked to. Raises DataError for a model
+    that these files cannot stand for.
+    """
+    shutil.copyfile(tokenizer.model_path, folder / MODEL_FILE)
+    (folder / FILE).write_text(backend(tokenizer).to_str(pretty=False), encoding="utf-8")
+    special = [(token.content, id, token) for id, token in _special_tokens(tokenizer).items()]
+    as_dicts = {
+        str(id): {
+            "content": content,
+            "lstrip": token.lstrip,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
+        for content, id, token in special
+    }
+    mask = as_dicts[str(tokenizer.mask)]
+    config: dict[str, Any] = {
+        "added_tokens_decoder": as_dicts,
+        **ROLES,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": max_tokens,
+        "tokenizer_class": "XLMRobertaTokenizer",
+    }
+    _write_json(folder / CONFIG, config)
+    _write_json(folder / SPECIAL, {**ROLES, "mask_token": mask})
+
+
+def backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+    """The tokenizer as one of the tokenizers library, which transformers loads as it stands."""
+    model = _sentencepiece_model(tokenizer)
+    pieces = [(piece.piece, piece.score) for piece in model.pieces[FIRST_PIECE - SHIFT :]]
+    special = _special_tokens(tokenizer)
+    first = [(special[id].content, 0.0) for id in (BOS, PAD, EOS, UNK)]
+    vocabulary = [*first, *pieces, (special[tokenizer.mask].content, 0.0)]
+    made = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=UNK, byte_fallback=False))
+    made.normalizer = normalizer(model.normalizer_spec.precompiled_charsmap)
+    made.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")
+    made.decoder = decoders.Metaspace(SPACE, prepend_scheme="always")
+    made.add_special_tokens(list(special.values()))
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", BOS), ("</s>", EOS)],
+    )
+    return made
+
+
+def _special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
+    """By id. The blank before `<mask>` belongs to it, as in the published tokenizer."""
+
+    def token(text: str) -> AddedToken:
+        return AddedToken(text, lstrip=text == "<mask>", normalized=False, special=True)
+
+    names = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>", tokenizer.mask: "<mask>"}
+    return {id: token(text) for id, text in names.items()}
+
+
+def _sentencepiece_model(tokenizer: Tokenizer) -> Any:
+    """The parsed model; raises DataError where it asks for what tokenizer.json cannot express."""
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(tokenizer.model_path.read_bytes())
+    trained, normalised = model.trainer_spec, model.normalizer_spec
+    pieces = model.pieces[FIRST_PIECE - SHIFT :]
+    asked = {
+        "is not a unigram model": trained.model_type != trained.UNIGRAM,
+        "puts the space behind a word": trained.treat_whitespace_as_suffix,
+        "has pieces for bytes or of its user's own": any(
+            piece.type not in (NORMAL, UNUSED) for piece in pieces
+        ),
+        "has a normalisation other than XLM-R's": not (
+            normalised.add_dummy_prefix
+            and normalised.remove_extra_whitespaces
+            and normalised.escape_whitespaces
+        ),
+        "has pieces across words": any(SPACE in piece.piece[1:] for piece in pieces),
+    }
+    for what, found in asked.items():
+        if found:
+            raise DataError(
+                f"the sentencepiece model {tokenizer.model_path} {what}, which a tokenizer.json "
+                f"like XLM-R's cannot express; train on one that `mlm tokenizer` made"
+            )
+    return model
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
