@@ -25,7 +25,6 @@ ROLES = {
     "cls_token": "<s>",
     "mask_token": "<mask>",
 }
-NORMAL, UNUSED = 1, 5  # types of pieces in sentencepiece's model
 
 
 def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None:
@@ -36,28 +35,26 @@ def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None
     """
     shutil.copyfile(tokenizer.model_path, folder / MODEL_FILE)
     (folder / FILE).write_text(backend(tokenizer).to_str(pretty=False), encoding="utf-8")
-    special = [(token.content, id, token) for id, token in _special_tokens(tokenizer).items()]
-    as_dicts = {
+    special = {
         str(id): {
-            "content": content,
+            "content": token.content,
             "lstrip": token.lstrip,
             "normalized": False,
             "rstrip": False,
             "single_word": False,
             "special": True,
         }
-        for content, id, token in special
+        for id, token in _special_tokens(tokenizer).items()
     }
-    mask = as_dicts[str(tokenizer.mask)]
     config: dict[str, Any] = {
-        "added_tokens_decoder": as_dicts,
+        "added_tokens_decoder": special,
         **ROLES,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_tokens,
         "tokenizer_class": "XLMRobertaTokenizer",
     }
     _write_json(folder / CONFIG, config)
-    _write_json(folder / SPECIAL, {**ROLES, "mask_token": mask})
+    _write_json(folder / SPECIAL, {**ROLES, "mask_token": special[str(tokenizer.mask)]})
 
 
 def backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
@@ -69,7 +66,8 @@ def backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     vocabulary = [*first, *pieces, (special[tokenizer.mask].content, 0.0)]
     made = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=UNK, byte_fallback=False))
     made.normalizer = normalizer(model.normalizer_spec.precompiled_charsmap)
-    made.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always")
+    across = any(SPACE in piece[1:] for piece, _ in pieces)  # some pieces are of several words
+    made.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "always", split=not across)
     made.decoder = decoders.Metaspace(SPACE, prepend_scheme="always")
     made.add_special_tokens(list(special.values()))
     made.post_processor = processors.TemplateProcessing(
@@ -99,15 +97,14 @@ def _sentencepiece_model(tokenizer: Tokenizer) -> Any:
     asked = {
         "is not a unigram model": trained.model_type != trained.UNIGRAM,
         "puts the space behind a word": trained.treat_whitespace_as_suffix,
-        "has pieces for bytes or of its user's own": any(
-            piece.type not in (NORMAL, UNUSED) for piece in pieces
+        "has pieces that are bytes, unused or its user's own": any(
+            piece.type != piece.NORMAL for piece in pieces
         ),
         "has a normalisation other than XLM-R's": not (
             normalised.add_dummy_prefix
             and normalised.remove_extra_whitespaces
             and normalised.escape_whitespaces
         ),
-        "has pieces across words": any(SPACE in piece.piece[1:] for piece in pieces),
     }
     for what, found in asked.items():
         if found:

@@ -62,13 +62,15 @@ def _softmax_(logits: Tensor, bias: Tensor | None, targets: Tensor, group: Group
     all_valid = logits.device.type == "cpu" and bool(valid.all())  # asking a GPU would wait for it
     rows = _rows_at_a_time(logits)
     bias = None if bias is None else bias.float()
-    for start in range(0, logits.shape[0], rows):
+    blocks = torch.empty(2, min(rows, len(logits)), logits.shape[1], device=logits.device)
+    for start in range(0, len(logits), rows):
         part = slice(start, start + rows)
-        block = logits[part].to(torch.float32, copy=True)
+        block, shares = blocks[:, : len(logits[part])]  # used again: fresh memory costs a CPU more
+        block.copy_(logits[part])
         if bias is not None:
             block.add_(bias)
         target[part] = block.gather(1, ids[part]).squeeze(1)
-        shares = block.softmax(dim=1)
+        torch.softmax(block, dim=1, out=shares)
         # The largest share is exp(max - log-sum-exp), so no second pass over exponentials.
         local[part] = block.amax(dim=1) - shares.amax(dim=1).log()
         logits[part] = shares if all_valid else shares.mul_(valid[part].unsqueeze(1))
@@ -77,8 +79,9 @@ def _softmax_(logits: Tensor, bias: Tensor | None, targets: Tensor, group: Group
     if group is not None:
         logits.mul_((local - whole).exp().unsqueeze(1))
     at_target = ((target - whole).exp() - 1.0) * valid
-    present = logits.gather(1, ids).squeeze(1)
-    logits.scatter_(1, ids, torch.where(here, at_target.to(logits.dtype), present).unsqueeze(1))
+    places, columns = torch.arange(len(logits), device=logits.device), ids.squeeze(1)
+    at_target = torch.where(here, at_target.to(logits.dtype), logits[places, columns])
+    logits[places, columns] = at_target
     return (whole - target) * valid
 
 

@@ -242,6 +242,20 @@ def test_the_next_is_made_while_the_one_before_is_used():
         assert second.wait(timeout=10)
 
 
+def test_the_thread_stays_as_far_ahead_as_asked_and_no_further():
+    made = [threading.Event() for _ in range(20)]
+
+    def make(number):
+        made[number].set()
+        return number
+
+    with Prefetcher(make, start=0, depth=3) as ahead:
+        for used in range(5):
+            assert ahead.next() == used
+            assert made[used + 3].wait(timeout=10)
+            assert not made[used + 4].is_set()
+
+
 def test_an_error_arrives_at_its_place_and_stays():
     def make(number):
         if number == 2:

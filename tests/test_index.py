@@ -11,7 +11,8 @@ from mlm.data import shards, tars
 from mlm.data.index import Index
 from mlm.data.reader import TokenReader
 from mlm.errors import DataError
-from mlm.text.tokenizer import Tokenizer, train
+from mlm.text.tokenizer import Tokenizer
+from mlm.text.training import train
 from tests.test_shards import webdataset_ids
 from tests.text_fixtures import LANGUAGES, corpus, documents_of, shards_folder, tokenizer
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlm.errors import DataError, UserError
-from mlm.text.tokenizer import Tokenizer, train
-from mlm.text.training import MAX_LINE, cut, shares
+from mlm.text.tokenizer import Tokenizer
+from mlm.text.training import MAX_LINE, _unigram, cut, shares, train
 from tests.text_fixtures import LANGUAGES, corpus, paragraphs, tokenizer, write_corpus
 
 LINES = [paragraphs(language, 3)[0] for language in LANGUAGES] + ["", "漢字 and ☃", " two  spaces "]
@@ -65,7 +65,7 @@ def test_training_is_reproducible_on_any_number_of_cores(tmp_path):
     one = min(os.sched_getaffinity(0))
     program = (
         f"import os, pathlib; os.sched_setaffinity(0, [{one}])\n"
-        f"from mlm.text.tokenizer import train\n"
+        f"from mlm.text.training import train\n"
         f"train(pathlib.Path({str(corpus())!r}), pathlib.Path({str(tmp_path / 'again')!r}), 400)"
     )
     root = Path(__file__).resolve().parent.parent
@@ -157,6 +157,16 @@ def test_text_that_cannot_be_read_leaves_nothing_behind(tmp_path):
     with pytest.raises(DataError, match=r"sw\.txt, line \d+: byte 0xff at place 1"):
         train(tmp_path / "corpus", tmp_path / "out", 400)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+@pytest.mark.parametrize("before", [0, 5, 200])
+def test_an_error_while_sentencepiece_reads_arrives_as_it_was(before):
+    def lines():
+        yield from paragraphs("en", 200)[:before]
+        raise DataError("the disk went away")
+
+    with pytest.raises(DataError, match=r"^the disk went away$"):
+        _unigram(lines(), 100, 1.0, False)
 
 
 def test_a_corpus_of_empty_files_is_refused(tmp_path):

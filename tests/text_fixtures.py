@@ -6,7 +6,8 @@ from functools import cache
 from pathlib import Path
 
 from mlm.data import shards
-from mlm.text.tokenizer import Tokenizer, train
+from mlm.text.tokenizer import Tokenizer
+from mlm.text.training import train
 
 REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "pretrain"
 # Letters of a language, whether it puts spaces between words, documents, paragraphs in each.

@@ -10,9 +10,6 @@ import sentencepiece
 
 from mlm.errors import DataError
 from mlm.text.ids import BOS, EOS, EXTRA, MODEL_FILE, PAD, SHIFT, UNK
-from mlm.text.training import train
-
-__all__ = ["Tokenizer", "train"]
 
 PADDED_TO = 128
 
