@@ -39,7 +39,9 @@ def export(path: str, out: str) -> None:
         write_tokenizer(trained.tokenizer, trained.settings.data.seq_len, aside)
         (aside / "README.md").write_text(model_card(trained, folder.name), encoding="utf-8")
         checked = check_export(trained, aside)
-    console.print(f"{out} holds the model of {trained.path}. {checked}", soft_wrap=True, markup=False)
+    console.print(
+        f"{out} holds the model of {trained.path}. {checked}", soft_wrap=True, markup=False
+    )
 
 
 def hf_config(trained: Checkpoint) -> dict[str, Any]:

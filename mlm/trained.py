@@ -77,7 +77,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tokenizer = _tokenizer_of(settings, run)
     shapes, read = _checkpoint_weights(folder)
     made = Checkpoint(
-        folder, settings.model, tokenizer, shapes, read, run=run, manifest=manifest, settings=settings
+        folder,
+        settings.model,
+        tokenizer,
+        shapes,
+        read,
+        run=run,
+        manifest=manifest,
+        settings=settings,
     )
     _check(made)
     return made

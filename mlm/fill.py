@@ -1,0 +1,112 @@
+"""What a trained model puts in place of `<mask>`: a look at it, with the ids that transformers gives."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlm.errors import UserError
+from mlm.text.ids import BOS, EOS, FIRST_PIECE, PAD, UNK
+from mlm.text.tokenizer import Tokenizer
+from mlm.trained import open_trained
+
+MASK = "<mask>"
+SPECIAL = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK}
+_SPECIAL = re.compile(f"({'|'.join([MASK, *SPECIAL])})")
+
+Candidates = list[tuple[str, float]]  # pieces, as the tokenizer has them, and their probabilities
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A text, its candidates for each mask, best first, and the text with the best of each."""
+
+    text: str
+    masks: list[Candidates]
+    best: str
+
+
+def fill(path: str, texts: Sequence[str], top: int = 5) -> list[list[Candidates]]:
+    """Fills the masks of each text, shows what was found, and returns it.
+
+    path: of a run folder, a checkpoint or a Hugging Face folder; it runs on the CPU in fp32
+    Returns `top` candidates for each mask of each text; a mask is filled as if the others stayed.
+    Raises UserError for a text that is empty, has no `<mask>` or is longer than the model takes.
+    """
+    found = fill_masks(Path(path), texts, top)
+    _show(found, Console())
+    return [filled.masks for filled in found]
+
+
+def fill_masks(path: Path, texts: Sequence[str], top: int) -> list[Filled]:
+    """`fill` without showing anything."""
+    trained = open_trained(path)
+    tokenizer, limit = trained.tokenizer, trained.config.max_tokens
+    choices = tokenizer.mask - FIRST_PIECE
+    if not 1 <= top <= choices:
+        raise UserError(
+            f"top={top} is not between 1 and the {choices} pieces of the tokenizer; 5 is usual"
+        )
+    rows = [_checked_ids(tokenizer, text, limit) for text in texts]
+    model = trained.model()
+    found = []
+    for text, row in zip(texts, rows, strict=True):
+        places = [place for place, id in enumerate(row) if id == tokenizer.mask]
+        logits = model.logits(torch.tensor([row]), torch.tensor([len(row)]))[0, places]
+        # Special and padded ids keep their share of the probability; they are only not proposed.
+        probabilities = logits.softmax(-1)[:, FIRST_PIECE : tokenizer.mask]
+        best = probabilities.topk(top)
+        masks = [
+            list(zip(tokenizer.pieces([id + FIRST_PIECE for id in ids]), values, strict=True))
+            for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        for place, id in zip(places, best.indices[:, 0].tolist(), strict=True):
+            row[place] = id + FIRST_PIECE
+        found.append(Filled(text, masks, tokenizer.decode(row)))
+    return found
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The ids of `<s> text </s>`; what is written like a special id is one.
+
+    The parts between them are tokenized each by itself, as transformers does, so that a part begins
+    with a space whether it has one or not.
+    """
+    parts = [part for part in _SPECIAL.split(text) if part]
+    special = {**SPECIAL, MASK: tokenizer.mask}
+    ids = iter(tokenizer.encode([part for part in parts if part not in special]))
+    row = [[special[part]] if part in special else next(ids).tolist() for part in parts]
+    return [BOS, *(id for part in row for id in part), EOS]
+
+
+def _checked_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
+    if not text.strip():
+        raise UserError(f"the text {text!r} is empty; give one that holds {MASK}")
+    ids = encode(tokenizer, text)
+    if tokenizer.mask not in ids:
+        raise UserError(f"the text {text!r} holds no {MASK}; write {MASK} where a word is to go")
+    if len(ids) > limit:
+        raise UserError(
+            f"the text {text[:40]!r}... has {len(ids)} tokens, and the model has positions for "
+            f"{limit}; give a shorter one"
+        )
+    return ids
+
+
+def _show(found: list[Filled], console: Console) -> None:
+    """A table per text: a column of candidates for each mask, and the text filled."""
+    for filled in found:
+        console.print(Text(filled.text, style="bold"))
+        table = Table(box=None, pad_edge=True)
+        for number in range(len(filled.masks)):
+            table.add_column(f"{MASK} {number + 1}" if len(filled.masks) > 1 else MASK)
+        for row in zip(*filled.masks, strict=True):
+            table.add_row(*(Text(f"{value:6.1%}  {piece}") for piece, value in row))
+        console.print(table)
+        console.print(Text(filled.best, style="italic"))
+        console.print()
