@@ -202,7 +202,7 @@ def load(schema: type[Schema], composed: dict[str, Any]) -> Schema:
 
 
 def layout(config: TrainConfig, dp: int | None = None) -> Layout:
-    """The layout of a run; `dp` resolves `parallel.dp=auto`, which means 1 where it is not given."""
+    """The layout of a run; `dp` stands in for `parallel.dp=auto`, which else means 1."""
     degrees = config.parallel
     asked = (dp or 1) if degrees.dp == "auto" else degrees.dp
     try:

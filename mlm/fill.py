@@ -1,4 +1,4 @@
-"""What a trained model puts in place of `<mask>`: a look at it, with the ids that transformers gives."""
+"""What a trained model puts in place of `<mask>`, by the same ids as in transformers."""
 
 import re
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from mlm.text.ids import BOS, EOS, FIRST_PIECE, PAD, UNK
 from mlm.text.tokenizer import Tokenizer
 from mlm.trained import open_trained
 
-MASK = "<mask>"
+MASK, SPACE = "<mask>", "▁"  # a space in a piece
 SPECIAL = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK}
 _SPECIAL = re.compile(f"({'|'.join([MASK, *SPECIAL])})")
 
@@ -65,9 +65,7 @@ def fill_masks(path: Path, texts: Sequence[str], top: int) -> list[Filled]:
             list(zip(tokenizer.pieces([id + FIRST_PIECE for id in ids]), values, strict=True))
             for ids, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
-        for place, id in zip(places, best.indices[:, 0].tolist(), strict=True):
-            row[place] = id + FIRST_PIECE
-        found.append(Filled(text, masks, tokenizer.decode(row)))
+        found.append(Filled(text, masks, _best(text, masks)))
     return found
 
 
@@ -87,6 +85,8 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
 def _checked_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
     if not text.strip():
         raise UserError(f"the text {text!r} is empty; give one that holds {MASK}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"the text {text!r} holds bytes that are not UTF-8; write it in UTF-8")
     ids = encode(tokenizer, text)
     if tokenizer.mask not in ids:
         raise UserError(f"the text {text!r} holds no {MASK}; write {MASK} where a word is to go")
@@ -96,6 +96,12 @@ def _checked_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
             f"{limit}; give a shorter one"
         )
     return ids
+
+
+def _best(text: str, masks: list[Candidates]) -> str:
+    """The text with the first candidate of each mask, which brings its own space or has none."""
+    first = iter(candidates[0][0].replace(SPACE, " ") for candidates in masks)
+    return re.sub(rf"\s*{MASK}", lambda _: next(first), text).strip()
 
 
 def _show(found: list[Filled], console: Console) -> None:

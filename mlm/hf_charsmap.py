@@ -15,6 +15,7 @@ mapped one by one.
 import re
 import struct
 from collections import defaultdict
+from functools import cache
 
 import numpy as np
 from tokenizers import Regex, normalizers
@@ -24,6 +25,7 @@ APART, SINGLE = "\U0010ffff", "\U0010fffe"
 JOINING = r"\p{M}\x{200C}\x{200D}\x{E33}\x{EB3}\x{1F3FB}-\x{1F3FF}\x{E0020}-\x{E007F}"
 
 
+@cache
 def normalizer(charsmap: bytes) -> normalizers.Normalizer:
     """The normaliser of a model with this charsmap (may be empty), which also takes away white
     space at both ends and repeated in between, as sentencepiece does."""

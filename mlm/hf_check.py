@@ -6,8 +6,9 @@ with what wrote them.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import tokenizers
@@ -49,21 +50,37 @@ def check_export(trained: Checkpoint, folder: Path) -> str:
         f"Its files were read again: ids are equal on {len(lines)} lines, and logits on "
         f"{int(lengths.sum())} tokens of {len(LANGUAGES)} languages differ by at most {largest:.1e}"
     )
-    try:
-        import transformers
-    except ImportError:
-        return f"{said}. transformers is not installed, so it was not asked"
-    with _quiet(transformers):
-        loaded = transformers.AutoModelForMaskedLM.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True
-        ).eval()
-        theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    _check_ids(tokenizer, theirs.backend_tokenizer, lines)
-    with torch.no_grad():
-        logits = loaded(input_ids=ids, attention_mask=_attended(ids, lengths).long()).logits
+    if find_spec("transformers") is None:
+        return f"{said}. transformers is not installed, so it was not asked."
+    version, logits, theirs = _transformers(folder, ids, lengths)
+    _check_ids(tokenizer, theirs, lines)
     largest = _difference(logits, expected, lengths)
-    _refuse(largest, f"loaded in transformers {transformers.__version__}")
-    return f"{said}; loaded in transformers {transformers.__version__}, by at most {largest:.1e}"
+    _refuse(largest, f"loaded in transformers {version}")
+    return f"{said}; loaded in transformers {version}, by at most {largest:.1e}."
+
+
+def _transformers(
+    folder: Path, ids: Tensor, lengths: Tensor
+) -> tuple[str, Tensor, tokenizers.Tokenizer]:
+    """The version of transformers, its logits, and the tokenizer that it loads from a folder."""
+    import transformers
+
+    version = transformers.__version__
+    try:
+        with _quiet(transformers.logging), torch.no_grad():
+            model = transformers.AutoModelForMaskedLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True
+            )
+            loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            mask = _attended(ids, lengths).long()
+            logits = model.eval()(input_ids=ids, attention_mask=mask).logits
+    except Exception as error:  # whatever it raises, the folder does not load in it
+        raise UserError(
+            f"transformers {version} cannot load the exported model "
+            f"({(str(error) or repr(error)).splitlines()[0]}), so nothing was written; report it, "
+            f"or export where another version is installed"
+        ) from error
+    return version, logits, loaded.backend_tokenizer
 
 
 def padded(tokenizer: Tokenizer, texts: list[str], limit: int) -> tuple[Tensor, Tensor]:
@@ -119,13 +136,11 @@ def plain_logits(folder: Path, ids: Tensor, lengths: Tensor) -> Tensor:
     return x @ words.T + read("lm_head.bias")
 
 
-def _reader(folder: Path):
+def _reader(folder: Path) -> Callable[[str], Tensor]:
     """Finds a tensor by name in whichever of the folder's safetensors files has it."""
-    files = {
-        name: path
-        for path in sorted(folder.glob("*.safetensors"))
-        for name in safe_open(path, framework="pt").keys()
-    }
+    files: dict[str, Path] = {}
+    for path in folder.glob("*.safetensors"):
+        files |= dict.fromkeys(safe_open(path, framework="pt").keys(), path)
 
     def read(name: str) -> Tensor:
         if name not in files:
@@ -137,6 +152,7 @@ def _reader(folder: Path):
 
 
 def _attended(ids: Tensor, lengths: Tensor) -> Tensor:
+    """(batch, seq_len) bool, true before the padding."""
     return torch.arange(ids.shape[1]) < lengths[:, None]
 
 
@@ -144,8 +160,7 @@ def _difference(found: Tensor, expected: Tensor, lengths: Tensor) -> float:
     """The largest on any position before the padding; NaN where any is."""
     if found.shape != expected.shape:
         return math.inf
-    real = torch.arange(expected.shape[1]) < lengths[:, None]
-    return float((found - expected)[real].abs().max())
+    return float((found - expected)[_attended(expected[..., 0], lengths)].abs().max())
 
 
 def _refuse(largest: float, how: str) -> None:
@@ -190,9 +205,8 @@ def _tie(tokenizer: Tokenizer, found: list[int], ids: list[int]) -> bool:
 
 
 @contextmanager
-def _quiet(transformers) -> Iterator[None]:
-    """Without the library's warnings and bars."""
-    logging = transformers.logging
+def _quiet(logging) -> Iterator[None]:
+    """Without the warnings and bars of a library that has this `logging`."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

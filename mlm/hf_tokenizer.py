@@ -7,7 +7,7 @@ from typing import Any
 
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from mlm.errors import DataError
 from mlm.hf_charsmap import normalizer
@@ -58,7 +58,10 @@ def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None
 
 
 def backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """The tokenizer as one of the tokenizers library, which transformers loads as it stands."""
+    """The tokenizer as one of the tokenizers library, which transformers loads as it stands.
+
+    As with the published one, what is written like a special id in a text is that id.
+    """
     model = _sentencepiece_model(tokenizer)
     pieces = [(piece.piece, piece.score) for piece in model.pieces[FIRST_PIECE - SHIFT :]]
     special = _special_tokens(tokenizer)

@@ -23,7 +23,7 @@ from mlm.text.tokenizer import Tokenizer
 
 Show = Callable[[int, int], None]
 
-FORMAT = 1  # one more when the same text and settings make other tokens or shards
+FORMAT = 2  # one more when the same text and settings make other tokens or shards
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Weights & Biases, from rank 0 alone."""
 
 import os
+import secrets
 from dataclasses import asdict
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -22,7 +23,7 @@ class Tracker:
         import wandb
 
         tracker = config.tracker
-        self.run_id = run_id or wandb.util.generate_id()
+        self.run_id = run_id or secrets.token_hex(4)
         self.run = wandb.init(
             id=self.run_id,
             resume="allow",

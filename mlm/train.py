@@ -1,5 +1,6 @@
 """Pretraining, as one rank: `python -m mlm.train RUN/config.yaml`, started by torchrun."""
 
+import errno
 import gc
 import math
 import os
@@ -18,7 +19,7 @@ from mlm.build import Parts, build, own_batches, prepared
 from mlm.config import TrainConfig, as_dict, load
 from mlm.data.entropy import unigram_entropy
 from mlm.data.prefetch import Prefetcher
-from mlm.errors import DONE, FAILED, DataError, NumbersError, StopRequested, UserError
+from mlm.errors import CONFIG, DONE, FAILED, DataError, NumbersError, StopRequested, UserError
 from mlm.evaluate import evaluate, gather
 from mlm.optimizer import learning_rate
 from mlm.outcome import STOP, write_outcome
@@ -26,6 +27,9 @@ from mlm.report import Report
 from mlm.throughput import Stopwatch, peak_flops
 from mlm.tracker import Tracker
 from mlm.world import agree, log_to_file, settled, start_process_group
+
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
 @dataclass
@@ -41,7 +45,7 @@ def main(config_path: str) -> int:
     path = Path(config_path)
     run, rank = path.parent, int(os.environ.get("RANK", "0"))
     log_to_file(run, rank)
-    progress = Progress()
+    progress, alone = Progress(), False
     try:
         config = settled(load(TrainConfig, yaml.safe_load(path.read_text("utf-8"))))
         device = start_process_group(config.train.device)
@@ -49,12 +53,20 @@ def main(config_path: str) -> int:
         code = DONE
     except UserError as error:
         code, sentence = error.code, str(error)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        reason = traceback.format_exc().strip().splitlines()[-1]
-        code, sentence = FAILED, f"rank {rank} failed: {reason} (its log has the traceback)"
+        alone = True
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            code = CONFIG
+            sentence = (
+                f"{run} cannot be written any more ({error.strerror}); free space, then start"
+            )
+            sentence += " the run again"
+        else:
+            reason = traceback.format_exc().strip().splitlines()[-1]
+            code, sentence = FAILED, f"rank {rank} failed: {reason} (its log has the traceback)"
     # Agreed errors reach every rank; of others, the first rank to fail writes the outcome.
-    if rank == 0 or code == FAILED:
+    if rank == 0 or alone:
         write_outcome(run, code, sentence, progress.step, progress.eval_loss)
     return code
 
@@ -179,8 +191,9 @@ def _resume(parts: Parts, found: Path) -> checkpoint.Manifest:
     manifest = checkpoint.read_manifest(found)
     if manifest.index != parts.index.hash:
         raise DataError(
-            f"{found} was trained on shards of index {manifest.index[:12]}, and {parts.index.folder} "
-            f"now has {parts.index.hash[:12]}; give back the old shards, or start a new run"
+            f"{found} was trained on shards of index {manifest.index[:12]}, and "
+            f"{parts.index.folder} now has {parts.index.hash[:12]}; give back the old shards, or "
+            f"start a new run"
         )
     checkpoint.verify(found)
     return checkpoint.restore(parts.engine, found)
@@ -200,8 +213,8 @@ def _opening(config: TrainConfig, parts: Parts, start: int) -> str:
     degrees, train = parts.grid.layout, config.train
     begins = f"Going on from step {start}" if start else "Training"
     return (
-        f"{begins}: {config.model.parameters():,} parameters, {len(parts.index.languages)} languages, "
-        f"{sum(parts.index.train_tokens):,} tokens; tp {degrees.tp}, pp {degrees.pp}, dp "
+        f"{begins}: {config.model.parameters():,} parameters, {len(parts.index.languages)} "
+        f"languages, {sum(parts.index.train_tokens):,} tokens; tp {degrees.tp}, pp {degrees.pp}, dp "
         f"{degrees.dp}, ZeRO-{degrees.zero}, {train.dtype} on {train.device}; "
         f"{train.global_batch_size * config.data.seq_len:,} tokens a step"
     )

@@ -175,8 +175,8 @@ def _hugging_face(folder: Path) -> Trained:
         values = json.loads((folder / HF_CONFIG).read_text("utf-8"))
         if values["model_type"] != MODEL_TYPE:
             raise UserError(
-                f"{folder} holds a model of the type {values['model_type']}, and this command reads "
-                f"{MODEL_TYPE}; give one that `mlm export` wrote"
+                f"{folder} holds a model of the type {values['model_type']}, and this command "
+                f"reads {MODEL_TYPE}; give one that `mlm export` wrote"
             )
         known = {field.name for field in fields(ModelConfig)}
         shape = {name: value for name, value in values.items() if name in known}

@@ -6,15 +6,18 @@ call forks afresh: DeepSpeed keeps its groups in globals.
 
 import multiprocessing
 import os
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # noqa: F401  (imported once here, not once in every rank)
 import torch
 import torch.distributed as dist
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+import deepspeed  # noqa: E402, F401  (imported once here, not once in every rank)
 
 TIMEOUT = 240  # seconds that all ranks together may take
 
@@ -64,6 +67,7 @@ def _wait(processes: list, folder: Path) -> None:
 def _rank(rank: int, world: int, folder: str, function: Callable, args: tuple) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     torch.set_num_threads(1)
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not what pytest has put there
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world

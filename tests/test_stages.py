@@ -21,7 +21,9 @@ def heaviest(layers: list[StageLayer], bounds: list[int]) -> float:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.booleans()), min_size=1, max_size=7),
+    st.lists(
+        st.tuples(st.integers(0, 9), st.integers(0, 9), st.booleans()), min_size=1, max_size=7
+    ),
     st.integers(1, 4),
 )
 def test_no_other_cut_is_lighter(items, stages):

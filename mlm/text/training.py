@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
 
 from mlm.errors import DataError
 from mlm.text.corpus import documents, languages
@@ -143,7 +144,20 @@ def _unigram(lines: Iterator[str], vocab_size: int, coverage: float, large: bool
             raise _sentence(str(error), vocab_size, coverage) from None
     if raised:
         raise raised[0]
-    return model.getvalue()
+    return _with_exact_scores(model.getvalue())
+
+
+def _with_exact_scores(model: bytes) -> bytes:
+    """The model with the scores of its pieces rounded to 1/256.
+
+    Sums of such scores are exact in fp32 up to 65,536. Sentencepiece adds up in fp32 and other
+    readers of the model in fp64; with scores as trained, rounding decides a tie in some 100,000
+    lines, and the two give other ids (measured: 1 line in 258,088; rounded, none).
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    for piece in proto.pieces:
+        piece.score = round(piece.score * 256) / 256
+    return proto.SerializeToString()
 
 
 def _sentence(message: str, vocab_size: int, coverage: float) -> DataError:

@@ -1,0 +1,117 @@
+"""A run that was stopped and started again is, bit for bit, the run that was not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlm import checkpoint
+from mlm.errors import DATA, DONE, REQUEUE
+from tests.training_fixtures import config, evaluations, metrics, run
+
+pytestmark = pytest.mark.ranks
+
+EXACT = ("loss", "grad_norm", "lr", "tokens", "loss_by_language")
+
+
+def exact(folder: Path) -> list[list]:
+    return [[row[name] for name in EXACT] for row in metrics(folder)]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "train"),
+    [
+        ({"tp": 2, "pp": 2}, {"recompute": True}),
+        ({"dp": 2, "zero": 3}, {}),
+        ({}, {"dtype": "bf16"}),
+        pytest.param({}, {}, marks=pytest.mark.slow),
+        pytest.param({"dp": 2, "zero": 2}, {}, marks=pytest.mark.slow),
+        pytest.param({"tp": 2, "dp": 2}, {"dtype": "bf16"}, marks=pytest.mark.slow),
+    ],
+    ids=["2-2-1-z1", "1-1-2-z3", "1-1-1-z1-bf16", "1-1-1-z1", "1-1-2-z2", "2-1-2-z1-bf16"],
+)
+def test_resume_is_bit_equal(parallel, train, tmp_path):
+    whole = config(parallel=parallel, train=train)
+    assert run(tmp_path / "whole", whole)["code"] == DONE
+    # The same run, whose job ended after step 4 although it was to go on to 6.
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    _as_if_killed_after(tmp_path / "stopped", 4)
+    assert run(tmp_path / "stopped", whole)["code"] == DONE
+    assert exact(tmp_path / "stopped") == exact(tmp_path / "whole")
+    assert [r["eval_loss"] for r in evaluations(tmp_path / "stopped")] == [
+        r["eval_loss"] for r in evaluations(tmp_path / "whole")
+    ]
+    ours, theirs = (
+        checkpoint.read_weights(checkpoint.newest(tmp_path / name)) for name in ("stopped", "whole")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def _as_if_killed_after(folder: Path, step: int) -> None:
+    """Takes away the checkpoints that a job killed after `step` would not have left.
+
+    The metrics of later steps stay, as after a kill; resuming must drop them.
+    """
+    for path in checkpoint.all_checkpoints(folder):
+        if checkpoint.read_manifest(path).step > step:
+            shutil.rmtree(path)
+    assert checkpoint.read_manifest(checkpoint.newest(folder)).step == step
+    assert metrics(folder)[-1]["step"] > step
+
+
+def test_a_request_to_stop_saves_and_asks_for_another_start(tmp_path):
+    whole = config()
+    run(tmp_path / "whole", whole)
+    asked = tmp_path / "asked"
+    asked.mkdir()
+    (asked / "stop").touch()
+    outcome = run(asked, whole)
+    assert outcome["code"] == REQUEUE
+    assert "stopped as asked after step 0" in outcome["sentence"]
+    (asked / "stop").unlink()
+    assert run(asked, whole)["code"] == DONE
+    assert exact(asked) == exact(tmp_path / "whole")
+
+
+def test_a_finished_run_started_again_only_evaluates(tmp_path):
+    made = config()
+    first = run(tmp_path, made)
+    before = exact(tmp_path)
+    again = run(tmp_path, made)
+    assert (again["code"], again["eval_loss"]) == (DONE, first["eval_loss"])
+    assert exact(tmp_path) == before
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    run(tmp_path, config(checkpoint={"every": 1, "keep": 3}))
+    steps = [checkpoint.read_manifest(p).step for p in checkpoint.all_checkpoints(tmp_path)]
+    assert steps == [4, 5, 6]
+    assert not list((tmp_path / "checkpoints").glob("*.partial"))
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+    made = config(parallel={"tp": 2})
+    run(tmp_path, made)
+    newest = checkpoint.newest(tmp_path)
+    victim = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    outcome = run(tmp_path, made)
+    assert outcome["code"] == DATA
+    assert f"{victim} is damaged" in outcome["sentence"]
+    assert f"delete {newest}" in outcome["sentence"]
+
+
+def test_other_shards_are_refused(tmp_path):
+    made = config()
+    run(tmp_path, made)
+    manifest = checkpoint.newest(tmp_path) / checkpoint.MANIFEST
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(values | {"index": "0" * 64}))
+    outcome = run(tmp_path, made)
+    assert outcome["code"] == DATA
+    assert "was trained on shards of index 000000000000" in outcome["sentence"]

@@ -1,0 +1,152 @@
+"""The training loop: what it writes, and how it ends when something goes wrong."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mlm import checkpoint
+from mlm.data.reader import TokenReader
+from mlm.errors import CONFIG, DATA, DONE, FAILED, NUMBERS
+from parallel.engine import Engine
+from tests.training_fixtures import config, evaluations, metrics, run
+
+pytestmark = pytest.mark.ranks
+
+
+def test_a_run_leaves_what_it_promises(tmp_path):
+    made = config(parallel={"tp": 2, "pp": 2}, train={"log_every": 2})
+    outcome = run(tmp_path, made)
+    assert outcome["code"] == DONE
+    assert outcome["step"] == 6
+    assert str(tmp_path) in outcome["sentence"]
+    rows = metrics(tmp_path)
+    assert [row["step"] for row in rows] == [1, 2, 4, 6]
+    keys = "step loss lr grad_norm tokens tokens_per_second mfu seconds_data seconds_step"
+    assert set(keys.split()) <= set(rows[0])
+    assert [row["tokens"] for row in rows] == [256, 512, 1024, 1536]
+    assert set(rows[-1]["loss_by_language"]) <= {"el", "en", "ja", "sw"}
+    scored = evaluations(tmp_path)
+    assert [row["step"] for row in scored] == [3, 6]
+    assert scored[-1]["eval_loss"] == outcome["eval_loss"]
+    last = json.loads((tmp_path / "evaluation.json").read_text())
+    by_language, tokens = last["eval_loss_by_language"], last["eval_tokens_by_language"]
+    mean = sum(by_language[n] * tokens[n] for n in by_language) / sum(tokens.values())
+    assert mean == pytest.approx(last["eval_loss"], rel=1e-9)
+    assert last["eval_unigram_entropy"] > 0
+    logs = sorted(path.name for path in (tmp_path / "logs").iterdir())
+    assert logs == [f"rank-{rank:05d}.log" for rank in range(4)]
+
+
+def test_evaluation_does_not_depend_on_the_layout(tmp_path):
+    """The same weights (no step between) score the same in one process, tp 2 x pp 2 and dp 3."""
+    made = {"train": {"steps": 1}, "optim": {"lr": 0.0}}
+    losses = []
+    for number, parallel in enumerate(({}, {"tp": 2, "pp": 2}, {"dp": 4, "zero": 3})):
+        folder = tmp_path / str(number)
+        losses.append(run(folder, config(parallel=parallel, **made))["eval_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_uneven_masks_weigh_every_token_the_same(tmp_path):
+    """The logged loss is the mean over the masked tokens that the languages' figures count."""
+    run(tmp_path, config(parallel={"dp": 2}, train={"steps": 2}))
+    for row in metrics(tmp_path):
+        values = row["loss_by_language"].values()
+        assert min(values) <= row["loss"] <= max(values)
+
+
+def test_numbers_that_are_not_finite_end_the_run(tmp_path):
+    outcome = run(tmp_path, config(optim={"lr": 1e30, "clip": 0.0}, train={"steps": 50}))
+    assert outcome["code"] == NUMBERS
+    assert "not finite; lower optim.lr" in outcome["sentence"]
+
+
+def test_a_shard_that_goes_away_stops_all_ranks_together(tmp_path, monkeypatch):
+    """One data rank cannot read; the other, which could go on, ends with the same code."""
+    real = TokenReader.gather
+
+    def failing(self, *arguments):
+        if os.environ["RANK"] == "1":
+            raise OSError("Stale file handle")
+        return real(self, *arguments)
+
+    monkeypatch.setattr(TokenReader, "gather", failing)
+    outcome = run(tmp_path, config(parallel={"dp": 2}))
+    assert outcome["code"] == DATA
+    assert "Stale file handle" in outcome["sentence"]
+
+
+def test_a_rank_that_fails_is_named(tmp_path, monkeypatch):
+    """Not a mistake of the user's: the first rank to fail tells why, and its log has all of it."""
+    made = config()
+
+    def broken(self, batches, lr):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(Engine, "train_batch", broken)
+    outcome = run(tmp_path, made)
+    assert outcome["code"] == FAILED
+    assert outcome["sentence"].startswith("rank 0 failed: RuntimeError: out of order")
+    assert "Traceback" in (tmp_path / "logs" / "rank-00000.log").read_text()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 8 MB, mounted as long as the test runs."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(small_disk: Path):
+    """The first checkpoint fits and the second does not."""
+    made = config(parallel={"tp": 2}, model={"hidden_size": 64}, checkpoint={"every": 2, "keep": 9})
+    folder = small_disk / "run"
+    folder.mkdir()
+    probe = small_disk / "filler"
+    probe.write_bytes(b"")
+    free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
+    state = 12 * made.model.parameters()  # weights and two moments in fp32
+    probe.write_bytes(bytes(free - int(1.6 * state)))
+    outcome = run(folder, made)
+    assert outcome["code"] == CONFIG
+    assert "could not be written" in outcome["sentence"]
+    assert "No space left on device" in outcome["sentence"]
+    kept = checkpoint.all_checkpoints(folder)
+    assert [checkpoint.read_manifest(path).step for path in kept] == [2]
+    checkpoint.verify(kept[0])
+    assert not list((folder / "checkpoints").glob("*.partial"))
+    probe.write_bytes(b"")
+    assert run(folder, made)["code"] == DONE
+
+
+def test_wandb_keeps_one_id_over_a_resume(tmp_path, monkeypatch):
+    """Offline without a key: the run folder holds both parts under one id."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    made = config(tracker={"kind": "wandb"}, train={"steps": 2})
+    folder = tmp_path / "run"
+    assert run(folder, made)["code"] == DONE
+    first = checkpoint.read_manifest(checkpoint.newest(folder)).tracker_id
+    longer = config(tracker={"kind": "wandb"}, train={"steps": 4})
+    assert run(folder, longer)["code"] == DONE
+    assert checkpoint.read_manifest(checkpoint.newest(folder)).tracker_id == first
+    offline = list((folder / "wandb").glob(f"offline-run-*-{first}"))
+    assert offline
+    assert all(list(path.glob("*.wandb")) for path in offline)
+
+
+def test_main_is_quiet_and_returns_the_code(tmp_path):
+    """What a rank prints goes into its log; a clean run leaves nothing in it."""
+    run(tmp_path, config(parallel={"tp": 2}, train={"steps": 2}))
+    for log in (tmp_path / "logs").iterdir():
+        assert log.read_text() == "", log.read_text()

@@ -1,0 +1,77 @@
+"""A small run: its config, and ranks that train it in this process's forks."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from mlm import train
+from mlm.config import TrainConfig, as_dict, load
+from tests.ranks import run_ranks
+from tests.text_fixtures import shards_folder, tokenizer
+
+SETTINGS = {
+    "model": {
+        "vocab_size": 512,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 34,
+        "initializer_range": 0.05,
+    },
+    "parallel": {"tp": 1, "pp": 1, "dp": 1, "zero": 1},
+    "train": {
+        "steps": 6,
+        "global_batch_size": 8,
+        "micro_batch_size": 2,
+        "dtype": "fp32",
+        "device": "cpu",
+        "log_every": 1,
+    },
+    "optim": {"lr": 3e-3, "clip": 0.5},
+    "schedule": {"kind": "cosine", "warmup_steps": 2},
+    "eval": {"every": 3, "blocks_per_language": 2},
+    "checkpoint": {"every": 2, "keep": 2},
+    "tracker": {"kind": "none"},
+}
+
+
+def config(**sections: dict) -> TrainConfig:
+    """The settings above with `section={key: value}` differences."""
+    assert tokenizer().padded_size == 512
+    settings = as_dict(replace(TrainConfig()))
+    settings["data"] |= {"shards": str(shards_folder()), "seq_len": 32}
+    for section, values in SETTINGS.items():
+        settings[section] |= values
+    for section, values in sections.items():
+        if isinstance(values, dict):
+            settings[section] |= values
+        else:
+            settings[section] = values
+    return load(TrainConfig, settings)
+
+
+def run(folder: Path, made: TrainConfig) -> dict:
+    """Trains in `folder` as a launcher would have it; its outcome, which all ranks agree on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "outcome.json").unlink(missing_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(made)))
+    degrees = made.parallel
+    world = degrees.tp * degrees.pp * int(degrees.dp)
+    codes = run_ranks(world, train.main, str(folder / "config.yaml"))
+    outcome = json.loads((folder / "outcome.json").read_text())
+    assert set(codes) == {outcome["code"]}, (codes, outcome)
+    return outcome
+
+
+def metrics(folder: Path) -> list[dict]:
+    """The rows of logged steps, evaluations left out."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]
+
+
+def evaluations(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "eval_loss" in row]
