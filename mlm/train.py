@@ -28,7 +28,6 @@ from mlm.throughput import Stopwatch, peak_flops
 from mlm.tracker import Tracker
 from mlm.world import agree, log_to_file, settled, start_process_group
 
-
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
@@ -214,8 +213,8 @@ def _opening(config: TrainConfig, parts: Parts, start: int) -> str:
     begins = f"Going on from step {start}" if start else "Training"
     return (
         f"{begins}: {config.model.parameters():,} parameters, {len(parts.index.languages)} "
-        f"languages, {sum(parts.index.train_tokens):,} tokens; tp {degrees.tp}, pp {degrees.pp}, dp "
-        f"{degrees.dp}, ZeRO-{degrees.zero}, {train.dtype} on {train.device}; "
+        f"languages, {sum(parts.index.train_tokens):,} tokens; tp {degrees.tp}, pp {degrees.pp}, "
+        f"dp {degrees.dp}, ZeRO-{degrees.zero}, {train.dtype} on {train.device}; "
         f"{train.global_batch_size * config.data.seq_len:,} tokens a step"
     )
 

@@ -79,12 +79,14 @@ class Engine:
 
 
 class _Pipelined(Engine):
+    model: Any  # a PipelineStages, whose module imports DeepSpeed
+
     def _train_batch(self, batches: Sequence[Any]) -> float:
-        self.model.batches = iter(batches)  # pyright: ignore[reportAttributeAccessIssue]
+        self.model.batches = iter(batches)
         return float(self.deepspeed.train_batch(iter([(b.inputs, ()) for b in batches])))
 
     def _evaluate(self, batches: Sequence[Any]) -> None:
-        self.model.batches = iter(batches)  # pyright: ignore[reportAttributeAccessIssue]
+        self.model.batches = iter(batches)
         pairs = iter([(b.inputs, ()) for b in batches])
         self.deepspeed.eval_batch(pairs, num_micro_batches=len(batches))
 
@@ -98,7 +100,8 @@ class _Plain(Engine):
             self.deepspeed.backward(loss)
             self.deepspeed.step()
             total += loss.detach()
-        dist.all_reduce(total, group=self.grid.dp) if self.grid.dp is not None else None
+        if self.grid.dp is not None:
+            dist.all_reduce(total, group=self.grid.dp)
         return float(total) / (len(batches) * self.grid.layout.dp)
 
     def _evaluate(self, batches: Sequence[Any]) -> None:

@@ -54,6 +54,7 @@ def _own_group(members: list[list[int]], rank: int) -> Group:
             continue
         group = dist.new_group(ranks)  # every rank makes every group, in the same order
         if rank in ranks:
+            assert isinstance(group, dist.ProcessGroup)
             own = group
     return own
 

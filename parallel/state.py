@@ -25,7 +25,7 @@ def read_state(engine: Engine) -> Iterator[tuple[str, nn.Parameter, dict[str, Te
 
     _make_states(engine)
     for name, parameter in engine.parameters():
-        tensors = {"weight": safe_get_full_fp32_param(parameter)}
+        tensors: dict[str, Any] = {"weight": safe_get_full_fp32_param(parameter)}
         for kind in KINDS[1:]:
             tensors[kind] = safe_get_full_optimizer_state(parameter, kind)
         yield name, parameter, {kind: tensor.detach() for kind, tensor in tensors.items()}

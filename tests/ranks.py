@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-import deepspeed  # noqa: E402, F401  (imported once here, not once in every rank)
+import deepspeed  # noqa: F401  (imported once here, not once in every rank)
 
 TIMEOUT = 240  # seconds that all ranks together may take
 

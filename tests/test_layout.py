@@ -56,7 +56,7 @@ def test_models_that_cannot_be_split(degrees, sentence):
 
 
 def test_vocabulary_names_degrees_that_divide_it():
-    with pytest.raises(LayoutError, match="model.vocab_size=4002.*choose tp from 1, 2, 3, 6"):
+    with pytest.raises(LayoutError, match=r"model.vocab_size=4002.*choose tp from 1, 2, 3, 6"):
         Layout(tp=4).check_vocabulary(4002)
     Layout(tp=64).check_vocabulary(4096)
 
@@ -75,5 +75,5 @@ def test_batch_sizes_divide_or_the_nearest_that_do_are_named(micro, dp, size):
 
 
 def test_wrong_number_of_processes_says_how_many_are_needed():
-    with pytest.raises(LayoutError, match="3 processes were started.*needs 4"):
+    with pytest.raises(LayoutError, match=r"3 processes were started.*needs 4"):
         Layout(tp=2, pp=2).check_processes(3)

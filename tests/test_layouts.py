@@ -79,22 +79,9 @@ def plain_loop() -> dict:
     from transformers import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 
     torch.manual_seed(0)
-    shape = {
-        name: getattr(CONFIG, name)
-        for name in [
-            "vocab_size",
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "intermediate_size",
-            "hidden_dropout_prob",
-            "attention_probs_dropout_prob",
-            "max_position_embeddings",
-        ]
-    }
-    model = XLMRobertaXLForMaskedLM(
-        XLMRobertaXLConfig(**shape, layer_norm_eps=CONFIG.layer_norm_eps)
-    )
+    own = ("output_dropout", "pad_token_id", "bos_token_id", "eos_token_id")
+    shape = {name: value for name, value in vars(CONFIG).items() if name not in own}
+    model = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(**shape))
     initial = MaskedLM(CONFIG, seed=SEED).canonical_parameters()
     model.load_state_dict({n: p.detach() for n, p in initial.items()}, strict=False)
     model.tie_weights()

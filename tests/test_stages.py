@@ -1,5 +1,7 @@
 """The cut of a list of layers into stages."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ def layer(flops: float, parameters: int, joined: bool = False) -> StageLayer:
 def heaviest(layers: list[StageLayer], bounds: list[int]) -> float:
     flops = sum(item.flops for item in layers) or 1.0
     parameters = sum(item.parameters for item in layers) or 1
-    runs = [layers[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+    runs = [layers[a:b] for a, b in itertools.pairwise(bounds)]
     return max(sum(i.flops / flops + i.parameters / parameters for i in run) for run in runs)
 
 
@@ -56,10 +58,7 @@ def test_a_large_vocabulary_takes_layers_off_the_first_and_last_stage():
     )
     layers = masked_lm_layers(config)
     bounds = balance(layers, 4)
-    counts = [
-        sum(item.recompute for item in layers[a:b])
-        for a, b in zip(bounds, bounds[1:], strict=False)
-    ]
+    counts = [sum(item.recompute for item in layers[a:b]) for a, b in itertools.pairwise(bounds)]
     assert sum(counts) == 12
     assert counts[0] < counts[1]
     assert counts[3] < counts[2]

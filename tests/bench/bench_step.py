@@ -5,7 +5,7 @@
 Both do the same work on the same batches: forward and backward pass of the masked language model
 and an AdamW step, on one process. Two peers, since there are two ways to train in bf16:
 
-- `weights in bf16`: both models and optimizers hold bf16 only; ours is a plain loop over our layers;
+- `weights in bf16`: both hold bf16 only, optimizers included; ours is a plain loop over the layers;
 - `fp32 masters`: ours is the engine as `mlm train` runs it (bf16 weights, fp32 masters, gradients
   and moments), the peer what its Trainer does (fp32 weights, autocast to bf16, fused AdamW).
 
