@@ -52,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
     except UserError as error:
         if str(error):  # empty on the ranks that leave it to rank 0
             print(f"mlm: {error}", file=sys.stderr)
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"mlm: {str(error) or 'interrupted'}", file=sys.stderr)
         return getattr(error, "code", 130)
+    except BrokenPipeError:  # `mlm train --help | head`: whoever read it has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     return 0
 
 

@@ -218,3 +218,18 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert sentence in err
     assert err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
+
+
+def test_help_into_a_reader_that_has_enough():
+    """`mlm train --help | head -1`: no traceback about a broken pipe."""
+    command = f"{sys.executable} -m launch train --help | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("mlm train")
