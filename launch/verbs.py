@@ -52,6 +52,6 @@ def fill(composed: Composed) -> None:
 def export(composed: Composed) -> None:
     """`mlm export PATH OUT`."""
     config = load(ExportConfig, composed.settings)
-    from mlm import hf
+    from mlm.hf.export import export as write
 
-    hf.export(config.path, config.out)
+    write(config.path, config.out)

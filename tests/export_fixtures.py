@@ -11,7 +11,7 @@ import yaml
 from mlm import checkpoint
 from mlm.build import build, own_batches, prepared
 from mlm.config import TrainConfig, as_dict, defaults, load
-from mlm.hf import export
+from mlm.hf.export import export
 from tests.ranks import run_ranks
 from tests.text_fixtures import shards_folder, tokenizer
 

@@ -5,11 +5,9 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-import mlm
 from launch.cli import VERBS, main, split
 
 ROOT = Path(__file__).parents[1]
@@ -145,17 +143,10 @@ def test_packages_before_ours_are_named(tmp_path):
     assert f"the package parallel is found at {tmp_path / 'parallel'}, not at" in done.stderr
 
 
-def replaced(monkeypatch, name: str, **functions) -> None:
-    module = ModuleType(f"mlm.{name}")
-    vars(module).update(functions)
-    monkeypatch.setitem(sys.modules, f"mlm.{name}", module)
-    monkeypatch.setattr(mlm, name, module, raising=False)
-
-
 def test_fill_and_export_pass_on_what_is_given(monkeypatch, capsys):
     calls = []
-    replaced(monkeypatch, "fill", fill=lambda *given: calls.append(given))
-    replaced(monkeypatch, "hf", export=lambda *given: calls.append(given))
+    monkeypatch.setattr("mlm.fill.fill", lambda *given: calls.append(given))
+    monkeypatch.setattr("mlm.hf.export.export", lambda *given: calls.append(given))
     assert main(["fill", "runs/a", "x, <mask>", "${y} <mask>", "top=3"]) == 0
     assert main(["export", "runs/a", "out"]) == 0
     assert calls == [("runs/a", ("x, <mask>", "${y} <mask>"), 3), ("runs/a", "out")]

@@ -17,10 +17,12 @@ from safetensors import safe_open
 from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from mlm import checkpoint, hf, hf_check
+from mlm import checkpoint
 from mlm.errors import DataError, UserError
-from mlm.hf_charsmap import normalizer, rules
-from mlm.hf_tokenizer import backend, write_tokenizer
+from mlm.hf import check
+from mlm.hf import export as hf
+from mlm.hf.charsmap import normalizer, rules
+from mlm.hf.tokenizer import backend, write_tokenizer
 from mlm.text.tokenizer import Tokenizer
 from mlm.text.training import train
 from mlm.trained import open_checkpoint, open_trained
@@ -103,7 +105,7 @@ def test_transformers_gives_the_logits_of_the_run():
     ours = trained.model().logits(ids, lengths)
     assert ours.std() > 0.1, "all logits alike would agree, too"
     assert (ours - theirs)[real].abs().max() <= 1e-4
-    plain = hf_check.plain_logits(exported(), ids, lengths)
+    plain = check.plain_logits(exported(), ids, lengths)
     assert (plain - theirs)[real].abs().max() <= 1e-4
     again = open_trained(exported()).model().logits(ids, lengths)
     assert torch.equal(again, ours)
@@ -166,14 +168,14 @@ def test_a_tie_is_no_reason_to_refuse_and_other_ids_are(multilingual):
     """Scores of models trained elsewhere are not rounded, and fp32 sums then decide ties."""
     theirs = backend(multilingual)
     lines = {str(number): line for number, line in enumerate(real_lines()["ko"])}
-    hf_check._check_ids(multilingual, theirs, lines)
+    check._check_ids(multilingual, theirs, lines)
     ids = multilingual.encode(["kabu"])[0].tolist()
-    assert hf_check._tie(multilingual, ids, ids)
+    assert check._tie(multilingual, ids, ids)
     letters = multilingual.encode(["k", "abu"])
-    assert not hf_check._tie(multilingual, [*letters[0].tolist(), *letters[1].tolist()], ids)
+    assert not check._tie(multilingual, [*letters[0].tolist(), *letters[1].tolist()], ids)
     theirs.normalizer = tokenizers.normalizers.Strip()
     with pytest.raises(UserError, match=r"gives other ids than sentencepiece to a line of ti, 'ｋ"):
-        hf_check._check_ids(multilingual, theirs, {"ti": "ｋａｂｕ"})
+        check._check_ids(multilingual, theirs, {"ti": "ｋａｂｕ"})
 
 
 @cache
@@ -234,14 +236,14 @@ def test_a_wrong_tokenizer_is_refused(tmp_path, monkeypatch):
         made.normalizer = tokenizers.normalizers.Lowercase()
         return made
 
-    monkeypatch.setattr("mlm.hf_tokenizer.backend", shifted)
+    monkeypatch.setattr("mlm.hf.tokenizer.backend", shifted)
     with pytest.raises(UserError, match="gives other ids than sentencepiece"):
         hf.export(str(trained_run()), str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_transformers_the_files_are_checked_and_it_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(hf_check, "find_spec", lambda name: None)
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
     step = checkpoint.newest(trained_run())
     hf.export(str(step), str(tmp_path / "out"))
     said = capsys.readouterr().out

@@ -12,9 +12,9 @@ from rich.console import Console
 from torch import Tensor
 
 from mlm.errors import UserError
-from mlm.hf_card import model_card
-from mlm.hf_check import check_export
-from mlm.hf_tokenizer import write_tokenizer
+from mlm.hf.card import model_card
+from mlm.hf.check import check_export
+from mlm.hf.tokenizer import write_tokenizer
 from mlm.text.folder import new_folder
 from mlm.trained import HF_CONFIG, HF_INDEX, HF_WEIGHTS, MODEL_TYPE, Checkpoint, open_checkpoint
 
