@@ -27,7 +27,7 @@ class Report:
         self.began = time.monotonic()
         self.bar: Progress | None = None
         if self.shown:
-            _drop_after(self.path, start)
+            _drop_after(self.path, start, steps)
 
     @property
     def shown(self) -> bool:
@@ -110,8 +110,11 @@ class Report:
         return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Drops the rows of steps that will be run again after a resume, and a half-written one."""
+def _drop_after(path: Path, start: int, steps: int) -> None:
+    """Drops the rows that will be written again after a resume at `start`, and a half-written one.
+
+    The last evaluation of a run of `steps` is made at every start of it.
+    """
     if not path.is_file():
         return
     kept = []
@@ -120,7 +123,8 @@ def _drop_after(path: Path, step: int) -> None:
             row = json.loads(line)
         except ValueError:
             continue
-        if row["step"] <= step:
+        again = row["step"] > start or ("eval_loss" in row and row["step"] == steps)
+        if not again:
             kept.append(line)
     path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 

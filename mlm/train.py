@@ -165,12 +165,13 @@ def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress
                     }
                 )
             with watch.pause():
-                if config.checkpoint.every and done % config.checkpoint.every == 0:
-                    save(done)
+                # Scored first, so that a checkpoint's evaluation is never missing after a resume.
                 if config.eval.every and done % config.eval.every == 0 and done < train.steps:
                     score(done)
-        save(train.steps)
+                if config.checkpoint.every and done % config.checkpoint.every == 0:
+                    save(done)
         score(train.steps)
+        save(train.steps)
 
 
 def _next(feed: Prefetcher, watch: Stopwatch) -> tuple[list, UserError | None]:
