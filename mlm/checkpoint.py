@@ -69,6 +69,7 @@ def save(engine: Engine, run: Path, manifest: Manifest, keep: int) -> Path:
     if _failed(error):
         if dist.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
+        dist.barrier()  # what follows on other ranks may need the space
         raise UserError(
             f"the checkpoint of step {manifest.step} could not be written to {final} "
             f"({_reason(error)}); free space or choose another run.dir, and start the run again: "

@@ -44,7 +44,7 @@ def main(config_path: str) -> int:
     path = Path(config_path)
     run, rank = path.parent, int(os.environ.get("RANK", "0"))
     log_to_file(run, rank)
-    progress, alone = Progress(), False
+    progress = Progress()
     try:
         config = settled(load(TrainConfig, yaml.safe_load(path.read_text("utf-8"))))
         device = start_process_group(config.train.device)
@@ -54,19 +54,18 @@ def main(config_path: str) -> int:
         code, sentence = error.code, str(error)
     except Exception as error:
         traceback.print_exc()
-        alone = True
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            code = CONFIG
-            sentence = (
-                f"{run} cannot be written any more ({error.strerror}); free space, then start"
-            )
-            sentence += " the run again"
+            code, remedy = CONFIG, "free space, then start the run again"
+            sentence = f"{run} cannot be written any more ({error.strerror}); {remedy}"
         else:
             reason = traceback.format_exc().strip().splitlines()[-1]
             code, sentence = FAILED, f"rank {rank} failed: {reason} (its log has the traceback)"
-    # Agreed errors reach every rank; of others, the first rank to fail writes the outcome.
-    if rank == 0 or alone:
-        write_outcome(run, code, sentence, progress.step, progress.eval_loss)
+    # The first to fail knows why: those that follow agree with it, or saw it go.
+    if rank == 0 or code != DONE:
+        try:
+            write_outcome(run, code, sentence, progress.step, progress.eval_loss)
+        except OSError:  # a full disk: rank 0's output is the one place left to say why
+            print(f"mlm: {sentence}", flush=True)
     return code
 
 

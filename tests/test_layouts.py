@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from mlm.batch import IGNORED, MicroBatch
 from mlm.config import OptimConfig
 from mlm.model.config import ModelConfig
+from mlm.model.layer import EncoderLayer
 from mlm.model.masked_lm import MaskedLM, masked_lm_layers
 from mlm.optimizer import make_adamw
 from parallel.engine import EngineSettings, build_engine
@@ -229,6 +230,26 @@ def test_dropout_does_not_depend_on_the_layout(degrees, config, recompute, dropp
         assert result["losses"] == pytest.approx(single[0]["losses"], rel=1e-5)
     assert_close(joined(degrees, results), joined((1, 1, 1, 1), single))
     assert abs(single[0]["losses"][0] - reference["losses"][0]) > 1e-4, "nothing was dropped"
+
+
+def layer_calls(degrees: tuple[int, int, int, int], recompute: bool) -> int:
+    """How often this rank runs an encoder layer in four steps."""
+    calls, forward = [], EncoderLayer.forward
+
+    def counted(self, x, batch):
+        calls.append(self.index)
+        return forward(self, x, batch)
+
+    EncoderLayer.forward = counted
+    train(degrees, CONFIG, recompute)
+    return len(calls)
+
+
+@pytest.mark.parametrize("degrees", [(1, 2, 1, 1), (1, 1, 2, 2)], ids=["pipeline", "plain"])
+def test_recomputation_runs_every_layer_twice(degrees):
+    once = STEPS * CONFIG.num_hidden_layers * GLOBAL // MICRO // 2  # half of it on each rank
+    assert run_ranks(2, layer_calls, degrees, False) == [once, once]
+    assert run_ranks(2, layer_calls, degrees, True) == [2 * once, 2 * once]
 
 
 def test_attention_dropout_differs_between_tensor_ranks():

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from mlm.batch import MicroBatch
+from mlm.model import attention, embeddings, layer
 from mlm.model.attention import unfused_attention, use_fused
 from mlm.model.config import ModelConfig
 from mlm.model.flops import training_flops_per_token
@@ -114,6 +115,25 @@ def test_initial_weights():
             assert not weight.any(), name
         elif "norm" in name.lower():
             assert (weight == 1).all(), name
+
+
+def test_every_site_of_dropout_has_its_own_key(monkeypatch):
+    """One of the embeddings and three of each layer, and others in another micro-batch."""
+    keys: list[int] = []
+
+    def kept(x, probability, dropout_key):
+        keys.append(dropout_key)
+        return x
+
+    for module in (embeddings, layer, attention):
+        monkeypatch.setattr(module, "dropout", kept)
+    model = MaskedLM(CONFIG, attention="unfused").whole.train()
+    ids, lengths = padded_batch()
+    places = torch.zeros(3, 1, dtype=torch.long)
+    for number in (1, 2):
+        batch = MicroBatch(ids, lengths, places, places + 5, lengths * 0, dropout_key=number)
+        model(ids, batch)
+    assert len(keys) == len(set(keys)) == 2 * (1 + 3 * CONFIG.num_hidden_layers)
 
 
 def test_unfused_attention_is_the_formula():

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from parallel.groups import make_grid
 from parallel.keys import key
-from parallel.random import dropout, normal_
+from parallel.layout import Layout
+from parallel.random import dropout, normal_, sharded_key
+from tests.ranks import run_ranks
 
 
 def test_keys_are_fixed_and_tell_their_parts_apart():
@@ -37,6 +40,18 @@ def test_dropout_keeps_scales_and_repeats():
     torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / 0.9))
     y.sum().backward()
     assert torch.equal(x.grad, y.detach())  # the same mask in the backward pass
+
+
+def sharded_keys() -> list[int]:
+    grid = make_grid(Layout(tp=2))
+    return [sharded_key(7, "attention", grid.tp), sharded_key(7, "other", grid.tp)]
+
+
+@pytest.mark.ranks
+def test_split_activations_have_other_masks_on_every_rank():
+    first, second = run_ranks(2, sharded_keys)
+    assert len({*first, *second}) == 4
+    assert first[0] == sharded_key(7, "attention", None)
 
 
 def test_no_dropout_is_the_identity():

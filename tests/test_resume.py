@@ -9,6 +9,7 @@ import torch
 
 from mlm import checkpoint
 from mlm.errors import DATA, DONE, REQUEUE
+from parallel.engine import Engine
 from tests.training_fixtures import config, evaluations, metrics, run
 
 pytestmark = pytest.mark.ranks
@@ -60,15 +61,28 @@ def _as_if_killed_after(folder: Path, step: int) -> None:
     assert metrics(folder)[-1]["step"] > step
 
 
-def test_a_request_to_stop_saves_and_asks_for_another_start(tmp_path):
-    whole = config()
+def test_a_request_to_stop_saves_and_asks_for_another_start(tmp_path, monkeypatch):
+    """All ranks stop after the same step, although rank 0 alone looks for the request."""
+    whole = config(parallel={"dp": 2})
     run(tmp_path / "whole", whole)
     asked = tmp_path / "asked"
     asked.mkdir()
-    (asked / "stop").touch()
-    outcome = run(asked, whole)
+    train_batch, seen = Engine.train_batch, []
+
+    def asking(self, batches, lr):
+        seen.append(lr)
+        if len(seen) == 3 and self.grid.rank == 0:
+            (asked / "stop").touch()
+        return train_batch(self, batches, lr)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "train_batch", asking)
+        outcome = run(asked, whole)
     assert outcome["code"] == REQUEUE
-    assert "stopped as asked after step 0" in outcome["sentence"]
+    assert "stopped as asked after step 3" in outcome["sentence"]
+    assert checkpoint.read_manifest(checkpoint.newest(asked)).step == 3  # saved out of turn
+    outcome = run(asked, whole)
+    assert (outcome["code"], outcome["step"]) == (REQUEUE, 3)  # it is the launcher that forgets it
     (asked / "stop").unlink()
     assert run(asked, whole)["code"] == DONE
     assert exact(asked) == exact(tmp_path / "whole")
@@ -88,6 +102,17 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     steps = [checkpoint.read_manifest(p).step for p in checkpoint.all_checkpoints(tmp_path)]
     assert steps == [4, 5, 6]
     assert not list((tmp_path / "checkpoints").glob("*.partial"))
+
+
+def test_a_save_that_was_killed_is_no_checkpoint(tmp_path):
+    """Killed before its folder was renamed: the manifest is there, the name is not."""
+    run(tmp_path, config(train={"steps": 2}))
+    newest = checkpoint.newest(tmp_path)
+    shutil.copytree(newest, newest.with_name("step-00000004.partial"))
+    assert checkpoint.newest(tmp_path) == newest
+    assert run(tmp_path, config(train={"steps": 4}))["code"] == DONE
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000004"]
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
