@@ -6,6 +6,7 @@ the published ones) and `checkpoint.json`: step, config, data phase, tracker id,
 every file. It is written aside and renamed, so a folder of that name is a whole checkpoint.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ from parallel.sharding import shard_of
 from parallel.state import KINDS, read_state, write_state
 
 FORMAT = 1
+FULL = 1 << 20  # free bytes below which a disk counts as full
 FOLDER, MANIFEST = "checkpoints", "checkpoint.json"
 
 
@@ -65,7 +67,7 @@ def save(engine: Engine, run: Path, manifest: Manifest, keep: int) -> Path:
                 shutil.rmtree(final, ignore_errors=True)
                 aside.rename(final)
         except (OSError, dcp.api.CheckpointException) as caught:
-            error = caught
+            error = _cause(caught, run)
     if _failed(error):
         if dist.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
@@ -175,10 +177,19 @@ def _failed(error: BaseException | None) -> bool:
     return any(found)
 
 
-def _reason(error: BaseException | None) -> str:
+def _cause(error: BaseException, run: Path) -> BaseException:
+    """The operating system's error behind a checkpoint that was not written, if it is one."""
+    causes = [error]
     if isinstance(error, dcp.api.CheckpointException):
         causes = [item[0] for item in error.failures.values()]
-        error = next((cause for cause in causes if isinstance(cause, OSError)), causes[0])
+    found = next((cause for cause in causes if isinstance(cause, OSError)), None)
+    # On a full disk torch's writer only sees that a file is shorter than what it wrote.
+    if found is None and shutil.disk_usage(run).free < FULL:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return found or causes[0]
+
+
+def _reason(error: BaseException | None) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return "see the ranks' logs" if error is None else str(error).splitlines()[0]

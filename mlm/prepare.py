@@ -153,6 +153,7 @@ def corpus_key(corpus: Path, made_by: Sequence[str | int | float], show: Show) -
 @contextmanager
 def _alone(place: Path, console: Console) -> Iterator[None]:
     """One process at a time makes what belongs in `place`; the others wait and find it made."""
+    new = [path for path in (place, *place.absolute().parents) if not path.exists()]
     try:
         place.mkdir(parents=True, exist_ok=True)
         file = (place / "lock").open("w")
@@ -170,13 +171,17 @@ def _alone(place: Path, console: Console) -> Iterator[None]:
             pass  # a file system without locks; what is made is renamed into place, still
         try:
             yield
-        except DataError:
-            _leave_nothing(place)
+        except UserError:
+            _leave_nothing(place, new)
             raise
 
 
-def _leave_nothing(place: Path) -> None:
-    """Takes away the folder of a corpus that could not be used, unless something is in it."""
+def _leave_nothing(place: Path, new: list[Path]) -> None:
+    """Takes away the folder of a corpus that could not be used, unless something is in it, and
+    those that were made for it, the innermost first."""
     if [path.name for path in place.iterdir()] == ["lock"]:
         (place / "lock").unlink()
-        place.rmdir()
+        for folder in dict.fromkeys([place, *new]):
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()

@@ -1,17 +1,23 @@
 """The launcher: run folders, what is refused before a start, and the outcome of the ranks."""
 
+import errno
+import os
+import re
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import launch.train
+import mlm.prepare
 from launch import local, run_folder
 from launch.cli import main
 from launch.compose import compose
 from mlm.config import TrainConfig, load
+from mlm.errors import UserError
 from tests.launch_fixtures import SMALL, write_corpus
 
 # Ranks that only say how they ended: `CODE SENTENCE` come from the environment.
@@ -197,9 +203,13 @@ def test_a_folder_in_use_is_refused(corpus, ranks, capfd):
         (["run.dir=/dev/null"], 2, "/dev/null is not a folder"),
         (["run.name=../a"], 2, "run.name=../a is not a folder inside run.dir"),
         (["run.name=prepared"], 2, "run.name=prepared is where prepared data is kept"),
+        (["train.steps=many"], 2, "train.steps='many' is not possible: it should be a valid"),
+        (["train.stpes=3"], 2, "train.stpes is not a setting; did you mean train.steps?"),
         (["parallel.tp=3"], 2, "choose tp from 1, 2, 4"),
+        (["model.intermediate_size=258", "parallel.tp=4"], 2, "intermediate_size=258 is not a"),
         (["parallel.pp=5"], 2, "choose pp from 1 to 4"),
         (["parallel.pp=2", "parallel.zero=2"], 2, "choose parallel.zero=1, or parallel.pp=1"),
+        (["parallel.pp=2", "parallel.zero=3"], 2, "choose parallel.zero=1, or parallel.pp=1"),
         (["train.global_batch_size=20"], 2, "choose 16 or 24"),
         (["data.seq_len=600"], 2, "choose a seq_len up to 512"),
         (["model.vocab_size=100"], 2, "model.vocab_size=100 is below the 200 ids"),
@@ -231,8 +241,73 @@ def test_a_corpus_that_cannot_be_read_is_refused(ranks, tmp_path, capfd):
     err = capfd.readouterr().err
     assert "en.txt" in err
     assert "line 3" in err
-    assert list(ranks.rglob("*.yaml")) == []
-    assert [path for path in ranks.rglob("*") if path.is_file()] == []
+    assert err.count("\n") == 1
+    assert list(ranks.iterdir()) == []
+
+
+def test_a_full_disk_while_preparing_leaves_nothing(corpus, ranks, monkeypatch, capfd):
+    def full(*arguments, **settings):
+        raise UserError("no room for the tokenizer; free space")
+
+    monkeypatch.setattr(mlm.prepare.training, "train", full)
+    assert train(f"data.corpus={corpus}") == 2
+    assert capfd.readouterr().err == "mlm: no room for the tokenizer; free space\n"
+    assert list(ranks.iterdir()) == []
+
+
+def test_a_full_disk_while_starting_leaves_no_run(corpus, ranks, monkeypatch, capfd):
+    def full(path, *arguments, **settings):
+        if path.name.startswith("config.yaml"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_text(path, *arguments, **settings)
+
+    write_text = Path.write_text
+    monkeypatch.setattr(Path, "write_text", full)
+    assert train(f"data.corpus={corpus}", "run.name=a") == 2
+    err = capfd.readouterr().err
+    assert "runs/a cannot be written (No space left on device); choose another run.dir" in err
+    assert err.count("\n") == 1
+    assert [path.name for path in (ranks / "runs").iterdir()] == ["prepared"]
+
+
+def test_cuda_where_there_is_none_is_refused(corpus, ranks, monkeypatch, capfd):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert train(f"data.corpus={corpus}", "train.device=cuda") == 2
+    err = capfd.readouterr().err
+    assert err.startswith("mlm: train.device=cuda is asked for, and no GPU is visible here; use ")
+    assert err.count("\n") == 1
+    assert list(ranks.iterdir()) == []
+
+
+def test_a_tokenizer_that_shards_were_not_written_with_is_refused(corpus, ranks, capfd):
+    for number in (200, 150):
+        assert train(f"data.corpus={corpus}", f"data.vocab_size={number}", "run.name=a") == 0
+        Path("runs/a").rename(f"{number}")
+    made, other = (
+        yaml.safe_load(Path(name, "config.yaml").read_text())["data"] for name in ("200", "150")
+    )
+    capfd.readouterr()
+    given = [f"data.shards={made['shards']}", f"data.tokenizer={other['tokenizer']}"]
+    assert train(*given, "run.name=b") == 76
+    err = capfd.readouterr().err
+    assert other["tokenizer"] in err
+    assert err.count("\n") == 1
+    assert not Path("runs/b").exists()
+    assert train(given[0], "run.name=b") == 0
+
+
+def test_shards_that_are_cut_short_are_refused_at_the_next_start(corpus, ranks, capfd):
+    assert train(f"data.corpus={corpus}", "run.name=a") == 0
+    shards = yaml.safe_load(Path("runs/a/config.yaml").read_text())["data"]["shards"]
+    tar = Path(shards, "en-000000.tar")
+    tar.write_bytes(tar.read_bytes()[:-512])
+    before = {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")}
+    capfd.readouterr()
+    assert train(f"data.shards={shards}", "run.name=a") == 76
+    err = capfd.readouterr().err
+    assert "en-000000.tar" in err
+    assert err.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")} == before
 
 
 def test_a_language_smaller_than_a_block_is_named(corpus, ranks, tmp_path, capfd):
@@ -241,8 +316,11 @@ def test_a_language_smaller_than_a_block_is_named(corpus, ranks, tmp_path, capfd
     (tmp_path / "text" / "eo.txt").write_text("Bona tago.\n\nBona nokto.\n")
     assert train(f"data.corpus={tmp_path / 'text'}", "data.seq_len=128") == 76
     err = capfd.readouterr().err
-    assert "eo" in err
-    assert "seq_len" in err
+    assert "mlm: the language eo has " in err
+    assert err.count("\n") == 1
+    assert [path.name for path in (ranks / "runs").iterdir()] == ["prepared"]
+    (most,) = re.findall(r"choose data.seq_len=(\d+) or less", err)
+    assert train(f"data.corpus={tmp_path / 'text'}", f"data.seq_len={most}") == 0
 
 
 def test_each_point_of_a_sweep_is_a_run(corpus, ranks, capfd):
