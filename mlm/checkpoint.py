@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -97,19 +98,31 @@ def restore(engine: Engine, folder: Path) -> Manifest:
     return manifest
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The fp32 weights of a checkpoint by name, whole, on this process alone."""
+def open_weights(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
+    """The shapes of a checkpoint's weights by name, and a function that reads one of them, whole
+    and in fp32, on this process alone; it raises `DataError`."""
+    prefix = "weight/"
     reader = dcp.FileSystemReader(folder)
     found = reader.read_metadata().state_dict_metadata
-    wanted = {label: item for label, item in found.items() if label.startswith("weight/")}
-    state: dict[str, Any] = {
-        label: torch.empty(item.size, dtype=item.properties.dtype)  # pyright: ignore
-        for label, item in wanted.items()
+    shapes = {
+        label.removeprefix(prefix): tuple(item.size)  # pyright: ignore
+        for label, item in found.items()
+        if label.startswith(prefix)
     }
-    with warnings.catch_warnings():  # that there are no ranks, which is what was asked for
-        warnings.simplefilter("ignore", UserWarning)
-        dcp.load(state, storage_reader=reader, no_dist=True)
-    return {label.removeprefix("weight/"): tensor for label, tensor in state.items()}
+
+    def read(name: str) -> Tensor:
+        state: dict[str, Any] = {prefix + name: torch.empty(shapes[name])}
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as asked
+                dcp.load(state, storage_reader=reader, no_dist=True)
+        except (OSError, dcp.api.CheckpointException) as error:
+            raise DataError(
+                f"{folder} cannot be read ({str(error).splitlines()[0]}); choose another checkpoint"
+            ) from error
+        return state[prefix + name]
+
+    return shapes, read
 
 
 def all_checkpoints(run: Path) -> list[Path]:

@@ -1,14 +1,12 @@
 """A trained model where it lies: a run folder, a checkpoint, or a Hugging Face folder."""
 
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -75,7 +73,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     checkpoint.verify(folder)
     run, settings = folder.absolute().parent.parent, load(TrainConfig, manifest.config)
     tokenizer = _tokenizer_of(settings, run)
-    shapes, read = _checkpoint_weights(folder)
+    shapes, read = checkpoint.open_weights(folder)
     made = Checkpoint(
         folder,
         settings.model,
@@ -141,33 +139,6 @@ def _tokenizer_hash(settings: TrainConfig, run: Path) -> str | None:
         return json.loads(index.read_text("utf-8"))["tokenizer"]["sha256"]
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _checkpoint_weights(
-    folder: Path,
-) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
-    prefix = "weight/"
-    reader = dcp.FileSystemReader(folder)
-    found = reader.read_metadata().state_dict_metadata
-    shapes = {
-        label.removeprefix(prefix): tuple(item.size)  # pyright: ignore
-        for label, item in found.items()
-        if label.startswith(prefix)
-    }
-
-    def read(name: str) -> Tensor:
-        state: dict[str, Any] = {prefix + name: torch.empty(shapes[name])}
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as asked
-                dcp.load(state, storage_reader=reader, no_dist=True)
-        except (OSError, dcp.api.CheckpointException) as error:
-            raise DataError(
-                f"{folder} cannot be read ({str(error).splitlines()[0]}); choose another checkpoint"
-            ) from error
-        return state[prefix + name]
-
-    return shapes, read
 
 
 def _hugging_face(folder: Path) -> Trained:

@@ -42,11 +42,11 @@ def test_resume_is_bit_equal(parallel, train, tmp_path):
     assert run(tmp_path / "stopped", whole)["code"] == DONE
     assert exact(tmp_path / "stopped") == exact(tmp_path / "whole")
     assert evaluations(tmp_path / "stopped") == evaluations(tmp_path / "whole")
-    ours, theirs = (
-        checkpoint.read_weights(checkpoint.newest(tmp_path / name)) for name in ("stopped", "whole")
+    (shapes, ours), (theirs_shapes, theirs) = (
+        checkpoint.open_weights(checkpoint.newest(tmp_path / name)) for name in ("stopped", "whole")
     )
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert shapes == theirs_shapes
+    assert all(torch.equal(ours(name), theirs(name)) for name in shapes)
 
 
 def _as_if_killed_after(folder: Path, step: int) -> None:
