@@ -170,6 +170,8 @@ def _explained(message: str, verb: str, defaults: dict[str, Any]) -> str:
     if found := re.search(r"Could not override '([^']+)'", message):
         key = found[1]
         groups = GROUPS if verb == "train" else ()
+        if key in groups:
+            return f"{key} takes the name of a choice; write {key}.SETTING=VALUE for one setting"
         near = get_close_matches(key, [*_keys(defaults), *groups], 1, 0.6)
         return f"{key} is not a setting; " + (f"did you mean {near[0]}?" if near else help_text)
     if found := re.search(r"Ambiguous value for argument '([^']+)'", message):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO
 
 import psutil
@@ -69,19 +70,21 @@ def run(command: list[str], folder: Path, env: dict[str, str], log: IO[bytes]) -
     """Runs `command` to its end, with its errors in `log`, and returns what it left as outcome.
 
     The first interrupt asks the ranks to save and end, through the file `stop`; the second kills
-    them. The command lives in a session of its own, and ends when this process does.
+    them. The command lives in a session of its own, and ends when this process does. What it and
+    the ranks leave in the folder for temporary files (torchrun and W&B do) is deleted.
     """
     start = log.seek(0, os.SEEK_END)
-    child = subprocess.Popen(
-        command,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stderr=log,
-        start_new_session=True,
-        preexec_fn=_end_with(os.getpid()) if sys.platform == "linux" else None,
-    )
-    with _stopping(child, folder) as asked:
-        code = child.wait()
+    with TemporaryDirectory(prefix="polymlm-", ignore_cleanup_errors=True) as temporary:
+        child = subprocess.Popen(
+            command,
+            env=env | {"TMPDIR": temporary},
+            stdin=subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=_end_with(os.getpid()) if sys.platform == "linux" else None,
+        )
+        with _stopping(child, folder) as asked:
+            code = child.wait()
     if len(asked) > 1:
         return Outcome(FAILED, "the ranks were killed; the last checkpoint stands")
     return outcome(folder, code, start)

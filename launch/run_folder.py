@@ -32,9 +32,13 @@ FREE_SETTINGS = (
 )
 
 
-def run_name(given: str | None, model: str | None) -> str:
-    """The name of a run: the given one, else `<model>-<time>`; raises `UserError`."""
-    name = given or f"{model or 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
+def run_name(given: str | None, model: str | None, run_dir: Path) -> str:
+    """The name of a run: the given one, else a new `<model>-<time>`; raises `UserError`."""
+    name = first = given or f"{model or 'run'}-{datetime.now():%Y%m%d-%H%M%S}"
+    number = 1
+    while not given and os.path.lexists(run_dir / name):  # started in the same second
+        number += 1
+        name = f"{first}-{number}"
     parts = name.split("/")
     if name.startswith("/") or any(part in ("", ".", "..") for part in parts):
         raise UserError(f"run.name={name} is not a folder inside run.dir; give a plain name")
@@ -48,13 +52,14 @@ def check_folder(folder: Path, fresh: bool) -> dict[str, Any] | None:
 
     Raises `UserError` where the folder is something else or could not be written.
     """
-    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    # Unlike `Path.exists`, it is false, not an error, behind a folder that may not be looked into.
+    place = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = "is read-only" if place.is_dir() else "is not a folder"
         raise UserError(
             f"{place} {what}, so the run {folder} cannot be there; choose another run.dir"
         )
-    if not folder.exists() or not any(folder.iterdir()):
+    if place != folder or not any(folder.iterdir()):
         return None
     config = folder / CONFIG
     if not config.is_file():

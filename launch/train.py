@@ -59,7 +59,9 @@ def ready(composed: Composed, processes: int | None = None) -> Run:
             f"given; leave one out"
         )
     config, layout = resolve(config, processes)
-    name = run_folder.run_name(composed.sweep or config.run.name, composed.model)
+    name = run_folder.run_name(
+        composed.sweep or config.run.name, composed.model, Path(config.run.dir)
+    )
     config = replace(config, run=replace(config.run, name=name))
     folder = Path(config.run.dir) / name
     before = run_folder.check_folder(folder, config.run.fresh)

@@ -5,6 +5,8 @@ a composed dict into the checked, frozen objects; what contradicts something els
 `UserError` in one sentence with the value, the rule and a remedy.
 """
 
+import math
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -229,16 +231,20 @@ def _sentence(error: ValidationError) -> str:
     name = ".".join(str(part) for part in path if part not in ("int", "float", "str", "bool"))
     if first["type"] == "unexpected_keyword_argument":
         return f"{name} is not a setting of this command; `--help` lists them"
+    if first["type"] == "missing" and isinstance(path[-1], int):  # of a list of fixed length
+        name = name.rpartition(".")[0]
+        return f"{name}={first['input']!r} has too few values; give it {path[-1] + 1} or more"
     if first["type"] == "missing":
         return f"{name} is not given, and there is no default; add {name}=..."
-    rule = first["msg"].removeprefix("Input ").split(", unable")[0]
+    rule = re.sub(r"^\w+ (?=should)", "", first["msg"]).split(", unable")[0]
     return f"{name}={first['input']!r} is not possible: it {rule}; give {name} such a value"
 
 
 def _at_least(rows: dict[str, tuple[float | None, float]]) -> None:
     for name, (value, low) in rows.items():
-        if value is not None and value < low:
-            raise UserError(f"{name}={value} is below {low}; give {low} or more")
+        if value is not None and not low <= value < math.inf:  # not a number is neither
+            rule = f"below {low}" if value < low else "not a finite number"
+            raise UserError(f"{name}={value} is {rule}; give {low} or more")
 
 
 def _check_train(config: TrainConfig) -> None:
@@ -253,6 +259,11 @@ def _check_train(config: TrainConfig) -> None:
             "model.hidden_size": (model.hidden_size, 1),
             "model.num_hidden_layers": (model.num_hidden_layers, 1),
             "model.num_attention_heads": (model.num_attention_heads, 1),
+            "model.intermediate_size": (model.intermediate_size, 1),
+            "model.type_vocab_size": (model.type_vocab_size, 1),
+            "model.max_position_embeddings": (model.max_position_embeddings, 10),
+            "model.initializer_range": (model.initializer_range, 0),
+            "model.layer_norm_eps": (model.layer_norm_eps, 0),
             "data.seq_len": (data.seq_len, 8),
             "data.workers": (data.workers, 1),
             "data.shuffle_window": (data.shuffle_window, 1),
@@ -261,12 +272,17 @@ def _check_train(config: TrainConfig) -> None:
             "train.micro_batch_size": (train.micro_batch_size, 1),
             "train.log_every": (train.log_every, 1),
             "optim.lr": (config.optim.lr, 0),
+            "optim.eps": (config.optim.eps, 0),
             "optim.clip": (config.optim.clip, 0),
             "optim.weight_decay": (config.optim.weight_decay, 0),
             "eval.every": (config.eval.every, 0),
+            "eval.blocks_per_language": (config.eval.blocks_per_language, 0),
             "checkpoint.every": (config.checkpoint.every, 0),
             "checkpoint.keep": (config.checkpoint.keep, 1),
             "schedule.warmup_steps": (config.schedule.warmup_steps, 0),
+            "schedule.decay_steps": (config.schedule.decay_steps, 0),
+            "schedule.end_lr": (config.schedule.end_lr, 0),
+            "schedule.power": (config.schedule.power, 0),
         }
     )
     for name, value in {
@@ -275,6 +291,20 @@ def _check_train(config: TrainConfig) -> None:
     }.items():
         if not 0 <= value < 1:
             raise UserError(f"{name}={value} is not a probability below 1; give one from 0 to 0.9")
+    if not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise UserError(
+            f"optim.betas={list(config.optim.betas)} are not both from 0 to below 1; RoBERTa's are "
+            f"[0.9, 0.98]"
+        )
+    for name, (value, fixed) in {
+        "model.bos_token_id": (model.bos_token_id, 0),
+        "model.pad_token_id": (model.pad_token_id, 1),
+        "model.eos_token_id": (model.eos_token_id, 2),
+    }.items():
+        if value != fixed:
+            raise UserError(
+                f"{name}={value} is not what every tokenizer here has, {fixed}; leave it out"
+            )
     if not 0 < data.mask_ratio < 1:
         raise UserError(f"data.mask_ratio={data.mask_ratio} is not between 0 and 1; 0.15 is usual")
     if not 0 <= data.alpha <= 1:

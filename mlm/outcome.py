@@ -5,7 +5,14 @@ import os
 import tempfile
 from pathlib import Path
 
-OUTCOME, STOP = "outcome.json", "stop"
+OUTCOME, STOP, ROOM = "outcome.json", "stop", "outcome.json.room"
+ROOM_BYTES = 4096
+
+
+def make_room(run: Path) -> None:
+    """Takes an outcome's space while there is some: a disk that is full to the last byte must not
+    keep a run from saying so. `write_outcome` gives it back."""
+    (run / ROOM).write_bytes(b" " * ROOM_BYTES)
 
 
 def write_outcome(
@@ -14,12 +21,25 @@ def write_outcome(
     """Writes the outcome unless there is one: the first rank that fails knows why, and those
     that fail after it only saw it go."""
     values = {"code": code, "sentence": sentence, "step": step, "eval_loss": eval_loss}
+    text = json.dumps(values).encode()
     handle, aside = tempfile.mkstemp(dir=run, prefix=OUTCOME)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(values, file)
+    os.close(handle)
     try:
+        _write(Path(aside), text, run / ROOM)
         os.link(aside, run / OUTCOME)  # unlike a rename, it fails where there is one already
     except FileExistsError:
         pass
     finally:
         os.unlink(aside)
+    (run / ROOM).unlink(missing_ok=True)
+
+
+def _write(path: Path, text: bytes, room: Path) -> None:
+    try:
+        path.write_bytes(text)
+    except OSError:
+        if not room.exists():
+            raise
+        room.replace(path)
+        with path.open("r+b") as file:  # over the blanks, which are blanks to JSON, too
+            file.write(text)

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,9 +14,9 @@ from rich.console import Console
 
 from mlm.config import TokenizerConfig, TrainConfig
 from mlm.data import shards
-from mlm.data.index import Index
+from mlm.data.index import FILE, Index
 from mlm.data.order import SampleOrder
-from mlm.errors import DataError, UserError
+from mlm.errors import UserError
 from mlm.progress import progress
 from mlm.text import corpus as texts
 from mlm.text import training
@@ -101,7 +102,7 @@ def with_tokenizer(config: TrainConfig) -> TrainConfig:
     assert data.shards is not None, "there are shards to train on"
     folder = Path(data.shards).resolve()
     tokenizer = Path(data.tokenizer).resolve() if data.tokenizer else folder / "tokenizer"
-    if data.tokenizer is None and folder.is_dir() and not tokenizer.is_dir():
+    if data.tokenizer is None and (folder / FILE).is_file() and not tokenizer.is_dir():
         raise UserError(
             f"data.tokenizer is not given, and data.shards={data.shards} holds no tokenizer; add "
             f"data.tokenizer=DIR, the one that these shards were written with"
@@ -153,7 +154,7 @@ def corpus_key(corpus: Path, made_by: Sequence[str | int | float], show: Show) -
 @contextmanager
 def _alone(place: Path, console: Console) -> Iterator[None]:
     """One process at a time makes what belongs in `place`; the others wait and find it made."""
-    new = [path for path in (place, *place.absolute().parents) if not path.exists()]
+    new = [path for path in (place, *place.absolute().parents) if not os.path.exists(path)]
     try:
         place.mkdir(parents=True, exist_ok=True)
         file = (place / "lock").open("w")

@@ -22,7 +22,7 @@ from mlm.data.prefetch import Prefetcher
 from mlm.errors import CONFIG, DONE, FAILED, DataError, NumbersError, StopRequested, UserError
 from mlm.evaluate import evaluate, gather
 from mlm.optimizer import learning_rate
-from mlm.outcome import STOP, write_outcome
+from mlm.outcome import STOP, make_room, write_outcome
 from mlm.report import Report
 from mlm.throughput import Stopwatch, peak_flops
 from mlm.tracker import Tracker
@@ -46,6 +46,8 @@ def main(config_path: str) -> int:
     log_to_file(run, rank)
     progress = Progress()
     try:
+        if rank == 0:
+            make_room(run)
         config = settled(load(TrainConfig, yaml.safe_load(path.read_text("utf-8"))))
         device = start_process_group(config.train.device)
         sentence = _train(config, run, device, progress)

@@ -77,9 +77,9 @@ class Layout:
         """Raises unless the padded vocabulary splits evenly over tp."""
         if vocab_size % self.tp:
             raise LayoutError(
-                f"model.vocab_size={vocab_size} is not a multiple of parallel.tp={self.tp}; "
-                f"leave it null (the tokenizer's size, padded to a multiple of 128), or choose tp "
-                f"from {_listed([n for n in _divisors(vocab_size) if n <= 128])}"
+                f"model.vocab_size={vocab_size} is not a multiple of parallel.tp={self.tp}; choose "
+                f"tp from {_listed([n for n in _divisors(vocab_size) if n <= 128])}, or "
+                f"model.vocab_size={(vocab_size // self.tp + 1) * self.tp}"
             )
 
     def grad_accum_steps(self, global_batch_size: int, micro_batch_size: int) -> int:

@@ -69,15 +69,36 @@ def engine_settings(made) -> dict:
         found.update(asdict(settings), **{name: groups[0][name] for name in ("betas", "eps")})
         found["layers"] = len(layers)
 
+    def recording(name: str) -> None:
+        real = getattr(mlm.build, name)
+
+        def recorded(*arguments, **named):
+            found[name] = [*arguments, *named.values()]
+            return real(*arguments, **named)
+
+        setattr(mlm.build, name, recorded)
+
     mlm.build.build_engine = kept
+    for name in ("Masking", "SampleOrder", "TrainingBatches", "masked_lm_layers"):
+        recording(name)
     found["blocks"] = len(build(made).heldout)
+    found["SampleOrder"] = found["SampleOrder"][2:]
+    found["TrainingBatches"] = found["TrainingBatches"][3:]
+    found["masked_lm_layers"] = found["masked_lm_layers"][2:]
     return found
 
 
 @pytest.mark.ranks
 def test_the_engine_gets_the_settings_of_the_run():
     made = config(
-        train={"dtype": "bf16", "recompute": True, "micro_batch_size": 4},
+        seed=5,
+        data={"mask_ratio": 0.3, "alpha": 0.7, "shuffle_window": 3},
+        train={
+            "dtype": "bf16",
+            "recompute": True,
+            "micro_batch_size": 4,
+            "attention": "unfused",
+        },
         optim={"clip": 0.25, "betas": [0.7, 0.8], "eps": 1e-3},
     )
     (found,) = run_ranks(1, engine_settings, made)
@@ -91,7 +112,22 @@ def test_the_engine_gets_the_settings_of_the_run():
         "betas": (0.7, 0.8),
         "eps": 1e-3,
         "layers": 4 + 5,
+        "Masking": [0.3, 400],
+        "SampleOrder": [32, 0.7, 5, 3],  # tokens of a block, alpha, seed, window
+        "TrainingBatches": [5, 4, 8],  # seed and sizes
+        "masked_lm_layers": [5, "unfused", 32, 10],  # seed, path, tokens and masks of a block
     }
     whole = replace(made, eval=replace(made.eval, blocks_per_language=0))
     all_of_them = run_ranks(1, engine_settings, whole)[0]["blocks"]
     assert few < all_of_them
+
+
+def dtypes() -> list[str]:
+    """Of the weights that are computed with, and of the gradients that are added up."""
+    engine = build(config(train={"dtype": "bf16"})).engine
+    return [str(dtype) for dtype in engine.deepspeed.get_data_types()]
+
+
+@pytest.mark.ranks
+def test_bf16_gradients_are_added_up_in_fp32():
+    assert run_ranks(1, dtypes)[0] == ["torch.bfloat16", "torch.float32"]

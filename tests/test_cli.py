@@ -171,6 +171,15 @@ def test_an_error_of_ours_has_its_traceback(monkeypatch, tmp_path):
     assert done.stderr.endswith("RuntimeError: a defect\n")
 
 
+def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
+    def interrupted(composed):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launch.verbs.fill", interrupted)
+    assert main(["fill", "a", "b"]) == 130
+    assert capsys.readouterr().err == "mlm: interrupted\n"
+
+
 def test_tokenizer_and_shards_are_made_and_never_written_over(
     corpus, tmp_path, monkeypatch, capsys
 ):

@@ -4,8 +4,11 @@ import errno
 import os
 import re
 import sys
+import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,8 +25,9 @@ from tests.launch_fixtures import SMALL, write_corpus
 
 # Ranks that only say how they ended: `CODE SENTENCE` come from the environment.
 RANKS = """
-import json, os, pathlib, sys
+import json, os, pathlib, sys, tempfile
 folder = pathlib.Path(sys.argv[1]).parent
+tempfile.mkdtemp()
 print("out of a rank", flush=True)
 print("error of a rank", file=sys.stderr, flush=True)
 if "CODE" in os.environ:
@@ -84,11 +88,30 @@ def test_a_run_folder_holds_what_the_ranks_start_from(corpus, ranks, capfd):
     assert [path.name for path in ranks.iterdir()] == ["runs"]
 
 
+def test_ranks_leave_no_temporary_files(corpus, ranks, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # read from the environment again
+    assert train(f"data.corpus={corpus}") == 0
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
 def test_an_unnamed_run_is_named_after_its_model_and_the_time(corpus, ranks):
     assert train(f"data.corpus={corpus}") == 0
     names = {path.name for path in (ranks / "runs").iterdir()} - {"prepared"}
     (name,) = names
     assert time.strptime(name, "tiny-%Y%m%d-%H%M%S")
+
+
+def test_an_unnamed_run_never_goes_on_with_another(tmp_path, monkeypatch):
+    """Two that start in the same second are two runs."""
+    monkeypatch.setattr(run_folder, "datetime", SimpleNamespace(now=lambda: datetime(2026, 1, 2)))
+    names = []
+    for _ in range(3):
+        names.append(run_folder.run_name(None, "tiny", tmp_path))
+        (tmp_path / names[-1]).mkdir()
+    assert names == ["tiny-20260102-000000", "tiny-20260102-000000-2", "tiny-20260102-000000-3"]
+    assert run_folder.run_name(names[0], "tiny", tmp_path) == names[0]
 
 
 @pytest.mark.parametrize("code", [1, 2, 75, 76, 77])
@@ -108,6 +131,29 @@ def test_ranks_that_leave_no_outcome_failed(corpus, ranks, monkeypatch, capfd):
     monkeypatch.setenv("EXIT", "0")
     assert train(f"data.corpus={corpus}", "run.name=a") == 1
     assert "ended without an outcome" in capfd.readouterr().err
+
+
+def test_what_an_earlier_start_left_does_not_count(corpus, ranks, monkeypatch, capfd):
+    """Neither its outcome nor its lines in the log."""
+    assert train(f"data.corpus={corpus}", "run.name=a") == 0
+    monkeypatch.delenv("CODE")
+    capfd.readouterr()
+    assert train(f"data.corpus={corpus}", "run.name=a") == 1
+    assert "ended without an outcome" in capfd.readouterr().err
+    monkeypatch.setenv("EXIT", "1")
+    assert train(f"data.corpus={corpus}", "run.name=a") == 1
+    assert capfd.readouterr().err.count("error of a rank") == 1
+
+
+def test_a_padded_vocabulary_that_tp_does_not_divide_is_refused(corpus, ranks, capfd):
+    three = ["parallel.tp=3", "model.num_attention_heads=6", "model.hidden_size=48"]
+    assert train(f"data.corpus={corpus}", "model.intermediate_size=96", *three) == 2
+    err = capfd.readouterr().err
+    assert "model.vocab_size=256 is not a multiple of parallel.tp=3; choose tp from 1, 2, 4" in err
+    assert err.endswith("or model.vocab_size=258\n")
+    assert [path.name for path in (ranks / "runs").iterdir()] == ["prepared"]
+    given = [f"data.corpus={corpus}", "model.intermediate_size=96", "model.vocab_size=258"]
+    assert train(*given, *three) == 0
 
 
 def test_a_good_outcome_does_not_hide_a_rank_that_died(corpus, ranks, monkeypatch, capfd):
@@ -151,6 +197,16 @@ def test_the_same_run_goes_on_and_another_one_is_refused(corpus, ranks, capfd):
             capfd.readouterr().err
         )
     assert (ranks / "runs" / "a" / "metrics.jsonl").read_text() == "kept\n"
+
+
+def test_a_run_keeps_the_vocabulary_that_it_was_given(corpus, ranks, capfd):
+    """Left open, it would be 256 now."""
+    given = [f"data.corpus={corpus}", "run.name=a"]
+    assert train(*given, "model.vocab_size=384") == 0
+    capfd.readouterr()
+    assert train(*given) == 2
+    assert "runs/a holds a run with model.vocab_size=384, not 256" in capfd.readouterr().err
+    assert train(*given, "model.vocab_size=384") == 0
 
 
 def test_a_fresh_start_deletes_the_run_that_was_there(corpus, ranks):
@@ -245,6 +301,23 @@ def test_a_corpus_that_cannot_be_read_is_refused(ranks, tmp_path, capfd):
     assert list(ranks.iterdir()) == []
 
 
+def test_a_folder_that_may_not_be_looked_into_is_refused(tmp_path):
+    """As somebody else than root, who may look into all of them."""
+    (tmp_path / "closed").mkdir(mode=0)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            run_folder.check_folder(tmp_path / "closed" / "runs" / "a", fresh=False)
+        except UserError as error:
+            code = 0 if "is read-only, so the run" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_a_full_disk_while_preparing_leaves_nothing(corpus, ranks, monkeypatch, capfd):
     def full(*arguments, **settings):
         raise UserError("no room for the tokenizer; free space")
@@ -268,6 +341,15 @@ def test_a_full_disk_while_starting_leaves_no_run(corpus, ranks, monkeypatch, ca
     assert "runs/a cannot be written (No space left on device); choose another run.dir" in err
     assert err.count("\n") == 1
     assert [path.name for path in (ranks / "runs").iterdir()] == ["prepared"]
+
+
+def test_a_folder_that_holds_no_shards_is_refused_as_such(ranks, tmp_path, capfd):
+    (tmp_path / "empty").mkdir()
+    assert train(f"data.shards={tmp_path / 'empty'}") == 76
+    err = capfd.readouterr().err
+    assert "empty has no index.json that can be read" in err
+    assert err.count("\n") == 1
+    assert list(ranks.iterdir()) == []
 
 
 def test_cuda_where_there_is_none_is_refused(corpus, ranks, monkeypatch, capfd):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mlm.config import OptimConfig, ScheduleConfig
 from mlm.model.config import ModelConfig
 from mlm.model.masked_lm import MaskedLM
-from mlm.optimizer import decays, learning_rate, make_adamw
+from mlm.optimizer import decays, learning_rate, make_adamw, warmup_steps
 
 KINDS = ("polynomial", "linear", "cosine", "wsd")
 
@@ -58,6 +58,14 @@ def test_linear_warm_up_against_torchs_own_schedule():
 def test_half_way_down(kind, middle):
     schedule = ScheduleConfig(kind=kind, warmup_steps=1, power=2.0)
     assert learning_rate(50, 99, 1.0, schedule) == pytest.approx(middle, rel=0.03)
+
+
+def test_lengths_that_are_not_given_are_shares_of_the_run():
+    assert warmup_steps(1000, ScheduleConfig()) == 60
+    rates = [learning_rate(step, 1000, 1.0, ScheduleConfig(kind="wsd")) for step in range(1000)]
+    assert rates.index(1.0) == 59
+    assert rates[59:800] == [1.0] * 741
+    assert rates[800] < 1.0
 
 
 def test_wsd_stays_at_the_peak_until_its_last_phase():

@@ -2,10 +2,11 @@
 
 import json
 
-from mlm.outcome import write_outcome
+from mlm.outcome import make_room, write_outcome
 
 
 def test_the_first_outcome_stays_and_nothing_lies_beside_it(tmp_path):
+    make_room(tmp_path)
     write_outcome(tmp_path, 76, "the text is bad", 3, 2.5)
     write_outcome(tmp_path, 1, "a rank went away")
     assert [path.name for path in tmp_path.iterdir()] == ["outcome.json"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.cli import main
 from mlm.prepare import prepare
 from tests.launch_fixtures import ROOT, SMALL, quiet, small, write_corpus
 
@@ -44,6 +45,21 @@ def test_an_error_under_torchrun_is_told_once(arguments, sentence, tmp_path):
     assert done.returncode != 0
     assert done.stderr.count("mlm: ") == 1
     assert sentence in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_is_refused_under_torchrun(tmp_path, monkeypatch, capsys):
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *SMALL, "-m", "seed=1,2", "data.shards=x"]) == 2
+    err = capsys.readouterr().err
+    assert "run the sweep with `mlm train -m` outside of torchrun" in err
+    assert err.count("\n") == 1
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train", *SMALL, "-m", "seed=1,2", "data.shards=x"]) == 2
+    assert capsys.readouterr().err == ""  # rank 0 has told it
     assert list(tmp_path.iterdir()) == []
 
 

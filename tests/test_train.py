@@ -1,8 +1,11 @@
 """The training loop: what it writes, and how it ends when something goes wrong."""
 
+import errno
 import json
+import math
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,10 @@ import pytest
 import mlm.train
 from mlm import checkpoint
 from mlm.data.reader import TokenReader
-from mlm.errors import CONFIG, DATA, DONE, FAILED, NUMBERS
+from mlm.errors import CONFIG, DATA, DONE, FAILED, NUMBERS, REQUEUE, NumbersError
+from mlm.model.flops import training_flops_per_token
+from mlm.outcome import make_room, write_outcome
+from mlm.report import Report
 from parallel.engine import Engine
 from tests.training_fixtures import config, evaluations, metrics, run
 
@@ -38,16 +44,20 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     mean = sum(by_language[n] * tokens[n] for n in by_language) / sum(tokens.values())
     assert mean == pytest.approx(last["eval_loss"], rel=1e-9)
     assert last["eval_unigram_entropy"] > 0
+    manifest = checkpoint.read_manifest(checkpoint.newest(tmp_path))
+    assert (manifest.step, manifest.samples) == (6, 6 * 8)
+    assert manifest.config["optim"]["clip"] == 0.5
     logs = sorted(path.name for path in (tmp_path / "logs").iterdir())
     assert logs == [f"rank-{rank:05d}.log" for rank in range(4)]
 
 
 def test_evaluation_does_not_depend_on_the_layout(tmp_path):
-    """The same weights (no step between) score the same in one process, tp 2 x pp 2 and dp 3."""
-    made = {"train": {"steps": 1}, "optim": {"lr": 0.0}}
+    """The same weights (no step between) score the same in one process, tp 2 x pp 2 and dp 3,
+    which leaves two of the last three micro-batches past the end."""
+    made = {"train": {"steps": 1, "global_batch_size": 12}, "optim": {"lr": 0.0}}
     losses = []
     counts = []
-    for number, parallel in enumerate(({}, {"tp": 2, "pp": 2}, {"dp": 4, "zero": 3})):
+    for number, parallel in enumerate(({}, {"tp": 2, "pp": 2}, {"dp": 3, "zero": 3})):
         folder = tmp_path / str(number)
         losses.append(run(folder, config(parallel=parallel, **made))["eval_loss"])
         last = json.loads((folder / "evaluation.json").read_text())
@@ -69,11 +79,16 @@ def test_the_logged_loss_is_the_mean_over_the_masked_tokens_of_its_step(tmp_path
         return found
 
     monkeypatch.setattr(mlm.train, "gather", kept)
-    run(tmp_path, config(parallel={"tp": 2, "dp": 2}, train={"steps": 3}))
+    monkeypatch.setattr(mlm.train, "peak_flops", lambda device: 1e9)
+    made = config(parallel={"tp": 2, "dp": 2}, train={"steps": 3})
+    run(tmp_path, made)
     sums = [json.loads(line) for line in (tmp_path / "sums.jsonl").read_text().splitlines()]
     assert [count for _, count in sums] == [8 * 5] * 3  # 15 % of 32 tokens
     means = [total / count for total, count in sums]
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(means, rel=1e-6)
+    for row in metrics(tmp_path):
+        done = training_flops_per_token(made.model, 32, 5) * row["tokens_per_second"]
+        assert row["mfu"] == pytest.approx(done / (4 * 1e9))  # of what four devices could
 
 
 def test_a_run_with_dropout_is_the_same_in_every_layout(tmp_path):
@@ -97,6 +112,25 @@ def test_numbers_that_are_not_finite_end_the_run(tmp_path):
     outcome = run(tmp_path, config(optim={"lr": 1e30, "clip": 0.0}, train={"steps": 50}))
     assert outcome["code"] == NUMBERS
     assert "not finite; lower optim.lr" in outcome["sentence"]
+
+
+@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
+def test_a_loss_or_a_norm_that_is_not_finite_is_enough(loss, norm):
+    with pytest.raises(NumbersError, match=r"step 7 gave .*the checkpoint of step 4 stands"):
+        mlm.train._check_numbers(loss, norm, 7, 4)
+
+
+def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
+    def full(self, row):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Report, "_keep", full)
+    outcome = run(tmp_path, config())
+    assert (outcome["code"], outcome["step"]) == (CONFIG, 1)
+    assert outcome["sentence"] == (
+        f"{tmp_path} cannot be written any more (No space left on device); free space, then start "
+        "the run again"
+    )
 
 
 def test_a_shard_that_goes_away_stops_all_ranks_together(tmp_path, monkeypatch):
@@ -160,6 +194,45 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(small_disk: Pa
     assert not list((folder / "checkpoints").glob("*.partial"))
     probe.write_bytes(b"")
     assert run(folder, made)["code"] == DONE
+
+
+@pytest.mark.parametrize("code", [DONE, FAILED, REQUEUE])
+def test_the_tracker_is_told_how_the_run_ended(code, tmp_path, monkeypatch):
+    class Told:
+        run_id = None
+
+        def __init__(self, *arguments):
+            pass
+
+        def log(self, values):
+            pass
+
+        def finish(self, code):
+            (tmp_path / "told").write_text(str(code))
+
+    def broken(self, batches, lr):
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(mlm.train, "Tracker", Told)
+    if code == FAILED:
+        monkeypatch.setattr(Engine, "train_batch", broken)
+    if code == REQUEUE:
+        (tmp_path / "stop").touch()
+    assert run(tmp_path, config(train={"steps": 1}))["code"] == code
+    assert (tmp_path / "told").read_text() == str(code)
+
+
+def test_a_disk_that_is_full_to_the_last_byte_has_room_for_the_outcome(small_disk: Path):
+    make_room(small_disk)
+    with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    with pytest.raises(OSError, match="No space left"):
+        (small_disk / "more").write_text("x")
+    write_outcome(small_disk, CONFIG, "the disk is full", 3)
+    assert json.loads((small_disk / "outcome.json").read_text())["sentence"] == "the disk is full"
+    names = sorted(path.name for path in small_disk.iterdir())
+    assert names == ["filler", "more", "outcome.json"]
 
 
 def test_wandb_keeps_one_id_over_a_resume(tmp_path, monkeypatch):
