@@ -185,12 +185,12 @@ def test_the_same_run_goes_on_and_another_one_is_refused(corpus, ranks, capfd):
     capfd.readouterr()
     for setting, now in {
         "seed=2": "seed=1, not 2",
-        "optim.lr=9": "optim.lr=0.003, not 9.0",
+        "optim.lr=9": "optim.lr=0.004, not 9.0",
         "optim.betas=[0.5,0.6]": "optim.betas=[0.9, 0.98], not [0.5, 0.6]",
         "schedule=wsd": "schedule.kind=polynomial, not wsd",
         "model.hidden_size=32": "model.hidden_size=64, not 32",
         "data.seq_len=16": "data.seq_len=32, not 16",
-        "train.global_batch_size=64": "train.global_batch_size=32, not 64",
+        "train.global_batch_size=64": "train.global_batch_size=16, not 64",
     }.items():
         assert train(*given, setting) == 2
         assert f"runs/a holds a run with {now}; give another run.name, or run.fresh=true" in (
