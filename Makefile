@@ -15,11 +15,12 @@ demo: .venv/installed
 		tracker=none run.name=demo run.fresh=true
 	@echo
 	@echo "What it puts in place of <mask>, the likeliest first:"
-	@$(BIN)/mlm fill $(DEMO) top=3 \
+	@$(BIN)/mlm fill $(DEMO) \
 		"Весной снег тает, по улицам бегут ручьи, и дети пускают <mask> воде кораблики." \
 		"春天来了，河边的柳树发芽了，孩子们在田里跑来跑去<mask>老人坐在门口晒太阳。" \
 		"春になると、川のそばの桜<mask>咲き、人々は外で食べます。" \
-		"In the evening the family sits in the kitchen<mask> and the grandmother tells a story."
+		"In the evening the family sits in the kitchen<mask> and the grandmother tells a story." \
+		top=3
 	@echo "Four processes trained one model: its layers in two pipeline stages, and each layer's"
 	@echo "matrices in two halves. From 200 kB of text it has learnt which letters and signs each"
 	@echo "language has and which are frequent, not yet words. Where everything is:"

@@ -150,6 +150,19 @@ def _sweep_folder(overrides: list[str]) -> Iterator[None]:
                 path.rmdir()
 
 
+def _unreadable(override: str) -> str:
+    key, equals, _ = override.partition("=")
+    if not equals:
+        return (
+            f"{override!r} is not SETTING=VALUE; folders and texts come before the first setting, "
+            f"a setting has an ="
+        )
+    return (
+        f"{override!r} cannot be read as SETTING=VALUE; put a value with spaces or special "
+        f"characters in quotes of its own, '{key}=\"...\"'"
+    )
+
+
 @contextmanager
 def _one_sentence(verb: str, defaults: dict[str, Any]) -> Iterator[None]:
     try:
@@ -157,10 +170,7 @@ def _one_sentence(verb: str, defaults: dict[str, Any]) -> Iterator[None]:
     except MissingConfigException as error:
         raise UserError(_no_such_choice(error)) from None
     except OverrideParseException as error:
-        raise UserError(
-            f"{error.override!r} cannot be read as key=value ({_first_line(error.message)}); put a "
-            f"value with special characters in quotes, '{_key(error.override)}=\"...\"'"
-        ) from None
+        raise UserError(_unreadable(error.override)) from None
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explained(str(error), verb, defaults)) from None
 
@@ -200,10 +210,6 @@ def _keys(tree: dict[str, Any], prefix: str = "") -> list[str]:
         if isinstance(value, dict):
             rows += _keys(value, f"{prefix}{name}.")
     return rows
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0]
 
 
 def _first_line(message: str) -> str:
