@@ -28,7 +28,7 @@ demo: .venv/installed
 	@echo "  $(DEMO)/metrics.jsonl     loss, tokens per second and more, by step"
 	@echo "  $(DEMO)/checkpoints/      the weights, to go on from in any layout"
 	@echo "  $(DEMO)/logs/             what each process wrote"
-	@echo "  runs/prepared/            the tokenizer and the token shards"
+	@echo "  runs/prepared/              the tokenizer and the token shards"
 	@echo "Next: $(BIN)/mlm export $(DEMO) exported  writes a folder for transformers."
 
 test: check

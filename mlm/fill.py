@@ -107,12 +107,12 @@ def _best(text: str, masks: list[Candidates]) -> str:
 def _show(found: list[Filled], console: Console) -> None:
     """A table per text: a column of candidates for each mask, and the text filled."""
     for filled in found:
-        console.print(Text(filled.text, style="bold"))
+        console.print(Text(filled.text, style="bold"), soft_wrap=True)
         table = Table(box=None, pad_edge=True)
         for number in range(len(filled.masks)):
             table.add_column(f"{MASK} {number + 1}" if len(filled.masks) > 1 else MASK)
         for row in zip(*filled.masks, strict=True):
             table.add_row(*(Text(f"{value:6.1%}  {piece}") for piece, value in row))
         console.print(table)
-        console.print(Text(filled.best, style="italic"))
+        console.print(Text(filled.best, style="italic"), soft_wrap=True)
         console.print()
