@@ -85,6 +85,7 @@ def run(command: list[str], folder: Path, env: dict[str, str], log: IO[bytes]) -
         )
         with _stopping(child, folder) as asked:
             code = child.wait()
+    (folder / STOP).unlink(missing_ok=True)
     if len(asked) > 1:
         return Outcome(FAILED, "the ranks were killed; the last checkpoint stands")
     return outcome(folder, code, start)

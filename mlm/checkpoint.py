@@ -75,8 +75,8 @@ def save(engine: Engine, run: Path, manifest: Manifest, keep: int) -> Path:
         dist.barrier()  # what follows on other ranks may need the space
         raise UserError(
             f"the checkpoint of step {manifest.step} could not be written to {final} "
-            f"({_reason(error)}); free space or choose another run.dir, and start the run again: "
-            f"it goes on from the checkpoint before"
+            f"({_reason(error)}); free space, and start the run again: it goes on from "
+            f"{newest(run) or 'its first step'}"
         )
     if dist.get_rank() == 0:
         for old in all_checkpoints(run)[:-keep]:

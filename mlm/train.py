@@ -92,6 +92,8 @@ def _train(config: TrainConfig, run: Path, device: torch.device, progress: Progr
     finally:
         if tracker is not None:
             tracker.finish(code)
+        if code != FAILED:
+            dist.barrier()  # torchrun ends all as soon as one leaves, rank 0's tracker, too
     return (
         f"Trained {config.train.steps} steps; held-out loss {progress.eval_loss:.4f}. "
         f"Everything is in {run}"
