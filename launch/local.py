@@ -17,7 +17,7 @@ from typing import IO
 import psutil
 
 from launch import ROOT
-from mlm.errors import FAILED, UserError
+from mlm.errors import FAILED, REQUEUE, UserError
 from mlm.outcome import OUTCOME, STOP
 
 PR_SET_PDEATHSIG = 1
@@ -114,7 +114,8 @@ def finish(left: Outcome, folder: Path) -> float | None:
             print(left.sentence, flush=True)
         return left.eval_loss
     logs = str(folder / "logs")
-    where = "" if logs in left.sentence else f" (logs: {logs})"
+    told = left.code == REQUEUE or logs in left.sentence  # a stop as asked is nothing to look up
+    where = "" if told else f" (logs: {logs})"
     raise RunFailed(left.code, f"{left.sentence}{where}")
 
 

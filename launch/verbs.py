@@ -41,7 +41,10 @@ def fill(composed: Composed) -> None:
     """`mlm fill PATH TEXT ...`."""
     config = load(FillConfig, composed.settings)
     if not config.texts:
-        raise UserError("no text is given, so there is nothing to fill; add one that holds <mask>")
+        raise UserError(
+            f"no text is given behind the folder {config.path}, so there is nothing to fill; write "
+            f"mlm fill PATH TEXT, with <mask> in the text"
+        )
     if config.top < 1:
         raise UserError(f"top={config.top} is below 1; give 1 or more")
     from mlm import fill

@@ -112,7 +112,12 @@ def _show(found: list[Filled], console: Console) -> None:
         for number in range(len(filled.masks)):
             table.add_column(f"{MASK} {number + 1}" if len(filled.masks) > 1 else MASK)
         for row in zip(*filled.masks, strict=True):
-            table.add_row(*(Text(f"{value:6.1%}  {piece}") for piece, value in row))
+            table.add_row(*(Text(f"{value:6.1%}  {_shown(piece)}") for piece, value in row))
         console.print(table)
         console.print(Text(filled.best, style="italic"), soft_wrap=True)
         console.print()
+
+
+def _shown(piece: str) -> str:
+    """A piece as people read it; one that is nothing but a space says so."""
+    return f"{SPACE} (a space)" if piece == SPACE else piece

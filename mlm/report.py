@@ -27,7 +27,7 @@ class Report:
         self.began = time.monotonic()
         self.bar: Progress | None = None
         if self.shown:
-            _drop_after(self.path, start, steps)
+            _drop_after(self.path, start, max(start, steps))
 
     @property
     def shown(self) -> bool:

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
 def check_train(config: "TrainConfig", degrees: Layout) -> None:
     """Raises `UserError` for the first value that is out of range or contradicts another."""
     data, model, train = config.data, config.model, config.train
+    for name, value in {
+        "data.corpus": data.corpus,
+        "data.shards": data.shards,
+        "data.tokenizer": data.tokenizer,
+        "run.name": config.run.name,
+        "run.dir": config.run.dir,
+    }.items():
+        if value == "":
+            raise UserError(f"{name} is empty; give it a value, or leave it out")
     if data.corpus is None and data.shards is None:
         raise UserError(
             "neither data.corpus nor data.shards is given, so there is nothing to train on; add "

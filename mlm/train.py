@@ -95,7 +95,7 @@ def _train(config: TrainConfig, run: Path, device: torch.device, progress: Progr
         if code != FAILED:
             dist.barrier()  # torchrun ends all as soon as one leaves, rank 0's tracker, too
     return (
-        f"Trained {config.train.steps} steps; held-out loss {progress.eval_loss:.4f}. "
+        f"Trained {progress.step} steps; held-out loss {progress.eval_loss:.4f}. "
         f"Everything is in {run}"
     )
 
@@ -138,7 +138,8 @@ def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress
             if agreed.stop:
                 save(step)
                 raise StopRequested(
-                    f"stopped as asked after step {step}, which is saved; the same command goes on"
+                    f"stopped as asked after step {step}, which is saved; start the run again, "
+                    f"without run.fresh, to go on"
                 )
             lr = learning_rate(step, train.steps, config.optim.lr, config.schedule)
             ready = prepared(batches, parts, config.seed, step, agreed.masked_tokens, losses)
@@ -173,8 +174,8 @@ def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress
                     score(done)
                 if config.checkpoint.every and done % config.checkpoint.every == 0:
                     save(done)
-        score(train.steps)
-        save(train.steps)
+        score(progress.step)
+        save(progress.step)
 
 
 def _next(feed: Prefetcher, watch: Stopwatch) -> tuple[list, UserError | None]:
@@ -205,16 +206,18 @@ def _resume(parts: Parts, found: Path) -> checkpoint.Manifest:
 def _check_numbers(loss: float, grad_norm: float, step: int, saved: int) -> None:
     """Raises on all ranks alike: both numbers are the same on every rank."""
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        left = f"the checkpoint of step {saved} stands" if saved else "nothing was saved before"
         raise NumbersError(
             f"step {step} gave loss {loss} and gradient norm {grad_norm}, which are not finite; "
-            f"lower optim.lr or lengthen schedule.warmup_steps, and start again: the checkpoint of "
-            f"step {saved} stands"
+            f"lower optim.lr or lengthen schedule.warmup_steps, and start again; {left}"
         )
 
 
 def _opening(config: TrainConfig, parts: Parts, start: int) -> str:
     degrees, train = parts.grid.layout, config.train
     begins = f"Going on from step {start}" if start else "Training"
+    if start >= train.steps:
+        return f"All {start} steps are done; scoring them again (raise train.steps to go on)"
     return (
         f"{begins}: {config.model.parameters():,} parameters, {len(parts.index.languages)} "
         f"languages, {sum(parts.index.train_tokens):,} tokens; tp {degrees.tp}, pp {degrees.pp}, "

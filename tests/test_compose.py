@@ -88,6 +88,13 @@ def test_files_say_only_what_differs_from_the_defaults_or_gives_a_shape():
                 assert name in shape or not same, f"{path.name}: {section}.{name}"
 
 
+@pytest.mark.parametrize("name", ["data.shards", "data.corpus", "data.tokenizer", "run.name"])
+def test_an_empty_value_is_no_folder(name):
+    """What an unset shell variable leaves: it would mean the working folder."""
+    with pytest.raises(UserError, match=f"{name} is empty; give it a value, or leave it out"):
+        config("data.corpus=text", f"{name}=")
+
+
 def test_the_choice_of_a_model_and_the_overrides_are_kept():
     job = composed("model=mini", "train.steps=3")
     assert (job.model, job.overrides, job.sweep) == ("mini", ["model=mini", "train.steps=3"], None)

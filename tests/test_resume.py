@@ -88,12 +88,16 @@ def test_a_request_to_stop_saves_and_asks_for_another_start(tmp_path, monkeypatc
     assert exact(asked) == exact(tmp_path / "whole")
 
 
-def test_a_finished_run_started_again_only_evaluates(tmp_path):
+def test_a_finished_run_started_again_only_evaluates(tmp_path, capfd):
     made = config()
     first = run(tmp_path, made)
     before = (tmp_path / "metrics.jsonl").read_text()
     again = run(tmp_path, made)
     assert (again["code"], again["eval_loss"]) == (DONE, first["eval_loss"])
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert "All 6 steps are done" in capfd.readouterr().out
+    fewer = run(tmp_path, config(train={"steps": 3}))
+    assert (fewer["code"], fewer["step"]) == (DONE, 6)
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
