@@ -29,12 +29,12 @@ def draw(rows: list[dict], out: Path) -> None:
     )
     entropy = scored[-1]["eval_unigram_entropy"]
     axes.axhline(entropy, color="#b5532a", linestyle="--", linewidth=1)
-    left = axes.get_xlim()[0]
     axes.annotate(
         f"unigram entropy of the held-out tokens: {entropy:.2f}",
-        (left, entropy),
-        xytext=(6, 5),
+        (axes.get_xlim()[1], entropy),
+        xytext=(-6, 5),
         textcoords="offset points",
+        horizontalalignment="right",
         color="#b5532a",
         fontsize=9,
     )
