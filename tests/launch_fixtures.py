@@ -1,10 +1,14 @@
-"""A small corpus of two languages, and settings that make little work of it."""
+"""A small corpus of two languages, settings that make little work of it, and ranks that do none."""
 
 import io
+import sys
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from launch import local
+from launch.cli import main
 from mlm.config import TrainConfig, as_dict, load
 
 ROOT = Path(__file__).parents[1]
@@ -31,3 +35,43 @@ def small(corpus: Path, **data) -> TrainConfig:
 
 def quiet() -> Console:
     return Console(file=io.StringIO())
+
+
+# Ranks that only say how they ended: `CODE SENTENCE` come from the environment.
+RANKS = """
+import json, os, pathlib, sys, tempfile
+folder = pathlib.Path(sys.argv[1]).parent
+tempfile.mkdtemp()
+print("out of a rank", flush=True)
+print("error of a rank", file=sys.stderr, flush=True)
+if "CODE" in os.environ:
+    code = int(os.environ["CODE"])
+    values = {"code": code, "sentence": os.environ["SENTENCE"], "step": 3, "eval_loss": 2.5}
+    (folder / "outcome.json").write_text(json.dumps(values))
+sys.exit(int(os.environ.get("EXIT", "0")))
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture
+def ranks(tmp_path, monkeypatch) -> Path:
+    """Real processes in place of torchrun; the working folder is empty."""
+    script = tmp_path / "ranks.py"
+    script.write_text(RANKS)
+    monkeypatch.setattr(
+        local, "torchrun", lambda config, processes: [sys.executable, str(script), str(config)]
+    )
+    monkeypatch.setenv("CODE", "0")
+    monkeypatch.setenv("SENTENCE", "all is well")
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def train(*arguments: str) -> int:
+    return main(["train", *SMALL, *arguments])
