@@ -10,11 +10,11 @@ from mlm.config import TrainConfig, layout
 from mlm.data.batches import HeldOutBatches, TrainingBatches
 from mlm.data.index import Index
 from mlm.data.masking import Masking, masked_positions
-from mlm.data.order import SampleOrder
 from mlm.data.reader import TokenReader
 from mlm.model.flops import training_flops_per_token
 from mlm.model.masked_lm import masked_lm_layers
 from mlm.optimizer import make_adamw
+from mlm.prepare import sample_order
 from parallel.engine import Engine, EngineSettings, build_engine
 from parallel.groups import ProcessGrid, make_grid
 from parallel.keys import key
@@ -41,14 +41,7 @@ def build(config: TrainConfig) -> Parts:
     index = Index.open(Path(data.shards))
     reader = TokenReader(index)
     masking = Masking(data.mask_ratio, index.vocab_size)
-    order = SampleOrder(
-        index.train_tokens,
-        index.languages,
-        data.seq_len,
-        data.alpha,
-        config.seed,
-        data.shuffle_window,
-    )
+    order = sample_order(config, index)
     batches = TrainingBatches(
         reader, order, masking, config.seed, train.micro_batch_size, train.global_batch_size
     )

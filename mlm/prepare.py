@@ -125,7 +125,14 @@ def check_data(config: TrainConfig) -> DataFacts:
             f"model.vocab_size={asked} is below the {tokenizer.size} ids of the tokenizer "
             f"{data.tokenizer}; leave it null, or give {tokenizer.padded_size}"
         )
-    SampleOrder(
+    sample_order(config, index)
+    return DataFacts(index.hash, tokenizer.hash, asked or tokenizer.padded_size)
+
+
+def sample_order(config: TrainConfig, index: Index) -> SampleOrder:
+    """The order of a run's samples; raises `DataError` where a language has no whole block."""
+    data = config.data
+    return SampleOrder(
         index.train_tokens,
         index.languages,
         data.seq_len,
@@ -133,7 +140,6 @@ def check_data(config: TrainConfig) -> DataFacts:
         config.seed,
         data.shuffle_window,
     )
-    return DataFacts(index.hash, tokenizer.hash, asked or tokenizer.padded_size)
 
 
 def corpus_key(corpus: Path, made_by: Sequence[str | int | float], show: Show) -> str:

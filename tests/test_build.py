@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import mlm.build
+import mlm.prepare
 from mlm.batch import MicroBatch
 from mlm.build import build, own_batches, prepared
 from parallel.layout import Layout
@@ -69,18 +70,19 @@ def engine_settings(made) -> dict:
         found.update(asdict(settings), **{name: groups[0][name] for name in ("betas", "eps")})
         found["layers"] = len(layers)
 
-    def recording(name: str) -> None:
-        real = getattr(mlm.build, name)
+    def recording(name: str, module=mlm.build) -> None:
+        real = getattr(module, name)
 
         def recorded(*arguments, **named):
             found[name] = [*arguments, *named.values()]
             return real(*arguments, **named)
 
-        setattr(mlm.build, name, recorded)
+        setattr(module, name, recorded)
 
     mlm.build.build_engine = kept
-    for name in ("Masking", "SampleOrder", "TrainingBatches", "masked_lm_layers"):
+    for name in ("Masking", "TrainingBatches", "masked_lm_layers"):
         recording(name)
+    recording("SampleOrder", mlm.prepare)
     found["blocks"] = len(build(made).heldout)
     found["SampleOrder"] = found["SampleOrder"][2:]
     found["TrainingBatches"] = found["TrainingBatches"][3:]
