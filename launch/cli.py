@@ -37,6 +37,9 @@ VERBS = {
     "fill": Verb(
         "fills the masks of a text", "FillConfig", "launch.verbs:fill", ("path", "texts"), True
     ),
+    "import": Verb(
+        "reads a model from elsewhere", "ImportConfig", "launch.verbs:import_", ("path", "out")
+    ),
     "export": Verb(
         "writes a Hugging Face folder", "ExportConfig", "launch.verbs:export", ("path", "out")
     ),

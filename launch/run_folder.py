@@ -83,7 +83,7 @@ def check_same_run(folder: Path, before: dict[str, Any], config: TrainConfig) ->
 
     A `model.vocab_size` that is still open in `config` is not compared.
     """
-    old = dict(_settings(before))
+    old = {"weights": None, **dict(_settings(before))}
     for name, value in _settings(as_dict(config)):
         section = name.partition(".")[0]
         if section in FREE_SECTIONS or name in FREE_SETTINGS or name not in old:

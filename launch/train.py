@@ -7,6 +7,7 @@ from typing import IO
 from launch import local, run_folder
 from launch.compose import Composed
 from launch.resolve import resolve
+from launch.start import with_weights
 from mlm.config import TrainConfig, load
 from mlm.errors import REQUEUE, UserError
 from parallel.layout import Layout, LayoutError
@@ -47,6 +48,7 @@ def ready(composed: Composed, processes: int | None = None) -> Run:
 
     `processes`: how many there are already, under torchrun, where no corpus is prepared.
     """
+    composed, said = with_weights(composed)
     config = load(TrainConfig, composed.settings)
     if processes is not None and config.data.shards is None:
         raise UserError(
@@ -75,6 +77,8 @@ def ready(composed: Composed, processes: int | None = None) -> Run:
     run = replace(config.run, dir=str(Path(config.run.dir).resolve()), fresh=False)
     config = replace(config, run=run)
     path = run_folder.write(folder.resolve(), config, composed.overrides, hashes)
+    for sentence in said:
+        print(sentence, flush=True)
     return Run(folder, path, layout, log)
 
 

@@ -5,7 +5,14 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.compose import Composed
-from mlm.config import ExportConfig, FillConfig, ShardsConfig, TokenizerConfig, load
+from mlm.config import (
+    ExportConfig,
+    FillConfig,
+    ImportConfig,
+    ShardsConfig,
+    TokenizerConfig,
+    load,
+)
 from mlm.errors import UserError
 
 
@@ -57,4 +64,12 @@ def export(composed: Composed) -> None:
     config = load(ExportConfig, composed.settings)
     from mlm.hf.export import export as write
 
-    write(config.path, config.out)
+    write(config.path, config.out, config.dtype)
+
+
+def import_(composed: Composed) -> None:
+    """`mlm import PATH OUT`."""
+    config = load(ImportConfig, composed.settings)
+    from mlm.hf.importing import import_model
+
+    import_model(config.path, config.out, config.tokenizer, config.head)

@@ -1,0 +1,30 @@
+"""Multilingual masked language models: pretraining, and the published XLM-RoBERTa-XL family.
+
+The classes of the family are imported when they are asked for: `import mlm` loads no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PLACES = {
+    "AutoTokenizer": "mlm.family.tokenizer",
+    "XLMRobertaXLConfig": "mlm.family.config",
+    "XLMRobertaXLForCausalLM": "mlm.family.language",
+    "XLMRobertaXLForMaskedLM": "mlm.family.language",
+    "XLMRobertaXLForMultipleChoice": "mlm.family.tasks",
+    "XLMRobertaXLForQuestionAnswering": "mlm.family.tasks",
+    "XLMRobertaXLForSequenceClassification": "mlm.family.tasks",
+    "XLMRobertaXLForTokenClassification": "mlm.family.tasks",
+    "XLMRobertaXLModel": "mlm.family.model",
+}
+__all__ = list(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

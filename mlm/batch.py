@@ -41,6 +41,20 @@ class MicroBatch:
     def masked_tokens(self) -> int:
         return int((self.targets != IGNORED).sum())
 
+    @property
+    def token_type_ids(self) -> None:
+        """Every token is of the first type."""
+        return None
+
+    def mask_for(self, x: Tensor, training: bool, causal: bool) -> tuple[Tensor | None, bool]:
+        """What may be attended to in `x`, bool, as an attention takes it (None where all may), and
+        whether some token may attend to nothing, which is never so here.
+
+        Training blocks are full; only held-out ones end in padding.
+        """
+        assert not causal, "pretraining masks tokens and sees both sides of them"
+        return None if training else key_mask(self.lengths, self.input_ids.shape[1]), False
+
     def to(self, device: torch.device) -> "MicroBatch":
         """The same batch on `device`; `losses` stays the tensor that it is."""
         moved = {
@@ -49,3 +63,9 @@ class MicroBatch:
             if isinstance(value := getattr(self, field.name), Tensor) and field.name != "losses"
         }
         return replace(self, **moved)
+
+
+def key_mask(lengths: Tensor, seq_len: int) -> Tensor:
+    """(micro_batch, 1, 1, seq_len) bool, true where a token may be attended to."""
+    places = torch.arange(seq_len, device=lengths.device)
+    return (places < lengths.unsqueeze(1))[:, None, None, :]

@@ -15,6 +15,7 @@ from mlm.model.flops import training_flops_per_token
 from mlm.model.masked_lm import masked_lm_layers
 from mlm.optimizer import make_adamw
 from mlm.prepare import sample_order
+from mlm.start import first_weights
 from parallel.engine import Engine, EngineSettings, build_engine
 from parallel.groups import ProcessGrid, make_grid
 from parallel.keys import key
@@ -34,8 +35,11 @@ class Parts:
     flops_per_token: float  # forward and backward
 
 
-def build(config: TrainConfig) -> Parts:
-    """Builds all parts; a collective. Raises `UserError` for data that does not fit."""
+def build(config: TrainConfig, resuming: bool = False) -> Parts:
+    """Builds all parts; a collective. Raises `UserError` for data that does not fit.
+
+    resuming: the caller restores a checkpoint into the engine, so `config.weights` is not read
+    """
     data, train = config.data, config.train
     assert data.shards is not None
     index = Index.open(Path(data.shards))
@@ -50,6 +54,9 @@ def build(config: TrainConfig) -> Parts:
     )
     grid = make_grid(layout(config))
     masked = masked_positions(data.seq_len, data.mask_ratio)
+    first = None
+    if config.weights is not None and not resuming:
+        first = first_weights(config)
     layers = masked_lm_layers(
         config.model,
         group=grid.tp,
@@ -57,6 +64,7 @@ def build(config: TrainConfig) -> Parts:
         attention=train.attention,
         seq_len=data.seq_len,
         masked=masked,
+        fill=first and first.fill,
     )
     settings = EngineSettings(
         train.micro_batch_size,
@@ -66,6 +74,8 @@ def build(config: TrainConfig) -> Parts:
         train.recompute,
     )
     engine = build_engine(layers, grid, lambda named: make_adamw(named, config.optim), settings)
+    if first is not None and DTYPES[train.dtype] != torch.float32:
+        first.masters(engine)
     flops = training_flops_per_token(config.model, data.seq_len, masked)
     return Parts(index, batches, heldout, grid, engine, flops)
 

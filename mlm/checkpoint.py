@@ -3,21 +3,18 @@
 `checkpoints/step-00001000/` holds what torch.distributed.checkpoint wrote (fp32 master weights
 under `weight/<name>`, the moments under `exp_avg/<name>` and `exp_avg_sq/<name>`; the names are
 the published ones) and `checkpoint.json`: step, config, data phase, tracker id, and the sha256 of
-every file. It is written aside and renamed, so a folder of that name is a whole checkpoint.
+every file. It is written aside and renamed, so a folder of that name is a whole checkpoint. One
+that was imported is of step 0 and has no moments.
 """
 
-import errno
 import hashlib
 import json
 import os
 import shutil
-import warnings
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
@@ -25,14 +22,32 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as ShardedAlong
 
+from mlm import stored
 from mlm.errors import DataError, UserError
+from mlm.hf.weights import Weights
 from parallel.engine import Engine
 from parallel.sharding import shard_of
 from parallel.state import KINDS, read_state, write_state
 
 FORMAT = 1
-FULL = 1 << 20  # free bytes below which a disk counts as full
 FOLDER, MANIFEST = "checkpoints", "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import keeps of its source, beside the weights.
+
+    head: the name of the model's class; config: the values of config.json
+    dtype: that the weights had, `bfloat16` and the like; dtypes: of those that had another
+    tokenizer: the hash of the tokenizer beside the checkpoints; None where there is none
+    """
+
+    source: str
+    head: str
+    config: dict[str, Any]
+    dtype: str
+    dtypes: dict[str, str]
+    tokenizer: str | None
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class Manifest:
     index: str  # hash of the index of the shards that they came from
     config: dict[str, Any]
     tracker_id: str | None = None
+    imported: Imported | None = None  # and then there is no index and no config of a run
 
 
 def save(engine: Engine, run: Path, manifest: Manifest, keep: int) -> Path:
@@ -68,7 +84,7 @@ def save(engine: Engine, run: Path, manifest: Manifest, keep: int) -> Path:
                 shutil.rmtree(final, ignore_errors=True)
                 aside.rename(final)
         except (OSError, dcp.api.CheckpointException) as caught:
-            error = _cause(caught, run)
+            error = stored.cause_of(caught, run)
     if _failed(error):
         if dist.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
@@ -98,31 +114,19 @@ def restore(engine: Engine, folder: Path) -> Manifest:
     return manifest
 
 
-def open_weights(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
-    """The shapes of a checkpoint's weights by name, and a function that reads one of them, whole
-    and in fp32, on this process alone; it raises `DataError`."""
-    prefix = "weight/"
-    reader = dcp.FileSystemReader(folder)
-    found = reader.read_metadata().state_dict_metadata
-    shapes = {
-        label.removeprefix(prefix): tuple(item.size)  # pyright: ignore
-        for label, item in found.items()
-        if label.startswith(prefix)
-    }
+def save_import(
+    weights: Weights, run: Path, imported: Imported, show: stored.Show | None = None
+) -> Path:
+    """Writes the checkpoint of an import, on this process alone, a part of a weight at a time.
 
-    def read(name: str) -> Tensor:
-        state: dict[str, Any] = {prefix + name: torch.empty(shapes[name])}
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as asked
-                dcp.load(state, storage_reader=reader, no_dist=True)
-        except (OSError, dcp.api.CheckpointException) as error:
-            raise DataError(
-                f"{folder} cannot be read ({str(error).splitlines()[0]}); choose another checkpoint"
-            ) from error
-        return state[prefix + name]
-
-    return shapes, read
+    `run` is new and the caller's to delete; show: as in `write_weights`. Raises OSError, and
+    DataError for what cannot be read.
+    """
+    folder = run / FOLDER / "step-00000000"
+    folder.mkdir(parents=True)
+    stored.write_weights(weights, folder, show)
+    _write_manifest(folder, Manifest(0, 0, "", {}, imported=imported))
+    return folder
 
 
 def all_checkpoints(run: Path) -> list[Path]:
@@ -142,7 +146,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         values = json.loads((folder / MANIFEST).read_text("utf-8"))
         if values["format"] == FORMAT:
-            return Manifest(**{k: v for k, v in values.items() if k not in ("format", "files")})
+            kept = {name: values[name] for name in values.keys() - {"format", "files"}}
+            imported = kept.pop("imported", None)
+            return Manifest(**kept, imported=imported and Imported(**imported))
     except (OSError, ValueError, KeyError, TypeError):
         pass
     raise DataError(
@@ -188,18 +194,6 @@ def _failed(error: BaseException | None) -> bool:
     found: list[bool] = [False] * dist.get_world_size()
     dist.all_gather_object(found, error is not None)
     return any(found)
-
-
-def _cause(error: BaseException, run: Path) -> BaseException:
-    """The operating system's error behind a checkpoint that was not written, if it is one."""
-    causes = [error]
-    if isinstance(error, dcp.api.CheckpointException):
-        causes = [item[0] for item in error.failures.values()]
-    found = next((cause for cause in causes if isinstance(cause, OSError)), None)
-    # On a full disk torch's writer only sees that a file is shorter than what it wrote.
-    if found is None and shutil.disk_usage(run).free < FULL:
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return found or causes[0]
 
 
 def _reason(error: BaseException | None) -> str:

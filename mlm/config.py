@@ -112,6 +112,7 @@ class TrainConfig:
     __pydantic_config__ = STRICT
 
     seed: int = 1
+    weights: str | None = None  # of a trained model to begin with; null: initial ones
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -158,7 +159,7 @@ class FillConfig:
 
     __pydantic_config__ = STRICT
 
-    path: str = "???"  # a run folder, a checkpoint or a Hugging Face folder
+    path: str = "???"  # a run folder, a checkpoint, an import or a Hugging Face folder
     texts: tuple[str, ...] = ()
     top: int = 5
 
@@ -169,8 +170,21 @@ class ExportConfig:
 
     __pydantic_config__ = STRICT
 
-    path: str = "???"
+    path: str = "???"  # a run folder, a checkpoint, an import or a Hugging Face folder
     out: str = "???"
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None  # null: that of the weights
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """`mlm import PATH OUT`: a trained model from elsewhere, as a checkpoint of ours."""
+
+    __pydantic_config__ = STRICT
+
+    path: str = "???"  # a Hugging Face folder, or an original checkpoint: its folder or file
+    out: str = "???"
+    tokenizer: str | None = None  # a folder; none: there is none; null: it lies beside the weights
+    head: str | None = None  # name of a classification head in an original checkpoint
 
 
 def defaults(schema: type) -> dict[str, Any]:

@@ -8,8 +8,11 @@ A message is one sentence: the value, the rule, the remedy. The codes are those 
 DONE, FAILED, CONFIG, REQUEUE, DATA, NUMBERS = 0, 1, 2, 75, 76, 77
 
 
-class UserError(Exception):
-    """A mistake in the configuration, the command line or the machine's set-up."""
+class UserError(ValueError):
+    """A mistake in the configuration, the command line or the machine's set-up.
+
+    A ValueError, since the classes of `mlm.family` are used from Python, too.
+    """
 
     code = CONFIG
 

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from mlm.errors import UserError
-from mlm.text.ids import BOS, EOS, FIRST_PIECE, PAD, UNK
+from mlm.hf.folder import MASKED_LM
+from mlm.text.ids import BOS, EOS, FIRST_PIECE, MODEL_FILE, PAD, UNK
 from mlm.text.tokenizer import Tokenizer
 from mlm.trained import open_trained
 
@@ -34,7 +35,8 @@ class Filled:
 def fill(path: str, texts: Sequence[str], top: int = 5) -> list[list[Candidates]]:
     """Fills the masks of each text, shows what was found, and returns it.
 
-    path: of a run folder, a checkpoint or a Hugging Face folder; it runs on the CPU in fp32
+    path: of a run folder, a checkpoint, an import or a Hugging Face folder; it runs on the CPU in
+        fp32
     Returns `top` candidates for each mask of each text; a mask is filled as if the others stayed.
     Raises UserError for a text that is empty, has no `<mask>` or is longer than the model takes.
     """
@@ -46,7 +48,17 @@ def fill(path: str, texts: Sequence[str], top: int = 5) -> list[list[Candidates]
 def fill_masks(path: Path, texts: Sequence[str], top: int) -> list[Filled]:
     """`fill` without showing anything."""
     trained = open_trained(path)
-    tokenizer, limit = trained.tokenizer, trained.config.max_tokens
+    if trained.head != MASKED_LM:
+        raise UserError(
+            f"{path} holds an {trained.head}, and masks are filled by an {MASKED_LM}; give one of "
+            f"these"
+        )
+    tokenizer, limit = trained.tokenizer, trained.max_tokens
+    if tokenizer is None:
+        raise UserError(
+            f"{path} has no tokenizer ({MODEL_FILE}), so a text cannot be read; put it there, or "
+            f"import the model again with tokenizer=DIR"
+        )
     choices = tokenizer.mask - FIRST_PIECE
     if not 1 <= top <= choices:
         raise UserError(
@@ -57,7 +69,8 @@ def fill_masks(path: Path, texts: Sequence[str], top: int) -> list[Filled]:
     found = []
     for text, row in zip(texts, rows, strict=True):
         places = [place for place, id in enumerate(row) if id == tokenizer.mask]
-        logits = model.logits(torch.tensor([row]), torch.tensor([len(row)]))[0, places]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([row])).logits[0, places]
         # Special and padded ids keep their share of the probability; they are only not proposed.
         probabilities = logits.softmax(-1)[:, FIRST_PIECE : tokenizer.mask]
         best = probabilities.topk(top)

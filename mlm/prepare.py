@@ -20,6 +20,7 @@ from mlm.errors import UserError
 from mlm.progress import progress
 from mlm.text import corpus as texts
 from mlm.text import training
+from mlm.text.ids import MODEL_FILE
 from mlm.text.tokenizer import Tokenizer
 
 Show = Callable[[int, int], None]
@@ -87,7 +88,10 @@ def write_shards(
     with progress(console, "Writing token shards") as show:
         shards.write(corpus, Tokenizer.load(tokenizer), out, workers=workers, on_progress=show)
     try:
-        shutil.copytree(tokenizer, out / "tokenizer")
+        (out / "tokenizer").mkdir()
+        for name in (MODEL_FILE, training.RECORD):  # not a model that lies beside its tokenizer
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, out / "tokenizer" / name)
     except OSError as error:
         shutil.rmtree(out, ignore_errors=True)
         raise UserError(

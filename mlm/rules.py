@@ -14,6 +14,7 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
     """Raises `UserError` for the first value that is out of range or contradicts another."""
     data, model, train = config.data, config.model, config.train
     for name, value in {
+        "weights": config.weights,
         "data.corpus": data.corpus,
         "data.shards": data.shards,
         "data.tokenizer": data.tokenizer,

@@ -72,8 +72,8 @@ def main(config_path: str) -> int:
 
 
 def _train(config: TrainConfig, run: Path, device: torch.device, progress: Progress) -> str:
-    parts = build(config)
     found = checkpoint.newest(run)
+    parts = build(config, resuming=found is not None)
     manifest = None if found is None else _resume(parts, found)
     start = progress.step = 0 if manifest is None else manifest.step
     shown = dist.get_rank() == 0

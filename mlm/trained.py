@@ -1,91 +1,153 @@
-"""A trained model where it lies: a run folder, a checkpoint, or a Hugging Face folder."""
+"""A trained model where it lies: a run folder, a checkpoint, an import or a Hugging Face folder."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from mlm import checkpoint
+import mlm
+from mlm import checkpoint, stored
 from mlm.config import TrainConfig, load
 from mlm.data.index import FILE as INDEX
 from mlm.errors import DataError, UserError
+from mlm.family.config import FILE as HF_CONFIG
+from mlm.family.config import XLMRobertaXLConfig
+from mlm.family.folder import config_values
+from mlm.hf.folder import BARE, MASKED_LM, head_of, tokenizer_of
+from mlm.hf.load import full_shapes, load_parameters
+from mlm.hf.weights import Weights, open_weights
 from mlm.model.config import ModelConfig
-from mlm.model.masked_lm import MaskedLM
 from mlm.text.ids import MODEL_FILE
 from mlm.text.tokenizer import Tokenizer
 
-MODEL_TYPE = "xlm-roberta-xl"
-HF_CONFIG, HF_WEIGHTS, HF_INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FLOATS = (*DTYPES.values(), torch.float64)
 
 
 @dataclass(frozen=True)
 class Trained:
     """What a folder of a trained model holds; its weights are read when they are asked for.
 
-    shapes: of every weight, by its published name
-    read: one weight by its name, fp32; raises DataError
+    head: the name of its class; tokenizer: None where the folder has none
+    weights: under the names of its class, in the dtypes that an export has
     """
 
     path: Path
-    config: ModelConfig
-    tokenizer: Tokenizer
-    shapes: dict[str, tuple[int, ...]]
-    read: Callable[[str], Tensor]
+    head: str
+    config: XLMRobertaXLConfig
+    tokenizer: Tokenizer | None
+    weights: Weights
 
-    def model(self) -> MaskedLM:
-        """The model with these weights, on the CPU in fp32, with no memory spent beside them."""
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that a sequence may have."""
+        return self.config.max_position_embeddings - self.config.pad_token_id - 1
+
+    def empty(self) -> nn.Module:
+        """The model on the meta device, without weights."""
+        options: dict[str, Any] = {"seed": 0}  # of nothing, on the meta device
+        if self.head == BARE:  # the only class whose pooler may be left out
+            options["add_pooling_layer"] = any("pooler" in name for name in self.weights.shapes)
         with torch.device("meta"):
-            model = MaskedLM(self.config)
-        names = {id(parameter): name for name, parameter in model.canonical_parameters().items()}
-        for module in model.modules():
-            for local, parameter in list(module.named_parameters(recurse=False)):
-                weight = self.read(names[id(parameter)])
-                setattr(module, local, torch.nn.Parameter(weight, requires_grad=False))
-        return model
+            return getattr(mlm, self.head)(self.config, **options)
+
+    def model(self) -> nn.Module:
+        """The model of its class with these weights, on the CPU in fp32, for inference."""
+        model = self.empty()
+        stored = {name: name for name in self.weights.shapes}
+        load_parameters(model, self.weights, stored, dtype=torch.float32)
+        return model.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
 class Checkpoint(Trained):
-    """A trained model that is a checkpoint, with all that its run tells of it."""
+    """A trained model that is a checkpoint of a run, with all that its run tells of it."""
 
     run: Path
     manifest: checkpoint.Manifest
     settings: TrainConfig
 
 
-def open_trained(path: Path) -> Trained:
-    """The model in a run folder, a checkpoint or a Hugging Face folder; raises UserError."""
+def open_trained(path: Path, verify: bool = True) -> Trained:
+    """The model in a run folder (its newest checkpoint), a checkpoint, what `mlm import` wrote, or
+    a Hugging Face folder of any head; raises UserError.
+
+    verify: whether the files of a checkpoint are read to see that they are as they were written
+    """
     if (path / HF_CONFIG).is_file():
-        return _hugging_face(path)
-    return open_checkpoint(path)
+        made = replace(open_folder(path), tokenizer=tokenizer_of(path))
+        check(made)
+        return made
+    return open_checkpoint(path, verify)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The model in a run folder (its newest checkpoint) or in a checkpoint; raises UserError."""
+def open_checkpoint(path: Path, verify: bool = True) -> Trained:
+    """The same of all but a Hugging Face folder."""
+    made = _opened(path, verify)
+    check(made)
+    return made
+
+
+def common_dtype(weights: Weights) -> str:
+    """The name of the dtype that most weights have, as a config.json has it."""
+    return str(Counter(weights.dtypes.values()).most_common(1)[0][0]).removeprefix("torch.")
+
+
+def in_dtypes(weights: Weights, dtypes: dict[str, torch.dtype]) -> Weights:
+    """The same weights, each cast to another dtype as it is read."""
+
+    def part(name: str, dim: int, start: int, stop: int) -> Tensor:
+        return weights.part(name, dim, start, stop).to(dtypes[name])
+
+    return replace(weights, dtypes=dtypes, part=part, copies={})
+
+
+def _opened(path: Path, verify: bool) -> Trained:
     folder = _checkpoint_folder(path)
     manifest = checkpoint.read_manifest(folder)
-    checkpoint.verify(folder)
-    run, settings = folder.absolute().parent.parent, load(TrainConfig, manifest.config)
-    tokenizer = _tokenizer_of(settings, run)
-    shapes, read = checkpoint.open_weights(folder)
-    made = Checkpoint(
+    if verify:
+        checkpoint.verify(folder)
+    run, weights = folder.absolute().parent.parent, stored.open_weights(folder)
+    if manifest.imported is not None:
+        return _imported(folder, run / "tokenizer", manifest.imported, weights)
+    settings = load(TrainConfig, manifest.config)
+    return Checkpoint(
         folder,
-        settings.model,
-        tokenizer,
-        shapes,
-        read,
-        run=run,
-        manifest=manifest,
-        settings=settings,
+        MASKED_LM,
+        family_config(settings.model),
+        _tokenizer_of(settings, run),
+        weights,
+        run,
+        manifest,
+        settings,
     )
-    _check(made)
-    return made
+
+
+def family_config(model: ModelConfig) -> XLMRobertaXLConfig:
+    """The config of a model that was pretrained here."""
+    shape = asdict(model)
+    del shape["output_dropout"]  # of training; the family has no such switch
+    return XLMRobertaXLConfig(**shape, architectures=[MASKED_LM])
+
+
+def _imported(folder: Path, beside: Path, source: checkpoint.Imported, weights: Weights) -> Trained:
+    tokenizer = None
+    if source.tokenizer is not None:
+        tokenizer = Tokenizer.load(beside)
+        if tokenizer.hash != source.tokenizer:
+            raise DataError(
+                f"{tokenizer.model_path} is not the tokenizer that was imported (its hash is "
+                f"{tokenizer.hash[:12]}, not {source.tokenizer[:12]}); put the old one back"
+            )
+    dtypes = {
+        name: getattr(torch, source.dtypes.get(name, source.dtype)) for name in weights.shapes
+    }
+    config = XLMRobertaXLConfig.from_dict(source.config)
+    return Trained(folder, source.head, config, tokenizer, in_dtypes(weights, dtypes))
 
 
 def _checkpoint_folder(path: Path) -> Path:
@@ -95,15 +157,13 @@ def _checkpoint_folder(path: Path) -> Path:
         return newest
     if not path.is_dir():
         raise UserError(
-            f"{path} is not a folder; give a run folder, or one of its {checkpoint.FOLDER}/step-..."
-        )
-    if (path / HF_CONFIG).is_file():
-        raise UserError(
-            f"{path} is a Hugging Face folder already; give a run folder or a checkpoint"
+            f"{path} is not a folder; give a run folder, one of its {checkpoint.FOLDER}/step-..., "
+            f"or a Hugging Face folder (`mlm import` reads original checkpoints)"
         )
     raise UserError(
-        f"{path} holds no whole checkpoint; give a run folder that has saved one, or one of its "
-        f"{checkpoint.FOLDER}/step-..."
+        f"{path} holds no whole checkpoint and no {HF_CONFIG}; give a run folder that has saved "
+        f"one, one of its {checkpoint.FOLDER}/step-..., or a Hugging Face folder (`mlm import` "
+        f"reads original checkpoints)"
     )
 
 
@@ -141,75 +201,61 @@ def _tokenizer_hash(settings: TrainConfig, run: Path) -> str | None:
         return None
 
 
-def _hugging_face(folder: Path) -> Trained:
+def open_folder(folder: Path) -> Trained:
+    """The model in a Hugging Face folder, without its tokenizer, unchecked; raises UserError."""
+    values = config_values(folder)
     try:
-        values = json.loads((folder / HF_CONFIG).read_text("utf-8"))
-        if values["model_type"] != MODEL_TYPE:
-            raise UserError(
-                f"{folder} holds a model of the type {values['model_type']}, and this command "
-                f"reads {MODEL_TYPE}; give one that `mlm export` wrote"
-            )
-        known = {field.name for field in fields(ModelConfig)}
-        shape = {name: value for name, value in values.items() if name in known}
-        config = TypeAdapter(ModelConfig).validate_python(shape)
-    except (OSError, ValueError, KeyError, TypeError, ValidationError):
+        config = XLMRobertaXLConfig.from_dict(values)
+        config.shape()
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder / HF_CONFIG} has {error}") from None
+    weights = open_weights(folder)
+    return Trained(folder, head_of(folder, config, weights.shapes), config, None, weights)
+
+
+def check(made: Trained) -> None:
+    """Raises DataError unless tokenizer and weights are those of this class and config."""
+    vocabulary, tokenizer = made.config.vocab_size, made.tokenizer
+    if tokenizer is not None and vocabulary < tokenizer.size:
         raise DataError(
-            f"{folder / HF_CONFIG} does not describe a model of the type {MODEL_TYPE}; give a "
-            f"folder that `mlm export` wrote"
-        ) from None
-    tokenizer = Tokenizer.load(folder)
-    files = safetensors_files(folder)
-    shapes = {name: tuple(_slice(path, name).get_shape()) for name, path in files.items()}
-    made = Trained(
-        folder, config, tokenizer, shapes, lambda name: read_safetensors(files[name], name)
-    )
-    _check(made)
-    return made
-
-
-def safetensors_files(folder: Path) -> dict[str, Path]:
-    """The file of every weight in a Hugging Face folder; raises DataError."""
-    try:
-        if (folder / HF_INDEX).is_file():
-            listed = json.loads((folder / HF_INDEX).read_text("utf-8"))["weight_map"]
-            return {name: folder / file for name, file in listed.items()}
-        with safe_open(folder / HF_WEIGHTS, framework="pt") as file:
-            return dict.fromkeys(file.keys(), folder / HF_WEIGHTS)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise DataError(
-            f"{folder} has no weights that can be read ({error}); give a folder that `mlm export` "
-            f"wrote"
-        ) from None
-
-
-def read_safetensors(path: Path, name: str) -> Tensor:
-    """One weight of a file, in fp32; raises DataError."""
-    return _slice(path, name)[:].float()
-
-
-def _slice(path: Path, name: str) -> Any:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_slice(name)
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); write it again with `mlm export`"
-        ) from None
-
-
-def _check(trained: Trained) -> None:
-    """Raises DataError unless the weights are those of a model of this config."""
-    if trained.config.vocab_size is None or trained.config.vocab_size < trained.tokenizer.size:
-        raise DataError(
-            f"{trained.path} has a vocab_size of {trained.config.vocab_size}, below the "
-            f"{trained.tokenizer.size} ids of its tokenizer; choose another"
+            f"{made.path} has a vocab_size of {vocabulary}, below the {tokenizer.size} ids of its "
+            f"tokenizer {tokenizer.model_path}; give the tokenizer that belongs to the model"
         )
-    with torch.device("meta"):
-        named = MaskedLM(trained.config).canonical_parameters()
-    expected = {name: tuple(parameter.shape) for name, parameter in named.items()}
-    for name in expected.keys() | trained.shapes.keys():
-        if expected.get(name) != trained.shapes.get(name):
+    if tokenizer is not None and made.config.pad_token_id != tokenizer.pad:
+        raise DataError(
+            f"{made.path} has pad_token_id={made.config.pad_token_id}, and its tokenizer "
+            f"{tokenizer.model_path} has {tokenizer.pad}, as all of this family; give the "
+            f"tokenizer that belongs to the model"
+        )
+    expected = full_shapes(made.empty())
+    found = made.weights.shapes
+    for name in (*expected, *found):
+        if expected.get(name) != found.get(name):
+            raise DataError(_misfit(made, name, expected.get(name), found.get(name)))
+    for name, dtype in made.weights.dtypes.items():
+        if dtype not in FLOATS:
             raise DataError(
-                f"{trained.path} has {name} with the shape {trained.shapes.get(name)}, and its "
-                f"config asks for {expected.get(name)}; choose another"
+                f"{made.weights.where(name)} holds {name} as {made.weights.dtype_name(name)}, and "
+                f"weights are float32, float16, bfloat16 or float64; give a model that is not "
+                f"quantised"
             )
+
+
+def _misfit(
+    made: Trained, name: str, expected: tuple[int, ...] | None, found: tuple[int, ...] | None
+) -> str:
+    file = made.weights.where(name)
+    if found is None:
+        return (
+            f"{made.path} has no {name}, which an {made.head} of its config has; copy it again "
+            f"from where it came"
+        )
+    if expected is None:
+        return (
+            f"{file} has {name}, which an {made.head} of its config has not; give a folder of this "
+            f"family, or the config that belongs to it"
+        )
+    return (
+        f"{file} has {name} with the shape {found}, and its config asks for {expected}; give the "
+        f"config that belongs to it"
+    )

@@ -160,7 +160,7 @@ def build_engine(
 
 def _deepspeed_config(settings: EngineSettings, zero: int, parameters: int) -> dict[str, Any]:
     # DeepSpeed's buckets are 5e8 elements whatever the model: up to 2 GB that a small one wastes.
-    bucket = min(500_000_000, max(parameters, 1))
+    bucket = min(500_000_000, max(parameters + parameters % 2, 2))  # it refuses odd ones
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.grad_accum_steps,

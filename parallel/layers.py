@@ -77,22 +77,34 @@ class VocabParallelEmbedding(nn.Module):
     """An embedding table, its rows (ids) split over the group.
 
     Forward: ids (...) -> (..., embedding_dim), all-reduced: a rank gives zeros for ids that it
-    does not hold. Backward: local. There is no padding row to be left out of the gradient:
-    applied to local ids it would starve a real row on every other rank.
+    does not hold. Backward: local; the row of `padding_idx` gets no gradient from here.
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, group: Group):
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        group: Group,
+        *,
+        padding_idx: int | None = None,
+    ):
         super().__init__()
         local = split(num_embeddings, group, "num_embeddings")
         self.group = group
         self.first = group_rank(group) * local
+        # An id of the whole table: as a local one it would starve a real row on every other rank.
+        self.padding_idx = padding_idx
         self.weight = nn.Parameter(torch.empty(local, embedding_dim))
         mark_sharded(self.weight, 0, group)
 
     def forward(self, ids: Tensor) -> Tensor:
         if self.group is None:
-            return F.embedding(ids, self.weight)
+            return F.embedding(ids, self.weight, self.padding_idx)
         local = ids - self.first
         elsewhere = (local < 0) | (local >= self.weight.shape[0])
-        found = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        found = F.embedding(local.masked_fill(elsewhere, 0), self.weight, self._local_padding())
         return reduce_from_group(found.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.group)
+
+    def _local_padding(self) -> int | None:
+        local = -1 if self.padding_idx is None else self.padding_idx - self.first
+        return local if 0 <= local < self.weight.shape[0] else None

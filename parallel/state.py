@@ -4,7 +4,7 @@ DeepSpeed's own checkpoints resume only the layout that wrote them. What is read
 here is each parameter's fp32 master weight and its two Adam moments, under layout-free names.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -55,6 +55,20 @@ def write_state(engine: Engine, states: dict[str, dict[str, Tensor]], step: int)
             wrapped._reassign_or_swap_out_partitioned_parameters(group)
     for partition in _partitions(engine):
         engine.optimizer.state[partition]["step"].fill_(float(step))
+
+
+def write_masters(engine: Engine, read: Callable[[str, nn.Parameter], Tensor | None]) -> None:
+    """Puts fp32 master weights into a new engine that has made its own of rounded parameters.
+
+    read: gives this rank's slice, whose rounded numbers the parameter has, or None for the master
+    that is there. A collective over the data ranks.
+    """
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    for name, parameter in engine.parameters():
+        value = read(name, parameter)
+        if value is not None:
+            safe_set_full_fp32_param(parameter, value)
 
 
 def _partitions(engine: Engine) -> list[Tensor]:

@@ -117,7 +117,7 @@ def test_the_engine_gets_the_settings_of_the_run():
         "Masking": [0.3, 400],
         "SampleOrder": [32, 0.7, 5, 3],  # tokens of a block, alpha, seed, window
         "TrainingBatches": [5, 4, 8],  # seed and sizes
-        "masked_lm_layers": [5, "unfused", 32, 10],  # seed, path, tokens and masks of a block
+        "masked_lm_layers": [5, "unfused", 32, 10, None],  # seed, path, tokens and masks of a block
     }
     whole = replace(made, eval=replace(made.eval, blocks_per_language=0))
     all_of_them = run_ranks(1, engine_settings, whole)[0]["blocks"]

@@ -143,13 +143,19 @@ def test_packages_before_ours_are_named(tmp_path):
     assert f"the package parallel is found at {tmp_path / 'parallel'}, not at" in done.stderr
 
 
-def test_fill_and_export_pass_on_what_is_given(monkeypatch, capsys):
+def test_fill_export_and_import_pass_on_what_is_given(monkeypatch, capsys):
     calls = []
+    monkeypatch.setattr("mlm.hf.importing.import_model", lambda *given: calls.append(given))
     monkeypatch.setattr("mlm.fill.fill", lambda *given: calls.append(given))
     monkeypatch.setattr("mlm.hf.export.export", lambda *given: calls.append(given))
     assert main(["fill", "runs/a", "x, <mask>", "${y} <mask>", "top=3"]) == 0
     assert main(["export", "runs/a", "out"]) == 0
-    assert calls == [("runs/a", ("x, <mask>", "${y} <mask>"), 3), ("runs/a", "out")]
+    assert calls == [("runs/a", ("x, <mask>", "${y} <mask>"), 3), ("runs/a", "out", None)]
+    assert main(["import", "a", "b", "tokenizer=none"]) == 0
+    assert main(["export", "runs/a", "out", "dtype=bf16"]) == 0
+    assert calls[2:] == [("a", "b", "none", None), ("runs/a", "out", "bf16")]
+    assert main(["export", "runs/a", "out", "dtype=int8"]) == 2
+    assert "dtype='int8' is not possible: it should be 'fp32', 'bf16' or" in capsys.readouterr().err
     assert main(["fill", "runs/a"]) == 2
     assert main(["fill", "runs/a", "<mask>", "top=0"]) == 2
     assert main(["export", "runs/a"]) == 2

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 
 from mlm.batch import MicroBatch
 from mlm.model import attention, embeddings, layer
-from mlm.model.attention import unfused_attention, use_fused
+from mlm.model.attention import attention_weights, use_fused
 from mlm.model.config import ModelConfig
 from mlm.model.flops import training_flops_per_token
-from mlm.model.masked_lm import MaskedLM, masked_lm_layers
+from mlm.model.masked_lm import masked_lm_layers
+from parallel.stages import WholeModel, canonical_name
 
 CONFIG = ModelConfig(
     vocab_size=128,
@@ -23,13 +24,22 @@ CONFIG = ModelConfig(
 )
 
 
-def reference(config: ModelConfig, model: MaskedLM):
-    """transformers' model with the weights of ours."""
-    from transformers import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
+def pretrained(config: ModelConfig, **options) -> tuple[WholeModel, dict[str, torch.nn.Parameter]]:
+    """The model as pretraining runs it, and its parameters by their published names."""
+    layers = masked_lm_layers(config, **options)
+    model = WholeModel(layers)
+    named = model.named_parameters()
+    return model, {canonical_name(layers, name): parameter for name, parameter in named}
+
+
+def reference(config: ModelConfig, parameters: dict[str, torch.nn.Parameter]):
+    """transformers' model with these weights."""
+    import transformers
 
     shape = {k: v for k, v in vars(config).items() if k != "output_dropout"}
-    theirs = XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(**shape)).eval()
-    weights = {name: p.detach() for name, p in model.canonical_parameters().items()}
+    made = transformers.XLMRobertaXLConfig(**shape)
+    theirs = transformers.XLMRobertaXLForMaskedLM(made).eval()
+    weights = {name: parameter.detach() for name, parameter in parameters.items()}
     missing, unexpected = theirs.load_state_dict(weights, strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.decoder.weight", "lm_head.decoder.bias"}
@@ -46,20 +56,28 @@ def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("attention", ["fused", "unfused"])
 @pytest.mark.parametrize("activation", ["gelu", "relu", "silu", "gelu_new"])
-def test_logits_equal_transformers(activation, attention):
+def test_loss_on_held_out_rows_equals_transformers(activation, attention):
+    """Rows that end in padding, as only held-out ones do."""
     config = replace(CONFIG, hidden_act=activation)
-    model = MaskedLM(config, seed=4, attention=attention)
+    model, parameters = pretrained(config, seed=4, attention=attention)
     ids, lengths = padded_batch()
-    real = ids != CONFIG.pad_token_id
-    expected = reference(config, model)(ids, attention_mask=real.long()).logits
-    found = model.logits(ids, lengths)
-    torch.testing.assert_close(found[real], expected[real], rtol=1e-5, atol=1e-5)
+    positions = torch.tensor([[0, 3, 19], [7, 8, 12], [0, 0, 0]])
+    targets = torch.tensor([[9, 4, 127], [50, 51, 60], [61, -100, -100]])
+    logits = reference(config, parameters)(ids, attention_mask=(ids != 1).long()).logits
+    chosen = logits[torch.arange(3).unsqueeze(1), positions]
+    expected = F.cross_entropy(chosen.flatten(0, 1), targets.flatten(), reduction="none")
+    losses = torch.zeros(3, 2, dtype=torch.float64)
+    batch = MicroBatch(ids, lengths, positions, targets, torch.arange(3), losses=losses)
+    with torch.no_grad():
+        model.eval()(ids, batch)
+    assert losses[:, 1].tolist() == [3, 3, 1]
+    torch.testing.assert_close(losses[:, 0].float(), expected.view(3, 3).sum(dim=1))
 
 
 def test_loss_and_gradients_of_masked_positions_equal_transformers():
     config = replace(CONFIG, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model = MaskedLM(config, seed=4)
-    theirs = reference(config, model)
+    model, parameters = pretrained(config, seed=4)
+    theirs = reference(config, parameters)
     ids, _ = padded_batch()
     ids = ids.clamp(min=4)
     positions = torch.tensor([[0, 3, 19], [7, 8, 0], [5, 0, 0]])
@@ -72,11 +90,11 @@ def test_loss_and_gradients_of_masked_positions_equal_transformers():
     batch = MicroBatch(
         ids, torch.full((3,), 20), positions, targets, torch.tensor([0, 1, 1]), 1 / 6, 0, losses
     )
-    found = model.whole.train()(ids, batch)
+    found = model.train()(ids, batch)
     found.backward()
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     grads = dict(theirs.named_parameters())
-    for name, parameter in model.canonical_parameters().items():
+    for name, parameter in parameters.items():
         torch.testing.assert_close(parameter.grad, grads[name].grad, rtol=1e-4, atol=1e-6, msg=name)
     per_token = F.cross_entropy(
         theirs(ids).logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
@@ -98,14 +116,14 @@ def test_parameter_counts_of_the_family():
         )
         assert config.parameters() == expected
         with torch.device("meta"):
-            assert sum(p.numel() for p in MaskedLM(config).parameters()) == expected
+            assert sum(p.numel() for p in pretrained(config)[1].values()) == expected
         # The list that stages are balanced by counts the tied weight on both ends.
         listed = sum(layer.parameters for layer in masked_lm_layers(config))
         assert listed == expected + 250880 * hidden
 
 
 def test_initial_weights():
-    weights = MaskedLM(replace(CONFIG, vocab_size=1024), seed=1).canonical_parameters()
+    _, weights = pretrained(replace(CONFIG, vocab_size=1024), seed=1)
     words = weights["roberta.embeddings.word_embeddings.weight"]
     assert not words[1].any()
     assert words[2:].std().item() == pytest.approx(0.02, rel=0.05)
@@ -127,7 +145,7 @@ def test_every_site_of_dropout_has_its_own_key(monkeypatch):
 
     for module in (embeddings, layer, attention):
         monkeypatch.setattr(module, "dropout", kept)
-    model = MaskedLM(CONFIG, attention="unfused").whole.train()
+    model = pretrained(CONFIG, attention="unfused")[0].train()
     ids, lengths = padded_batch()
     places = torch.zeros(3, 1, dtype=torch.long)
     for number in (1, 2):
@@ -140,7 +158,7 @@ def test_unfused_attention_is_the_formula():
     query, keys, values = torch.randn(3, 2, 4, 6, 8, generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(6) < torch.tensor([[6], [4]]))[:, None, None, :]
     expected = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-    found = unfused_attention(query, keys, values, mask, 0.0, 0)
+    found = attention_weights(query, keys, mask) @ values
     torch.testing.assert_close(found, expected)
 
 

@@ -5,17 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlm import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 from mlm.config import OptimConfig, ScheduleConfig
-from mlm.model.config import ModelConfig
-from mlm.model.masked_lm import MaskedLM
 from mlm.optimizer import decays, learning_rate, make_adamw, warmup_steps
 
 KINDS = ("polynomial", "linear", "cosine", "wsd")
 
 
 def test_matrices_decay_and_biases_and_norms_do_not():
-    config = ModelConfig(128, 16, 1, 2, 32)
-    parameters = MaskedLM(config).canonical_parameters()
+    config = XLMRobertaXLConfig(128, 16, 1, 2, 32)
+    parameters = dict(XLMRobertaXLForMaskedLM(config).named_parameters())
     for name, parameter in parameters.items():
         assert decays(name) == (parameter.dim() == 2), name
     optimizer = make_adamw(list(parameters.items()), OptimConfig(weight_decay=0.1))

@@ -9,6 +9,7 @@ import torch
 
 from mlm import checkpoint
 from mlm.errors import DATA, DONE, REQUEUE
+from mlm.stored import open_weights
 from parallel.engine import Engine
 from tests.training_fixtures import config, evaluations, metrics, run
 
@@ -42,11 +43,11 @@ def test_resume_is_bit_equal(parallel, train, tmp_path):
     assert run(tmp_path / "stopped", whole)["code"] == DONE
     assert exact(tmp_path / "stopped") == exact(tmp_path / "whole")
     assert evaluations(tmp_path / "stopped") == evaluations(tmp_path / "whole")
-    (shapes, ours), (theirs_shapes, theirs) = (
-        checkpoint.open_weights(checkpoint.newest(tmp_path / name)) for name in ("stopped", "whole")
+    ours, theirs = (
+        open_weights(checkpoint.newest(tmp_path / name)) for name in ("stopped", "whole")
     )
-    assert shapes == theirs_shapes
-    assert all(torch.equal(ours(name), theirs(name)) for name in shapes)
+    assert ours.shapes == theirs.shapes
+    assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.shapes)
 
 
 def _as_if_killed_after(folder: Path, step: int) -> None:

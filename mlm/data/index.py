@@ -101,6 +101,8 @@ class Index:
                 f"{folder} has no {FILE} that can be read ({error.strerror}); give a folder that "
                 f"`mlm shards` wrote"
             ) from None
+        except DataError:
+            raise
         except (ValueError, KeyError, TypeError):
             raise DataError(
                 f"{folder / FILE} is not an index of shards; write the shards again with "

@@ -1,23 +1,74 @@
 """The model card of an exported model: what it is, how it was trained, how well it does."""
 
 import json
+import math
+from dataclasses import dataclass
 from typing import Any
 
+from mlm.hf.weights import Weights
 from mlm.report import EVALUATION
-from mlm.trained import Checkpoint
+from mlm.trained import Checkpoint, Trained
 
 
-def model_card(trained: Checkpoint, name: str) -> str:
-    """README.md of the Hugging Face folder `name`, in Markdown with its front matter."""
-    scored = _evaluation(trained)
+@dataclass(frozen=True)
+class Kind:
+    """What a class is for: in words, its pipeline (None: there is none) and a call of that."""
+
+    words: str
+    auto: str
+    pipeline: str | None = None
+    call: str = ""
+
+
+KINDS = {
+    "XLMRobertaXLModel": Kind("An encoder", "AutoModel", "feature-extraction", "'The river.'"),
+    "XLMRobertaXLForMaskedLM": Kind(
+        "A masked language model", "AutoModelForMaskedLM", "fill-mask", "'The <mask> is a river.'"
+    ),
+    "XLMRobertaXLForCausalLM": Kind(
+        "A language model of the next token",
+        "AutoModelForCausalLM",
+        "text-generation",
+        "'The river'",
+    ),
+    "XLMRobertaXLForSequenceClassification": Kind(
+        "A classifier of texts",
+        "AutoModelForSequenceClassification",
+        "text-classification",
+        "'The river is wide.'",
+    ),
+    "XLMRobertaXLForMultipleChoice": Kind("A chooser of answers", "AutoModelForMultipleChoice"),
+    "XLMRobertaXLForTokenClassification": Kind(
+        "A classifier of tokens",
+        "AutoModelForTokenClassification",
+        "token-classification",
+        "'The river is wide.'",
+    ),
+    "XLMRobertaXLForQuestionAnswering": Kind(
+        "A finder of answers in a text",
+        "AutoModelForQuestionAnswering",
+        "question-answering",
+        "question='What is wide?', context='The river is wide.'",
+    ),
+}
+LABELLED = ("XLMRobertaXLForSequenceClassification", "XLMRobertaXLForTokenClassification")
+
+
+def model_card(trained: Trained, name: str) -> str:
+    """README.md of the Hugging Face folder `name`, in Markdown with its front matter.
+
+    Of a run's checkpoint it tells of the training, too.
+    """
+    run = trained if isinstance(trained, Checkpoint) else None
+    scored = _evaluation(run) if run else None
     languages = sorted(scored["eval_loss_by_language"]) if scored else []
     parts = [
-        _front_matter(languages),
+        _front_matter(trained, languages),
         _opening(trained, name, languages),
-        _loading(name),
-        _training(trained),
-        _scores(trained, scored),
-        _limits(trained),
+        _loading(trained, name),
+        *([_labels(trained)] if trained.head in LABELLED else []),
+        *([_training(run), _scores(run, scored)] if run else []),
+        _limits(run),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -31,13 +82,14 @@ def _evaluation(trained: Checkpoint) -> dict[str, Any] | None:
     return scored if scored.get("step") == trained.manifest.step else None
 
 
-def _front_matter(languages: list[str]) -> str:
+def _front_matter(trained: Trained, languages: list[str]) -> str:
     listed = ["language:", *(f"- {json.dumps(language)}" for language in languages)]
+    pipeline = KINDS[trained.head].pipeline
     lines = [
         *(listed if languages else []),
         "library_name: transformers",
-        "pipeline_tag: fill-mask",
-        "mask_token: <mask>",
+        *([f"pipeline_tag: {pipeline}"] if pipeline else []),
+        *(["mask_token: <mask>"] if pipeline == "fill-mask" else []),
         "tags:",
         "- xlm-roberta-xl",
         "- multilingual",
@@ -45,42 +97,65 @@ def _front_matter(languages: list[str]) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _opening(trained: Checkpoint, name: str, languages: list[str]) -> str:
-    config = trained.config
+def _opening(trained: Trained, name: str, languages: list[str]) -> str:
+    config, tokenizer = trained.config, trained.tokenizer
     of = f" of {len(languages)} languages" if languages else ""
+    by = "trained with polymlm" if isinstance(trained, Checkpoint) else "written by polymlm"
+    rows = [
+        ["Parameters", f"{parameters(trained.weights):,}"],
+        ["Layers", config.num_hidden_layers],
+        ["Hidden size", config.hidden_size],
+        ["Attention heads", config.num_attention_heads],
+        ["Feed-forward size", config.intermediate_size],
+        *([["Ids of the tokenizer", f"{tokenizer.size:,}"]] if tokenizer else []),
+        ["Rows of the embeddings, padded", f"{config.vocab_size:,}"],
+        ["Positions", trained.max_tokens],
+    ]
+    if config.position_embedding_type != "absolute":
+        rows.append(["Positions are", config.position_embedding_type])
     return (
         f"# {name}\n\n"
-        f"A masked language model{of} with the architecture of XLM-RoBERTa-XL, trained with "
-        f"polymlm.\n\n"
-        + _table(
-            ["Shape", ""],
-            [
-                ["Parameters", f"{config.parameters():,}"],
-                ["Layers", config.num_hidden_layers],
-                ["Hidden size", config.hidden_size],
-                ["Attention heads", config.num_attention_heads],
-                ["Feed-forward size", config.intermediate_size],
-                ["Ids of the tokenizer", f"{trained.tokenizer.size:,}"],
-                ["Rows of the embeddings, padded", f"{config.padded_vocab_size():,}"],
-                ["Positions", config.max_tokens],
-            ],
+        f"{KINDS[trained.head].words}{of} with the architecture of XLM-RoBERTa-XL, {by}.\n\n"
+        + _table(["Shape", ""], rows)
+    )
+
+
+def parameters(weights: Weights) -> int:
+    """How many numbers the weights are, a tied one counted once."""
+    return sum(math.prod(shape) for shape in weights.shapes.values())
+
+
+def _loading(trained: Trained, name: str) -> str:
+    kind, config = KINDS[trained.head], trained.config
+    special = config.position_embedding_type != "absolute" or bool(config.pruned_heads)
+    auto = trained.head if special else kind.auto
+    library = "mlm" if special else "transformers"
+    names = [auto, "AutoTokenizer"] if trained.tokenizer else [auto]
+    lines = [f"model = {auto}.from_pretrained({name!r})"]
+    if trained.tokenizer:
+        lines.append(f"tokenizer = AutoTokenizer.from_pretrained({name!r})")
+        if kind.pipeline and not special:
+            names.append("pipeline")
+            lines += [
+                f'run = pipeline("{kind.pipeline}", model=model, tokenizer=tokenizer)',
+                f"run({kind.call})",
+            ]
+    dtypes = sorted({trained.weights.dtype_name(name) for name in trained.weights.shapes})
+    said = f"The weights are {' and '.join(dtypes)}."
+    if "lm_head.dense.weight" in trained.weights.shapes:
+        said += " The decoder of the head is tied to the word embeddings and is not stored twice."
+    if special:
+        said += (
+            " transformers 5 loads such a model too, but passes over its "
+            "position_embedding_type or pruned_heads; polymlm and transformers 4.44 do not."
         )
-    )
+    code = "\n".join([f"from {library} import {', '.join(names)}", "", *lines])
+    return f"## How to load it\n\n```python\n{code}\n```\n\n{said}"
 
 
-def _loading(name: str) -> str:
-    return (
-        "## How to load it\n\n"
-        "```python\n"
-        "from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline\n\n"
-        f"model = AutoModelForMaskedLM.from_pretrained({name!r})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({name!r})\n"
-        'fill = pipeline("fill-mask", model=model, tokenizer=tokenizer)\n'
-        'fill("The <mask> is a river.")\n'
-        "```\n\n"
-        "The weights are fp32. The decoder of the head is tied to the word embeddings and is not "
-        "stored twice."
-    )
+def _labels(trained: Trained) -> str:
+    rows = [[number, label] for number, label in sorted(trained.config.id2label.items())]
+    return "## Labels\n\n" + _table(["Number", "Label"], rows)
 
 
 def _training(trained: Checkpoint) -> str:
@@ -119,14 +194,14 @@ def _scores(trained: Checkpoint, scored: dict[str, Any] | None) -> str:
     )
 
 
-def _limits(trained: Checkpoint) -> str:
-    seq_len, most = trained.settings.data.seq_len, trained.config.max_tokens
-    shorter = (
-        f" It was trained on sequences of {seq_len} tokens, to which the tokenizer truncates; the "
-        f"positions after them, up to {most}, exist and are untrained."
-    )
-    return "## Limits\n\nThe model repeats what its text says, errors and prejudices included." + (
-        shorter if seq_len < most else ""
+def _limits(run: Checkpoint | None) -> str:
+    said = "## Limits\n\nThe model repeats what its text says, errors and prejudices included."
+    if run is None or run.settings.data.seq_len >= run.max_tokens:
+        return said
+    return said + (
+        f" It was trained on sequences of {run.settings.data.seq_len} tokens, to which the "
+        f"tokenizer truncates; the positions after them, up to {run.max_tokens}, exist and are "
+        f"untrained."
     )
 
 

@@ -1,218 +1,277 @@
-"""Compares a Hugging Face folder with the checkpoint that it was made of, on real text.
+"""Compares what an export or an import wrote with what it was made of: outputs on real text, and
+every weight bit for bit.
 
-`plain_logits` reads the folder's own files and nothing else, and shares no code with the model or
-with what wrote them.
+The outputs are those of our own model, of the model written out plainly (`mlm.hf.plain`), and of
+transformers, where it is installed and serves such a model.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import psutil
 import tokenizers
 import torch
-import torch.nn.functional as F
 from safetensors import safe_open
-from sentencepiece import SentencePieceProcessor
 from torch import Tensor
 
 from mlm.errors import UserError
-from mlm.text.corpus import documents, languages, sample_corpus
-from mlm.text.ids import FIRST_PIECE, SHIFT
-from mlm.text.tokenizer import Tokenizer
-from mlm.trained import Checkpoint
+from mlm.family.folder import config_values
+from mlm.hf.folder import BARE
+from mlm.hf.ids import check_ids, lines, sample_of
+from mlm.hf.plain import Read, Sample, plain_outputs
+from mlm.hf.weights import Weights
+from mlm.stored import parts_of
+from mlm.trained import HF_CONFIG, Trained
 
-TOLERANCE = 1e-4  # of a logit, absolute
-LANGUAGES = ("en", "de", "ru", "ar", "hi", "zh-Hans")  # whose logits are compared
-TOKENS = 48  # of a text at most
-TIE = 1e-5  # between scores of two segmentations, relative: what sentencepiece's fp32 cannot tell
-ACTIVATIONS = {
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "silu": F.silu,
-}
+TOLERANCE = 1e-4  # of an output, absolute; where outputs are above 1, of the largest of them
+MEMORY = 1.2  # times a model's weights in fp32, to be free before it is loaded whole
+FP32 = 4  # bytes
+CROSSING = (BARE, "XLMRobertaXLForMaskedLM", "XLMRobertaXLForCausalLM")  # take hidden states
 
 
-def check_export(trained: Checkpoint, folder: Path) -> str:
-    """A sentence that says what was compared; raises UserError where something differs."""
-    lines = {name: next(documents(path))[0] for name, path in languages(sample_corpus()).items()}
-    tokenizer = trained.tokenizer
-    _check_ids(tokenizer, tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), lines)
-    limit = min(TOKENS, trained.config.max_tokens)
-    ids, lengths = padded(tokenizer, [lines[name] for name in LANGUAGES], limit)
-    expected = trained.model().logits(ids, lengths)
-    largest = _difference(plain_logits(folder, ids, lengths), expected, lengths)
-    _refuse(largest, "read again from its files")
-    said = (
-        f"Its files were read again: ids are equal on {len(lines)} lines, and logits on "
-        f"{int(lengths.sum())} tokens of {len(LANGUAGES)} languages differ by at most {largest:.1e}"
-    )
-    if find_spec("transformers") is None:
-        return f"{said}. transformers is not installed, so it was not asked."
-    version, logits, theirs = _transformers(folder, ids, lengths)
-    _check_ids(tokenizer, theirs, lines)
-    largest = _difference(logits, expected, lengths)
-    _refuse(largest, f"loaded in transformers {version}")
+def check_export(trained: Trained, folder: Path) -> str:
+    """Compares a Hugging Face folder with `trained`, whose weights are in the folder's dtypes.
+
+    Returns a sentence that says what was compared; raises UserError where something differs.
+    """
+    tokenizer, said = trained.tokenizer, "Its files were read again: "
+    if tokenizer is not None:
+        file = str(folder / "tokenizer.json")
+        check_ids(tokenizer, tokenizers.Tokenizer.from_file(file), lines())
+        said += f"ids are equal on {len(lines())} lines, and "
+    read, sample = safetensors_reader(folder), sample_of(tokenizer, trained.config)
+    expected = outputs(trained, sample)
+    values = json.loads((folder / HF_CONFIG).read_text("utf-8"))
+    found = _plain(trained, values, read, sample)
+    of = f"those of {trained.path}"
+    largest = _agree(found, expected, sample, "the exported model, read again from its files", of)
+    _same_bits(trained.weights, read, trained.path)
+    said += _compared(trained, sample, largest)
+    if reason := _not_asked(trained):
+        return f"{said}. {reason}."
+    version, found = _transformers(trained, folder, sample)
+    if tokenizer is not None:
+        check_ids(tokenizer, _their_tokenizer(folder), lines())
+    how = f"the exported model, loaded in transformers {version}"
+    largest = _agree(found, expected, sample, how, of)
     return f"{said}; loaded in transformers {version}, by at most {largest:.1e}."
 
 
-def _transformers(
-    folder: Path, ids: Tensor, lengths: Tensor
-) -> tuple[str, Tensor, tokenizers.Tokenizer]:
-    """The version of transformers, its logits, and the tokenizer that it loads from a folder."""
-    import transformers
+def check_import(source: Trained, made: Trained, original: bool) -> str:
+    """The same for an import: `made` is opened from what was written of `source`.
 
-    version = transformers.__version__
-    try:
-        with _quiet(transformers.logging), torch.no_grad():
-            model = transformers.AutoModelForMaskedLM.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True
-            )
-            loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            mask = _attended(ids, lengths).long()
-            logits = model.eval()(input_ids=ids, attention_mask=mask).logits
-    except Exception as error:  # whatever it raises, the folder does not load in it
-        raise UserError(
-            f"transformers {version} cannot load the exported model "
-            f"({(str(error) or repr(error)).splitlines()[0]}), so nothing was written; report it, "
-            f"or export where another version is installed"
-        ) from error
-    return version, logits, loaded.backend_tokenizer
+    original: whether the source is no Hugging Face folder, which transformers could load
+    """
+    sample = sample_of(made.tokenizer, made.config)
+    values = source.config.to_dict() if original else config_values(source.path)
+    found = outputs(made, sample)
+    expected = _plain(source, values, _own_reader(source.weights), sample)
+    how, of = "what was imported, read again from its files", f"those of {source.path}"
+    largest = _agree(found, expected, sample, how, of)
+    _same_bits(made.weights, source.weights.read, source.path)
+    said = f"Its files were read again: {_compared(made, sample, largest)}"
+    reason = None if original else _not_asked(made)
+    if original or reason:
+        return f"{said}. {reason}." if reason else f"{said}."
+    version, theirs = _transformers(source, source.path, sample)
+    largest = _agree(found, theirs, sample, how, f"{of} in transformers {version}")
+    return f"{said}; from its source in transformers {version}, by at most {largest:.1e}."
 
 
-def padded(tokenizer: Tokenizer, texts: list[str], limit: int) -> tuple[Tensor, Tensor]:
-    """Ids of texts as `<s> text </s>`, cut to `limit` tokens and padded: (texts, longest), and
-    the lengths (texts,)."""
-    rows = [ids[: limit - 2].tolist() for ids in tokenizer.encode(texts)]
-    rows = [[tokenizer.bos, *row, tokenizer.eos] for row in rows]
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.full((len(rows), int(lengths.max())), tokenizer.pad)
-    for number, row in enumerate(rows):
-        ids[number, : len(row)] = torch.tensor(row)
-    return ids, lengths
+def rounding(trained: Trained, before: Trained) -> str:
+    """A sentence: how much the outputs move as weights are rounded from `before` to `trained`."""
+    sample = sample_of(trained.tokenizer, trained.config)
+    moved = _difference(outputs(trained, sample), outputs(before, sample), sample)
+    return f"Rounding the weights moved the outputs by at most {moved:.1e}."
+
+
+def outputs(trained: Trained, sample: Sample) -> Tensor:
+    """Those of our own model; written out plainly, where memory is short for it."""
+    if not _fits(trained):
+        return _plain(trained, trained.config.to_dict(), trained.weights.read, sample)
+    return model_outputs(trained.head, trained.model(), sample)
 
 
 @torch.no_grad()
-def plain_logits(folder: Path, ids: Tensor, lengths: Tensor) -> Tensor:
-    """The logits that a folder's files give: (batch, seq_len) -> (batch, seq_len, vocab_size).
-
-    XLM-R-XL written out from its published description, in fp32, a weight in memory at a time.
-    """
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    eps, heads = config["layer_norm_eps"], config["num_attention_heads"]
-    act, pad = ACTIVATIONS[config["hidden_act"]], config["pad_token_id"]
-    read = _reader(folder)
-
-    def linear(x: Tensor, name: str) -> Tensor:
-        return x @ read(f"{name}.weight").T + read(f"{name}.bias")
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], read(f"{name}.weight"), read(f"{name}.bias"), eps)
-
-    def split(x: Tensor) -> Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-    words = read("roberta.embeddings.word_embeddings.weight")
-    positions = pad + (ids != pad).cumsum(1) * (ids != pad)
-    x = words[ids] + read("roberta.embeddings.position_embeddings.weight")[positions]
-    x = x + read("roberta.embeddings.token_type_embeddings.weight")[0]
-    hidden = torch.where(_attended(ids, lengths), 0.0, -math.inf)[:, None, None, :]
-    for number in range(config["num_hidden_layers"]):
-        layer = f"roberta.encoder.layer.{number}"
-        y = norm(x, f"{layer}.attention.self_attn_layer_norm")
-        query, key, value = (
-            split(linear(y, f"{layer}.attention.self.{part}")) for part in ("query", "key", "value")
-        )
-        scores = query @ key.mT / math.sqrt(query.shape[-1]) + hidden
-        mixed = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
-        x = x + linear(mixed, f"{layer}.attention.output.dense")
-        y = act(linear(norm(x, f"{layer}.LayerNorm"), f"{layer}.intermediate.dense"))
-        x = x + linear(y, f"{layer}.output.dense")
-    x = norm(x, "roberta.encoder.LayerNorm")
-    x = norm(F.gelu(linear(x, "lm_head.dense")), "lm_head.layer_norm")
-    return x @ words.T + read("lm_head.bias")
+def model_outputs(head: str, model: Any, sample: Sample) -> Tensor:
+    """What a model of ours or of transformers gives, as `plain_outputs` gives it."""
+    inputs = {
+        "input_ids": sample.input_ids,
+        "attention_mask": sample.real.long(),
+        "token_type_ids": sample.token_types,
+    }
+    if head == "XLMRobertaXLForMultipleChoice":
+        return model(**{name: value.unsqueeze(1) for name, value in inputs.items()}).logits
+    if sample.source is not None and head in CROSSING:
+        inputs["encoder_hidden_states"] = sample.source
+    out = model(**inputs)
+    if head == "XLMRobertaXLForQuestionAnswering":
+        return torch.stack([out.start_logits, out.end_logits], -1)
+    if head != BARE:
+        return out.logits
+    last, pooled = out.last_hidden_state, out.pooler_output
+    return last if pooled is None else torch.cat([last, pooled.unsqueeze(1)], 1)
 
 
-def _reader(folder: Path) -> Callable[[str], Tensor]:
+def safetensors_reader(folder: Path) -> Read:
     """Finds a tensor by name in whichever of the folder's safetensors files has it."""
     files: dict[str, Path] = {}
-    for path in folder.glob("*.safetensors"):
-        files |= dict.fromkeys(safe_open(path, framework="pt").keys(), path)
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            files |= dict.fromkeys(file.keys(), path)
 
     def read(name: str) -> Tensor:
         if name not in files:
-            raise UserError(f"the export has no {name} in its files; report this, with its model")
+            raise UserError(f"{folder} has no {name} in its files; report this, with its model")
         with safe_open(files[name], framework="pt") as file:
             return file.get_tensor(name)
 
     return read
 
 
-def _attended(ids: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, seq_len) bool, true before the padding."""
-    return torch.arange(ids.shape[1]) < lengths[:, None]
+def _own_reader(weights: Weights) -> Read:
+    """Reads an import's source by other code, where it is safetensors under the same names."""
+
+    def read(name: str) -> Tensor:
+        if weights.where(name).suffix == ".safetensors":
+            with safe_open(weights.where(name), framework="pt") as file:
+                if name in file.keys():  # noqa: SIM118 (not a dict)
+                    return file.get_tensor(name)
+        return weights.read(name)
+
+    return read
 
 
-def _difference(found: Tensor, expected: Tensor, lengths: Tensor) -> float:
-    """The largest on any position before the padding; NaN where any is."""
-    if found.shape != expected.shape:
-        return math.inf
-    return float((found - expected)[_attended(expected[..., 0], lengths)].abs().max())
+def _plain(trained: Trained, values: dict[str, Any], read: Read, sample: Sample) -> Tensor:
+    """Written out, with the values of a config.json."""
+    if trained.head not in CROSSING:
+        values = values | {"add_cross_attention": False}
+    pooler = "pooler.dense.weight" in trained.weights.shapes
+    return plain_outputs(trained.head, values, lambda name: read(name).float(), sample, pooler)
 
 
-def _refuse(largest: float, how: str) -> None:
-    if not largest <= TOLERANCE:  # NaN, too
-        raise UserError(
-            f"the exported model, {how}, gives logits that differ from the checkpoint's by up to "
-            f"{largest:.3g}, and {TOLERANCE:g} is allowed, so nothing was written; check the "
-            f"checkpoint, and report this where it is a good one"
-        )
+def _fits(trained: Trained) -> bool:
+    """Whether there is memory for all weights in fp32."""
+    numbers = sum(math.prod(shape) for shape in trained.weights.shapes.values())
+    return MEMORY * FP32 * numbers < psutil.virtual_memory().available
 
 
-def _check_ids(ours: Tokenizer, theirs: tokenizers.Tokenizer, lines: dict[str, str]) -> None:
-    if (theirs.get_vocab_size(), theirs.token_to_id("<mask>")) != (ours.size, ours.mask):
-        raise UserError(
-            f"the exported tokenizer has {theirs.get_vocab_size()} ids in place of {ours.size}, so "
-            f"nothing was written; check {ours.model_path} for a piece that stands in it twice"
-        )
-    for language, ids in zip(lines, ours.encode(list(lines.values())), strict=True):
-        found = theirs.encode(lines[language], add_special_tokens=False).ids
-        if found != ids.tolist() and not _tie(ours, found, ids.tolist()):
-            raise UserError(
-                f"the exported tokenizer gives other ids than sentencepiece to a line of "
-                f"{language}, {lines[language][:40]!r}, so nothing was written; report this with "
-                f"the model {ours.model_path}"
-            )
+def _not_asked(trained: Trained) -> str | None:
+    """Why transformers has no part in a comparison, or None."""
+    if find_spec("transformers") is None:
+        return "transformers is not installed, so it was not asked"
+    if not _fits(trained):
+        return "transformers was not asked: the model does not fit into the memory that is free"
+    import transformers
 
-
-def _tie(tokenizer: Tokenizer, found: list[int], ids: list[int]) -> bool:
-    """Whether two segmentations of one text have the same score as far as fp32 tells.
-
-    Sentencepiece adds scores up in fp32 and the tokenizers library in fp64, so a tie that only
-    rounding breaks may fall to either side; the ids of a line in some hundred thousand differ so.
-    """
-    if "".join(tokenizer.pieces(found)) != "".join(tokenizer.pieces(ids)):
-        return False
-    processor = SentencePieceProcessor(model_file=str(tokenizer.model_path))
-    one, two = (
-        sum(processor.get_score(id - SHIFT) for id in row if id >= FIRST_PIECE)
-        for row in (found, ids)
+    kind, version = trained.config.position_embedding_type, transformers.__version__
+    what = f"position_embedding_type={kind}" if kind != "absolute" else "pruned_heads"
+    if int(version.split(".")[0]) < 5 or (kind == "absolute" and not trained.config.pruned_heads):
+        return None
+    return (
+        f"transformers {version} was not asked: it passes over {what} and computes something else "
+        f"(4.44 does not)"
     )
-    return abs(one - two) <= TIE * abs(two)
+
+
+def _transformers(trained: Trained, folder: Path, sample: Sample) -> tuple[str, Tensor]:
+    """The version of transformers, and the outputs of what it loads from a folder."""
+    import transformers
+
+    options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
+    if trained.head == BARE:
+        options["add_pooling_layer"] = "pooler.dense.weight" in trained.weights.shapes
+    with _loading(folder):
+        model = getattr(transformers, trained.head).from_pretrained(folder, **options)
+        return transformers.__version__, model_outputs(trained.head, model.eval(), sample)
+
+
+def _their_tokenizer(folder: Path) -> tokenizers.Tokenizer:
+    """The tokenizer that transformers loads from a folder."""
+    import transformers
+
+    with _loading(folder):
+        loaded = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return loaded.backend_tokenizer
 
 
 @contextmanager
-def _quiet(logging) -> Iterator[None]:
-    """Without the warnings and bars of a library that has this `logging`."""
+def _loading(folder: Path) -> Iterator[None]:
+    """Raises UserError for whatever transformers cannot load, without its warnings and bars."""
+    import transformers
+
+    logging = transformers.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
+    except Exception as error:  # whatever it raises, the folder does not load in it
+        raise UserError(
+            f"transformers {transformers.__version__} cannot load {folder.name} "
+            f"({(str(error) or repr(error)).splitlines()[0]}), so nothing was written; report it, "
+            f"or go where another version is installed"
+        ) from error
     finally:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
+
+
+def _difference(found: Tensor, expected: Tensor, sample: Sample) -> float:
+    """The largest on any position before the padding; NaN where any is."""
+    if found.shape != expected.shape:
+        return math.inf
+    apart, real = (found - expected).abs(), sample.real
+    if apart.dim() == 3:  # the pooled output is one position more
+        more = apart.shape[1] - real.shape[1]
+        apart = apart[torch.cat([real, real.new_ones(len(real), more)], 1)]
+    return float(apart.max())
+
+
+def _agree(found: Tensor, expected: Tensor, sample: Sample, how: str, of: str) -> float:
+    """The largest difference; raises UserError where it is too large."""
+    largest, allowed = _difference(found, expected, sample), TOLERANCE
+    if expected.isfinite().all():
+        allowed *= max(1.0, float(expected.abs().max()))
+    if not largest <= allowed:  # NaN, too
+        raise UserError(
+            f"{how}, gives logits that differ from {of} by up to {largest:.3g}, and {allowed:.1g} "
+            f"is allowed, so nothing was written; check that model, and report this where it is a "
+            f"good one"
+        )
+    return largest
+
+
+def _same_bits(weights: Weights, read: Read, origin: Path) -> None:
+    """Raises UserError unless every weight is, bit for bit, the one that `read` gives."""
+    for name, shape in weights.shapes.items():
+        other = read(name)
+        for start, stop in parts_of(shape):
+            two = other[start:stop] if shape else other
+            if not _equal(weights.part(name, 0, start, stop), two):
+                raise UserError(
+                    f"what was written differs from {origin} in {name}, so nothing was kept; check "
+                    f"the disk, and report this where it is a good one"
+                )
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    """Bit for bit, in the first one's dtype; NaN equals itself."""
+    two = two.to(one.dtype)
+    ints = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    return torch.equal(one.contiguous().view(ints), two.contiguous().view(ints))
+
+
+def _compared(trained: Trained, sample: Sample, largest: float) -> str:
+    tokens = int(sample.lengths.sum())
+    if trained.tokenizer is None:
+        on = f"{tokens} random ids (there is no tokenizer)"
+    else:
+        on = f"{tokens} tokens of {len(sample.lengths)} languages"
+    return f"logits on {on} differ by at most {largest:.1e}, and all weights are equal"

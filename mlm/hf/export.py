@@ -1,131 +1,97 @@
 """Export of a trained model to a Hugging Face folder, compared on the spot."""
 
-import json
-import os
-import struct
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import Tensor
 
-from mlm.errors import UserError
+from mlm.errors import DataError, UserError
 from mlm.hf.card import model_card
-from mlm.hf.check import check_export
+from mlm.hf.check import check_export, rounding
 from mlm.hf.tokenizer import write_tokenizer
+from mlm.hf.weights import Weights
+from mlm.hf.write import write_json, write_weights
 from mlm.text.folder import new_folder
-from mlm.trained import HF_CONFIG, HF_INDEX, HF_WEIGHTS, MODEL_TYPE, Checkpoint, open_checkpoint
+from mlm.text.ids import MODEL_FILE
+from mlm.trained import (
+    DTYPES,
+    HF_CONFIG,
+    Checkpoint,
+    Trained,
+    common_dtype,
+    in_dtypes,
+    open_trained,
+)
 
-SHARD_BYTES = 5_000_000_000  # at most, unless one tensor alone is larger
-FP32 = 4  # bytes
+NOT_PASSED_ON = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")  # of a source
 
 
-def export(path: str, out: str) -> None:
-    """Writes the Hugging Face folder `out` of a run folder (its newest checkpoint) or a checkpoint.
+def export(path: str, out: str, dtype: str | None = None) -> None:
+    """Writes the Hugging Face folder `out` of a run folder (its newest checkpoint), a checkpoint,
+    an import, or another Hugging Face folder; of any head.
 
-    The files are read again by other code, and their logits and ids compared with those of the
-    checkpoint, before the folder gets its name. Raises UserError, and then `out` is not there.
+    dtype: fp32, bf16 or fp16; None: that of an import's or a folder's own weights, fp32 of a run.
+    The files are read again by other code, and their logits, weights and ids compared, before the
+    folder gets its name. Raises UserError, and then `out` is not there.
     """
     folder = Path(out)
     if folder.exists() or folder.is_symlink():
         raise UserError(f"{out} exists, and nothing is written over; choose another folder")
     console = Console(highlight=False)
-    trained = open_checkpoint(Path(path))
+    opened = open_trained(Path(path))
+    made = replace(opened, weights=_as_asked(opened.weights, dtype))
     with new_folder(folder) as aside:
-        _write_json(aside / HF_CONFIG, hf_config(trained))
-        write_weights(trained.shapes, trained.read, aside)
-        write_tokenizer(trained.tokenizer, trained.settings.data.seq_len, aside)
-        (aside / "README.md").write_text(model_card(trained, folder.name), encoding="utf-8")
-        checked = check_export(trained, aside)
+        write_json(aside / HF_CONFIG, hf_config(made))
+        write_weights(made.weights.shapes, made.weights.read, aside, made.weights.dtypes)
+        if made.tokenizer is not None:
+            write_tokenizer(made.tokenizer, tokens_of_a_text(made), aside)
+        (aside / "README.md").write_text(model_card(made, folder.name), encoding="utf-8")
+        checked = check_export(made, aside)
+    dtypes, before = made.weights.dtypes, opened.weights.dtypes
+    if any(torch.promote_types(dtypes[name], before[name]) != dtypes[name] for name in dtypes):
+        checked += f" {rounding(made, opened)}"
+    if made.tokenizer is None:
+        checked += f" {opened.path} has no {MODEL_FILE}, so there is no tokenizer in {out}."
     console.print(
-        f"{out} holds the model of {trained.path}. {checked}", soft_wrap=True, markup=False
+        f"{out} holds the model of {opened.path}. {checked}", soft_wrap=True, markup=False
     )
 
 
-def hf_config(trained: Checkpoint) -> dict[str, Any]:
+def hf_config(trained: Trained) -> dict[str, Any]:
     """config.json: the published keys. `vocab_size` counts the padded rows, too."""
-    shape = asdict(trained.config)
-    del shape["output_dropout"]  # of training here; transformers has no such switch
+    values = trained.config.to_dict()
+    dtype = common_dtype(trained.weights)
+    kept = {name: value for name, value in values.items() if name not in NOT_PASSED_ON}
     return {
-        "architectures": ["XLMRobertaXLForMaskedLM"],
-        "model_type": MODEL_TYPE,
-        **shape,
-        "classifier_dropout": None,
-        "dtype": "float32",
-        "position_embedding_type": "absolute",
-        "tie_word_embeddings": True,
-        "torch_dtype": "float32",  # what transformers 4 calls dtype
-        "use_cache": True,
+        **kept,
+        "architectures": [trained.head],
+        "dtype": dtype,
+        "torch_dtype": dtype,  # what transformers 4 calls it
     }
 
 
-def write_weights(
-    shapes: dict[str, tuple[int, ...]], read: Callable[[str], Tensor], folder: Path
-) -> None:
-    """Writes model.safetensors, or shards of it and their index; holds one tensor at a time.
-
-    `lm_head.decoder` is not among them: it is tied to the embeddings and to `lm_head.bias`.
-    """
-    shards = _shards(shapes)
-    if len(shards) == 1:
-        write_safetensors(folder / HF_WEIGHTS, shards[0], read)
-        return
-    files = {
-        f"model-{number:05d}-of-{len(shards):05d}.safetensors": shard
-        for number, shard in enumerate(shards, 1)
-    }
-    for file, shard in files.items():
-        write_safetensors(folder / file, shard, read)
-    index = {
-        "metadata": {"total_size": sum(map(_bytes, shapes.values()))},
-        "weight_map": {name: file for file, shard in files.items() for name in shard},
-    }
-    _write_json(folder / HF_INDEX, index)
+def tokens_of_a_text(trained: Trained) -> int:
+    """To which the tokenizer of an export cuts: what the model was trained on, if that is known."""
+    known = isinstance(trained, Checkpoint)
+    return trained.settings.data.seq_len if known else trained.max_tokens
 
 
-def write_safetensors(
-    path: Path, shapes: dict[str, tuple[int, ...]], read: Callable[[str], Tensor]
-) -> None:
-    """A safetensors file of fp32 tensors: length of the header, header, tensors one after another.
+def _as_asked(weights: Weights, dtype: str | None) -> Weights:
+    if dtype is None:
+        return weights
+    to = DTYPES[dtype]
+    cast = in_dtypes(weights, dict.fromkeys(weights.shapes, to))
 
-    `safetensors.save_file` would hold all of them in memory, and reports a full disk as its own.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + _bytes(shape)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)))
-        file.write(text)
-        for name in shapes:
-            file.write(memoryview(read(name).contiguous().numpy()).cast("B"))
-        file.flush()
-        os.fsync(file.fileno())
+    def part(name: str, dim: int, start: int, stop: int) -> Tensor:
+        made = cast.part(name, dim, start, stop)
+        if to == torch.float16 and not made.isfinite().all():
+            raise DataError(
+                f"{weights.where(name)} has numbers in {name} that are beyond 65504, where fp16 "
+                f"ends; export with dtype=bf16 or fp32"
+            )
+        return made
 
-
-def _shards(shapes: dict[str, tuple[int, ...]]) -> list[dict[str, tuple[int, ...]]]:
-    shards: list[dict[str, tuple[int, ...]]] = [{}]
-    size = 0
-    for name, shape in shapes.items():
-        if shards[-1] and size + _bytes(shape) > SHARD_BYTES:
-            shards.append({})
-            size = 0
-        shards[-1][name] = shape
-        size += _bytes(shape)
-    return shards
-
-
-def _bytes(shape: tuple[int, ...]) -> int:
-    count = FP32
-    for length in shape:
-        count *= length
-    return count
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    return replace(cast, part=part)

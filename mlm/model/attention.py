@@ -1,19 +1,55 @@
-"""Self-attention, its heads split over a tensor-parallel group."""
+"""Attention, its heads split over a tensor-parallel group."""
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlm.batch import MicroBatch
 from mlm.model.config import ModelConfig
-from mlm.model.embeddings import key_mask
+from mlm.model.relative import RelativePositions
 from parallel.collectives import copy_to_group
-from parallel.groups import Group, group_size
+from parallel.groups import Group, group_rank, group_size
 from parallel.keys import key
 from parallel.layers import ColumnParallelLinear, RowParallelLinear
 from parallel.random import dropout, sharded_key
+from parallel.sharding import mark_sharded, shard_of
+
+
+@dataclass(frozen=True)
+class Attend:
+    """What an attention is asked for beside mixing `x` with itself; pretraining asks for no more
+    than a mask, and that on held-out blocks only.
+
+    mask: (batch, 1, queries or 1, keys); bool, true to attend, or a number to add to the scores
+    blind: whether some query may attend to nothing by a `mask` of numbers: it attends to all alike,
+        which the fused kernel's backward pass gets wrong
+    past: keys and values before those of `x`, each (batch, heads / group, length, head_size)
+    source: (batch, keys, hidden_size), whose keys and values are taken in place of those of `x`;
+        with `past`, that holds them already and `source` is not looked at
+    head_mask: (heads of the whole layer,), what the weights of each are multiplied by
+    weights: whether the attention weights are wanted, too
+    """
+
+    mask: Tensor | None = None
+    blind: bool = False
+    past: tuple[Tensor, Tensor] | None = None
+    source: Tensor | None = None
+    head_mask: Tensor | None = None
+    weights: bool = False
+
+
+@dataclass(frozen=True)
+class Attended:
+    """x: (batch, queries, hidden_size / group), or whole behind the output projection;
+    weights: (batch, heads / group, queries, keys), where asked for; keys, values: as `past`."""
+
+    x: Tensor
+    weights: Tensor | None
+    keys: Tensor
+    values: Tensor
 
 
 def use_fused(requested: str, device: torch.device, dtype: torch.dtype, drops: bool) -> bool:
@@ -28,53 +64,87 @@ def use_fused(requested: str, device: torch.device, dtype: torch.dtype, drops: b
     return device.type == "cuda" or (dtype == torch.float32 and not drops)
 
 
-def unfused_attention(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, probability: float, drop: int
+def attention_weights(
+    query: Tensor, keys: Tensor, mask: Tensor | None, positions: RelativePositions | None = None
 ) -> Tensor:
-    """`dropout(softmax(Q K^T / sqrt(d))) V` as two batched products; softmax in fp32.
+    """`softmax((Q K^T + relative positions) / sqrt(d))`; softmax in fp32.
 
-    query, keys, values: (micro_batch, heads, seq_len, head_size); mask: bool, true to attend
-    drop: the key of the dropout mask. Returns the shape of `query`.
+    query, keys: (batch, heads, length, head_size); mask: as in `Attend`
     """
-    scores = (query * (1.0 / math.sqrt(query.shape[-1]))) @ keys.transpose(-1, -2)
-    if mask is not None:
+    scale = 1.0 / math.sqrt(query.shape[-1])
+    query = query * scale
+    scores = query @ keys.transpose(-1, -2)
+    if positions is not None:
+        scores = scores + positions(query, keys, scale)
+    if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, float("-inf"))
-    weights = scores.softmax(dim=-1)  # a bf16 softmax is fp32 inside
-    return dropout(weights, probability, drop) @ values
+    elif mask is not None:
+        scores = scores + mask
+    return scores.softmax(dim=-1)  # a bf16 softmax is fp32 inside
 
 
-class SelfAttention(nn.Module):
+class Attention(nn.Module):
     """Query, key and value projections and the attention of this rank's heads."""
 
-    def __init__(self, config: ModelConfig, group: Group, path: str):
+    def __init__(self, config: ModelConfig, group: Group, path: str, positions: str = "absolute"):
         super().__init__()
         self.group, self.path = group, path
-        self.heads = config.num_attention_heads // group_size(group)
+        self.all_heads = config.num_attention_heads  # before any is pruned
+        self.heads = self.all_heads // group_size(group)
         self.head_size = config.head_size
+        first = group_rank(group) * self.heads
+        self.kept = list(range(first, first + self.heads))  # this rank's, numbered in the layer
         self.dropout = config.attention_probs_dropout_prob
         for name in ("query", "key", "value"):
             projection = ColumnParallelLinear(
                 config.hidden_size, config.hidden_size, group, input_is_copied=True
             )
             self.add_module(name, projection)
+        self.relative = positions != "absolute"
+        if self.relative:
+            self.distance_embedding = RelativePositions(
+                config.max_position_embeddings, config.head_size, group, positions
+            )
 
-    def forward(self, x: Tensor, lengths: Tensor | None, dropout_key: int) -> Tensor:
-        """x: (micro_batch, seq_len, hidden_size) -> (..., hidden_size / group)."""
+    def forward(self, x: Tensor, attend: Attend, dropout_key: int) -> Attended:
+        """x: (batch, queries, hidden_size)"""
         x = copy_to_group(x, self.group)  # once for the three projections
-        shape = (*x.shape[:-1], self.heads, self.head_size)
-        query, keys, values = (
-            getattr(self, name)(x).view(shape).transpose(1, 2) for name in ("query", "key", "value")
-        )
-        mask = None if lengths is None else key_mask(lengths, x.shape[1])
+        query = self._heads("query", x)
+        keys, values = self._keys_and_values(x, attend)
         probability = self.dropout if self.training else 0.0
-        if use_fused(self.path, x.device, x.dtype, probability > 0):
+        heads = attend.weights or attend.head_mask is not None
+        plain = not (self.relative or attend.blind or heads)
+        weights = None
+        if plain and use_fused(self.path, x.device, x.dtype, probability > 0):
             mixed = F.scaled_dot_product_attention(
-                query, keys, values, attn_mask=mask, dropout_p=probability
+                query, keys, values, attn_mask=attend.mask, dropout_p=probability
             )
         else:
+            positions = self.distance_embedding if self.relative else None
+            weights = attention_weights(query, keys, attend.mask, positions)
             drop = sharded_key(dropout_key, "attention", self.group) if probability else 0
-            mixed = unfused_attention(query, keys, values, mask, probability, drop)
-        return mixed.transpose(1, 2).reshape(*x.shape[:-1], self.heads * self.head_size)
+            weights = dropout(weights, probability, drop)
+            if attend.head_mask is not None:
+                weights = weights * attend.head_mask[self.kept][:, None, None]
+            mixed = weights @ values
+        mixed = mixed.transpose(1, 2).reshape(*x.shape[:-1], self.heads * self.head_size)
+        return Attended(mixed, weights if attend.weights else None, keys, values)
+
+    def _heads(self, name: str, x: Tensor) -> Tensor:
+        """(batch, length, hidden_size) -> (batch, heads / group, length, head_size)"""
+        shape = (*x.shape[:-1], self.heads, self.head_size)
+        return getattr(self, name)(x).view(shape).transpose(1, 2)
+
+    def _keys_and_values(self, x: Tensor, attend: Attend) -> tuple[Tensor, Tensor]:
+        if attend.source is not None:
+            if attend.past is not None:
+                return attend.past
+            x = copy_to_group(attend.source, self.group)
+        keys, values = self._heads("key", x), self._heads("value", x)
+        if attend.past is not None:
+            keys = torch.cat([attend.past[0], keys], dim=2)
+            values = torch.cat([attend.past[1], values], dim=2)
+        return keys, values
 
 
 class AttentionOutput(nn.Module):
@@ -86,17 +156,67 @@ class AttentionOutput(nn.Module):
 class AttentionBlock(nn.Module):
     """`x + dropout(W_o attention(norm(x)))`."""
 
-    def __init__(self, config: ModelConfig, group: Group, path: str):
+    def __init__(self, config: ModelConfig, group: Group, path: str, positions: str = "absolute"):
         super().__init__()
         self.dropout = config.hidden_dropout_prob
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self = SelfAttention(config, group, path)
+        self.self = Attention(config, group, path, positions)
         self.output = AttentionOutput(config, group)
+        self.pruned: set[int] = set()  # on all ranks
 
-    def forward(self, x: Tensor, batch: MicroBatch, dropout_key: int) -> Tensor:
-        # Training blocks are full; only held-out ones end in padding.
-        lengths = None if self.training else batch.lengths
-        y = self.output.dense(self.self(self.self_attn_layer_norm(x), lengths, dropout_key))
+    def forward(self, x: Tensor, attend: Attend, dropout_key: int) -> Attended:
+        """x: (batch, queries, hidden_size) -> the same shape"""
+        attended = self.self(self.self_attn_layer_norm(x), attend, dropout_key)
+        y = self.output.dense(attended.x)
         if self.training and self.dropout:
             y = dropout(y, self.dropout, key(dropout_key, "attention output"))
-        return x + y
+        return Attended(x + y, attended.weights, attended.keys, attended.values)
+
+    def check_pruning(self, heads: Iterable[int]) -> None:
+        """Raises ValueError, on every rank, where pruning `heads` would leave a rank of the group
+        without a head, or with another number than the others."""
+        inner, gone = self.self, self.pruned.union(heads)
+        ranks = group_size(inner.group)
+        each = inner.all_heads // ranks
+        counts = [
+            each - len(gone.intersection(range(r * each, (r + 1) * each))) for r in range(ranks)
+        ]
+        named = ", ".join(map(str, sorted(gone)))
+        if min(counts) == 0:
+            raise ValueError(
+                f"pruning the heads {named} leaves an attention (or its part on a rank) without "
+                f"heads; leave at least one of each {each}"
+            )
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"pruning the heads {named} leaves the ranks that split an attention with "
+                f"{', '.join(map(str, counts))} heads; prune as many on each, or prune unsharded"
+            )
+
+    def prune_heads(self, heads: Iterable[int]) -> None:
+        """Takes heads, by their numbers in the whole layer, out of the projections; those that are
+        gone already are passed over. Raises as `check_pruning` does."""
+        heads = set(heads)
+        self.check_pruning(heads)
+        self.pruned |= heads
+        inner = self.self
+        kept = [head for head in inner.kept if head not in heads]
+        if kept == inner.kept:
+            return
+        places = torch.tensor([inner.kept.index(head) for head in kept])
+        size = inner.head_size
+        columns = (places.unsqueeze(1) * size + torch.arange(size)).flatten()
+        for projection in (inner.query, inner.key, inner.value):
+            _keep(projection, "weight", columns, 0)
+            _keep(projection, "bias", columns, 0)
+        _keep(self.output.dense, "weight", columns, 1)
+        inner.kept, inner.heads = kept, len(kept)
+
+
+def _keep(module: nn.Module, name: str, places: Tensor, dim: int) -> None:
+    old = module.get_parameter(name)
+    new = old.detach().index_select(dim, places.to(old.device)).clone()
+    parameter = nn.Parameter(new, requires_grad=old.requires_grad)
+    if shard := shard_of(old):
+        mark_sharded(parameter, shard.dim, shard.group)
+    setattr(module, name, parameter)

@@ -1,6 +1,5 @@
 """What is added to the word embeddings: learned positions and token types. No layer norm here."""
 
-import torch
 from torch import Tensor, nn
 
 from mlm.batch import MicroBatch
@@ -9,34 +8,45 @@ from parallel.keys import key
 from parallel.random import dropout
 
 
-def position_ids(input_ids: Tensor, pad: int) -> Tensor:
+def position_ids(input_ids: Tensor, pad: int, before: Tensor | int = 0) -> Tensor:
     """Positions of tokens, counted from `pad + 1` over what is not padding; padding gets `pad`.
 
     input_ids: (..., seq_len) -> (..., seq_len) int64
+    before: tokens of the row that came earlier, () or (..., 1)
     """
     real = (input_ids != pad).long()
-    return real.cumsum(dim=-1) * real + pad
+    return (real.cumsum(dim=-1) + before) * real + pad
 
 
 class PositionEmbeddings(nn.Module):
-    """Adds position and token-type embeddings to word embeddings, then drops out."""
+    """Adds position and token-type embeddings to word embeddings, then drops out.
 
-    def __init__(self, config: ModelConfig):
+    absolute: without it positions are for the attention to add, and the table lies idle
+    """
+
+    def __init__(self, config: ModelConfig, absolute: bool = True):
         super().__init__()
         self.pad, self.dropout = config.pad_token_id, config.hidden_dropout_prob
-        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.absolute = absolute
+        self.position_embeddings = nn.Embedding(
+            config.max_position_embeddings, config.hidden_size, padding_idx=config.pad_token_id
+        )
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
 
     def forward(self, words: Tensor, batch: MicroBatch) -> Tensor:
-        """words: (micro_batch, seq_len, hidden_size) of `batch.input_ids`; the same shape out."""
-        positions = self.position_embeddings(position_ids(batch.input_ids, self.pad))
-        x = words + positions + self.token_type_embeddings.weight[0]
+        """words: (micro_batch, seq_len, hidden_size) of `batch.inputs`; the same shape out."""
+        positions = position_ids(batch.inputs, self.pad)
+        return self.add(words, positions, batch.token_type_ids, batch.dropout_key)
+
+    def add(
+        self, words: Tensor, positions: Tensor, token_types: Tensor | None, dropout_key: int
+    ) -> Tensor:
+        """positions, token_types: (micro_batch or 1, seq_len); no types: all of the first."""
+        x = words + self.position_embeddings(positions) if self.absolute else words
+        if token_types is None:
+            x = x + self.token_type_embeddings.weight[0]
+        else:
+            x = x + self.token_type_embeddings(token_types)
         if self.training and self.dropout:
-            x = dropout(x, self.dropout, key(batch.dropout_key, "embeddings"))
+            x = dropout(x, self.dropout, key(dropout_key, "embeddings"))
         return x
-
-
-def key_mask(lengths: Tensor, seq_len: int) -> Tensor:
-    """(micro_batch, 1, 1, seq_len) bool, true where a token may be attended to."""
-    places = torch.arange(seq_len, device=lengths.device)
-    return (places < lengths.unsqueeze(1))[:, None, None, :]

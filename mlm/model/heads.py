@@ -1,14 +1,18 @@
-"""The masked language model's head: it runs on masked positions only."""
+"""The heads: of pretraining, which runs on masked positions only, and of the tasks."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlm.batch import IGNORED, MicroBatch
 from mlm.model.config import ModelConfig
-from mlm.model.layer import ACTIVATIONS
+from mlm.model.layer import ACTIVATIONS, Dense
+from parallel.collectives import copy_to_group, gather_from_group
 from parallel.groups import Group
+from parallel.keys import key
 from parallel.layers import VocabParallelEmbedding
 from parallel.loss import linear_cross_entropy
+from parallel.random import dropout
 from parallel.sharding import mark_sharded, split
 
 
@@ -60,3 +64,89 @@ def masked_lm_loss(
         rows = torch.stack([losses.double(), (targets != IGNORED).double()], dim=1)
         batch.losses.index_add_(0, languages, rows)
     return total
+
+
+class LMHead(MaskedLMHead):
+    """The same head with its decoder, for all positions.
+
+    The decoder's weight is that of the word embeddings, its bias this head's; both stand in the
+    state dict under their published names, too, as in the reference.
+    """
+
+    def __init__(self, config: ModelConfig, words: VocabParallelEmbedding):
+        super().__init__(config, words.group)
+        self.decoder = Decoder(words.group)
+        self.tie(words)
+
+    def tie(self, words: VocabParallelEmbedding) -> None:
+        """Makes the decoder's parameters the embeddings' and this head's."""
+        self.decoder.weight, self.decoder.bias = words.weight, self.bias
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(batch, seq_len, hidden_size) -> (batch, seq_len, vocab_size), whole on every rank."""
+        return self.decoder(self.features(x))
+
+
+class Decoder(nn.Module):
+    """A linear layer over the vocabulary, split over the group; its parameters are others'.
+
+    Forward: x whole -> logits all-gathered. Backward: the gradient of x is all-reduced.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(self, group: Group):
+        super().__init__()
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        local = F.linear(copy_to_group(x, self.group), self.weight, self.bias)
+        return gather_from_group(local, self.group)
+
+
+class Pooler(Dense):
+    """`tanh(W x + b)` of each row's first token."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(nn.Linear(config.hidden_size, config.hidden_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, seq_len, hidden_size) -> (batch, hidden_size)"""
+        return torch.tanh(self.dense(x[:, 0]))
+
+
+class ClassificationHead(nn.Module):
+    """First token -> dropout -> dense -> tanh -> dropout -> labels."""
+
+    def __init__(self, config: ModelConfig, labels: int, probability: float):
+        super().__init__()
+        self.probability = probability
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, labels)
+
+    def forward(self, x: Tensor, dropout_key: int) -> Tensor:
+        """(batch, seq_len, hidden_size) -> (batch, labels)"""
+        x = self._drop(x[:, 0], dropout_key, "head input")
+        x = torch.tanh(self.dense(x))
+        return self.out_proj(self._drop(x, dropout_key, "head hidden"))
+
+    def _drop(self, x: Tensor, dropout_key: int, site: str) -> Tensor:
+        return dropped(x, self.probability if self.training else 0.0, dropout_key, site)
+
+
+class LinearHead(nn.Linear):
+    """Dropout, and a linear layer on what it is given: every token, or one pooled vector."""
+
+    def __init__(self, config: ModelConfig, labels: int, probability: float):
+        super().__init__(config.hidden_size, labels)
+        self.probability = probability
+
+    def forward(self, x: Tensor, dropout_key: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """(..., hidden_size) -> (..., labels)"""
+        probability = self.probability if self.training else 0.0
+        return super().forward(dropped(x, probability, dropout_key, "head input"))
+
+
+def dropped(x: Tensor, probability: float, dropout_key: int, site: str) -> Tensor:
+    return dropout(x, probability, key(dropout_key, site)) if probability else x

@@ -1,14 +1,15 @@
 """One encoder layer: pre-norm attention and feed-forward, each with its residual."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlm.batch import MicroBatch
-from mlm.model.attention import AttentionBlock
-from mlm.model.config import ModelConfig
+from mlm.model.attention import Attend, AttentionBlock
+from mlm.model.config import LayerOptions, ModelConfig
 from parallel.groups import Group
 from parallel.keys import key
 from parallel.layers import ColumnParallelLinear, RowParallelLinear
@@ -25,6 +26,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "silu": F.silu,
 }
+ENCODER_LAYER = LayerOptions()
 
 
 class Dense(nn.Module):
@@ -35,24 +37,58 @@ class Dense(nn.Module):
         self.dense = dense
 
 
+@dataclass(frozen=True)
+class LayerOutputs:
+    """x: (batch, seq_len, hidden_size); weights and cross_weights: (batch, heads / group, queries,
+    keys), where asked for; past: keys and values of the attention, and of the cross attention."""
+
+    x: Tensor
+    weights: Tensor | None
+    cross_weights: Tensor | None
+    past: tuple[Tensor, ...]
+
+
 class EncoderLayer(nn.Module):
     """Layer `index` of the encoder: `x -> x`, (micro_batch, seq_len, hidden_size)."""
 
-    def __init__(self, config: ModelConfig, index: int, group: Group, path: str = "auto"):
+    def __init__(
+        self,
+        config: ModelConfig,
+        index: int,
+        group: Group,
+        path: str = "auto",
+        options: LayerOptions = ENCODER_LAYER,
+    ):
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
-        self.index, self.activation = index, ACTIVATIONS[config.hidden_act]
+        self.index, self.causal = index, options.causal
+        self.activation = options.activation or ACTIVATIONS[config.hidden_act]
         self.dropout = config.hidden_dropout_prob if config.output_dropout else 0.0
-        self.attention = AttentionBlock(config, group, path)
+        self.attention = AttentionBlock(config, group, path, options.positions)
+        if options.cross_attention:  # positions in another text have no distance
+            self.crossattention = AttentionBlock(config, group, path)
         self.LayerNorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.intermediate = Dense(ColumnParallelLinear(hidden, inner, group))
         self.output = Dense(RowParallelLinear(inner, hidden, group))
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
-        dropout_key = key(batch.dropout_key, "layer", self.index) if self.training else 0
-        x = self.attention(x, batch, dropout_key)
+        mask, blind = batch.mask_for(x, self.training, self.causal)
+        return self.run(x, Attend(mask, blind), batch.dropout_key).x
+
+    def run(
+        self, x: Tensor, attend: Attend, dropout_key: int, cross: Attend | None = None
+    ) -> LayerOutputs:
+        """The layer with all that its attention can be asked for; `cross` needs a `source`."""
+        dropout_key = key(dropout_key, "layer", self.index) if self.training else 0
+        attended = self.attention(x, attend, dropout_key)
+        x, past = attended.x, (attended.keys, attended.values)
+        cross_weights = None
+        if cross is not None:
+            crossed = self.crossattention(x, cross, key(dropout_key, "cross"))
+            x, cross_weights = crossed.x, crossed.weights
+            past = (*past, crossed.keys, crossed.values)
         y = self.activation(self.intermediate.dense(self.LayerNorm(x)))
         y = self.output.dense(y)
         if self.training and self.dropout:
             y = dropout(y, self.dropout, key(dropout_key, "output"))
-        return x + y
+        return LayerOutputs(x + y, attended.weights, cross_weights, past)

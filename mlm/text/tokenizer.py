@@ -1,17 +1,21 @@
 """The tokenizer: a sentencepiece unigram model behind XLM-R's numbering of ids."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
+from google.protobuf.message import DecodeError
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from mlm.errors import DataError
-from mlm.text.ids import BOS, EOS, EXTRA, MODEL_FILE, PAD, SHIFT, UNK
+from mlm.text.ids import BOS, EOS, MODEL_FILE, PAD, UNK
 
 PADDED_TO = 128
+FEW = 8  # lines that are done sooner one by one than a batch call has its thread running
 
 
 class Tokenizer:
@@ -20,12 +24,12 @@ class Tokenizer:
     bos, pad, eos, unk = BOS, PAD, EOS, UNK
 
     def __init__(self, model: bytes, model_path: Path) -> None:
-        self.model_path = model_path
+        self.model, self.model_path = model, model_path
         self.hash = hashlib.sha256(model).hexdigest()
         self._processor = sentencepiece.SentencePieceProcessor()
-        self._processor.load_from_serialized_proto(model)  # refuses what holds no model
-        self.size = self._processor.get_piece_size() + EXTRA  # all real ids, <mask> included
-        self.mask = self.size - 1
+        self._processor.load_from_serialized_proto(_numbered(model))
+        self.mask = self._processor.get_piece_size()
+        self.size = self.mask + 1  # all real ids, <mask> included
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -39,28 +43,69 @@ class Tokenizer:
                 f"({error.strerror}); give the folder that `mlm tokenizer` wrote"
             ) from None
         try:
-            tokenizer = cls(model, path)
-        except RuntimeError:
+            if _begins_like_xlmr(model):
+                return cls(model, path)
+            other = sentencepiece.SentencePieceProcessor()
+            other.load_from_serialized_proto(model)
+        except (DecodeError, RuntimeError, ValueError):
             raise DataError(
                 f"{path} is not a sentencepiece model; give the folder that `mlm tokenizer` wrote"
             ) from None
-        processor = tokenizer._processor
-        first = (processor.unk_id(), processor.bos_id(), processor.eos_id())
-        if first != (0, 1, 2):
-            raise DataError(
-                f"{path} has <unk>, <s>, </s> at {first} and not at (0, 1, 2), where XLM-R's ids "
-                f"need them; train a tokenizer with `mlm tokenizer`"
-            )
-        return tokenizer
+        first = (other.unk_id(), other.bos_id(), other.eos_id())
+        raise DataError(
+            f"{path} has <unk>, <s>, </s> at {first} and not at (0, 1, 2), where XLM-R's ids need "
+            f"them; train a tokenizer with `mlm tokenizer`"
+        )
 
     @cached_property
     def padded_size(self) -> int:
         """The rows of an embedding for these ids: `size` up to a multiple of 128."""
         return -(-self.size // PADDED_TO) * PADDED_TO
 
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """The ids that are no pieces of text, by what they are written as."""
+        return {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK, "<mask>": self.mask}
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """The piece of every id."""
+        return self.pieces(range(self.size))
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The id of every piece."""
+        return {piece: id for id, piece in enumerate(self.vocabulary)}
+
+    @cached_property
+    def piece_lengths(self) -> np.ndarray:
+        """The characters of the piece of every id, int64 (size,)."""
+        return np.fromiter(map(len, self.vocabulary), np.int64, self.size)
+
     def encode(self, lines: list[str], threads: int = 1) -> list[np.ndarray]:
         """The ids of each line, int32, without special ids; one batch call to sentencepiece."""
-        return [_shifted(ids) for ids in self._processor.encode(lines, num_threads=threads)]
+        return self._encoded(lines, threads, out_type="numpy")
+
+    def closed(self, lines: list[str], threads: int = 1) -> list[list[int]]:
+        """As `encode`, but as lists, and with `<s>` before and `</s>` behind each line."""
+        return self._encoded(lines, threads, add_bos=True, add_eos=True)
+
+    def _encoded(self, lines: list[str], threads: int, **options: Any) -> list[Any]:
+        if len(lines) < FEW:
+            return [self._processor.encode(line, **options) for line in lines]
+        return self._processor.encode(lines, num_threads=threads, **options)
+
+    def surfaces(self, line: str) -> list[str]:
+        """What each id of a line stands for; other than its piece where that is `<unk>`."""
+        return self._processor.encode(line, out_type=str)
+
+    def normalised(self, line: str) -> tuple[str, list[int]]:
+        """What sentencepiece makes of a line before it cuts it, and the place of each character.
+
+        A place counts the characters of `line` before those that the character was made of; one
+        more says where the last of these ends.
+        """
+        return self._processor.normalize(line, with_offsets=True)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids. `<s>`, `<pad>` and `</s>` are left out; `<mask>` is shown."""
@@ -69,11 +114,28 @@ class Tokenizer:
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The piece of each id; special ones as `<s>`. Raises IndexError at an id >= size."""
-        special = {BOS: "<s>", PAD: "<pad>", EOS: "</s>", UNK: "<unk>", self.mask: "<mask>"}
-        return [special.get(id) or self._processor.id_to_piece(id - SHIFT) for id in map(int, ids)]
+        mask, name = self.mask, self._processor.id_to_piece
+        return ["<mask>" if id == mask else name(id) for id in map(int, ids)]
 
 
-def _shifted(ids: Sequence[int]) -> np.ndarray:
-    ours = np.array(ids, dtype=np.int32) + np.int32(SHIFT)
-    ours[ours == SHIFT] = UNK  # sentencepiece's <unk> is 0
-    return ours
+def _begins_like_xlmr(model: bytes) -> bool:
+    first = ModelProto.FromString(model).pieces[:3]
+    kinds = [piece.type for piece in first]
+    if kinds != [ModelProto.SentencePiece.UNKNOWN, *2 * [ModelProto.SentencePiece.CONTROL]]:
+        return False
+    return [piece.piece for piece in first[1:]] == ["<s>", "</s>"]
+
+
+def _numbered(model: bytes) -> bytes:
+    """The model with its pieces moved so that sentencepiece itself gives XLM-R's ids.
+
+    All but `<mask>`, which it would take for a piece of text.
+    """
+    rest = ModelProto.FromString(model)
+    unk, bos, eos = rest.pieces[:3]
+    pad = ModelProto.SentencePiece(piece="<pad>", score=0.0, type=unk.CONTROL)
+    first = dict(zip((BOS, PAD, EOS, UNK), (bos, pad, eos, unk), strict=True))
+    del rest.pieces[:3]
+    # A message is its fields one behind another, so two of them are one with the pieces of both.
+    head = ModelProto(pieces=[first[id] for id in sorted(first)])
+    return head.SerializeToString() + rest.SerializeToString()

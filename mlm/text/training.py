@@ -25,6 +25,7 @@ THREADS = 16  # fixed: sums over threads round differently, and the model would 
 MAX_LINE = 1024  # characters, at most 4096 bytes: sentencepiece drops lines of more than 4192
 LARGE = 1 << 30  # bytes from which on sentencepiece needs 64-bit indices
 SMALLEST = FIRST_PIECE + 2  # four special ids, a piece and <mask>
+RECORD = "training.json"  # how a tokenizer was made, beside it
 
 Progress = Callable[[int, int], None]
 
@@ -77,7 +78,7 @@ def train(
             "sentencepiece": sentencepiece.__version__,
             "languages": {name: {"bytes": sizes[name], "sampled": taken[name]} for name in files},
         }
-        (folder / "training.json").write_text(json.dumps(made, indent=1) + "\n")
+        (folder / RECORD).write_text(json.dumps(made, indent=1) + "\n")
 
 
 def shares(sizes: dict[str, int], alpha: float, sample_bytes: int) -> dict[str, int]:

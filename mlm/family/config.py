@@ -1,0 +1,228 @@
+"""The family's config under the published keys, read from and written to `config.json`."""
+
+import json
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, ClassVar
+
+from mlm.family.config_rules import check
+from mlm.model.config import LayerOptions, ModelConfig
+
+FILE = "config.json"
+# Keys that would change what a model computes, and the values that change nothing.
+NOT_SERVED: dict[str, tuple[Any, ...]] = {
+    "tie_word_embeddings": (True,),
+    "tie_encoder_decoder": (False,),
+    "chunk_size_feed_forward": (0,),
+    "is_encoder_decoder": (False,),
+    "cross_attention_hidden_size": (None,),
+    "quantization_config": (None,),
+}
+LABELS = ("num_labels", "id2label", "label2id")
+
+
+@dataclass(init=False)
+class XLMRobertaXLConfig:
+    """The reference's keys and defaults; they may be changed until a model is made of them.
+
+    A keyword that is not a key raises ValueError with the nearest one; keys of a file that are not
+    known are kept in `extra` and written again. `num_labels` follows `id2label` and the other way
+    round. `label_smoothing` (0: none) is ours.
+    """
+
+    model_type: ClassVar[str] = "xlm-roberta-xl"
+
+    vocab_size: int = 250880
+    hidden_size: int = 2560
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 32
+    intermediate_size: int = 10240
+    hidden_act: Any = "gelu"  # a name, or a function of a tensor
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 514
+    type_vocab_size: int = 1
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-5
+    pad_token_id: int = 1
+    bos_token_id: int = 0
+    eos_token_id: int = 2
+    position_embedding_type: str = "absolute"
+    use_cache: bool = True
+    classifier_dropout: float | None = None
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    problem_type: str | None = None
+    label_smoothing: float = 0.0
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    return_dict: bool = True
+    gradient_checkpointing: bool = False
+    pruned_heads: dict[int, list[int]] = field(default_factory=dict)
+    architectures: list[str] | None = None
+    id2label: dict[int, str] = field(default_factory=lambda: _numbered(2))
+    label2id: dict[str, int] = field(default_factory=lambda: _ids_of(_numbered(2)))
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        keys = [key for key in fields(self) if key.name != "extra"]
+        if len(values) > len(keys):
+            raise ValueError(f"{len(values)} values are given for the {len(keys)} keys of a config")
+        given = dict(zip((key.name for key in keys), values, strict=False)) | named
+        for key in fields(self):
+            default = key.default if key.default_factory is MISSING else key.default_factory()
+            setattr(self, key.name, default)
+        self.update(given)
+
+    def update(self, changes: Mapping[str, Any]) -> None:
+        """Sets several keys; raises ValueError at one that is not a key or not served."""
+        for name, value in changes.items():
+            if name not in LABELS:
+                self._set(name, value)
+        labels = {name: changes[name] for name in LABELS if changes.get(name) is not None}
+        named = labels.get("id2label")
+        if named is None and "label2id" in labels:
+            named = {number: label for label, number in labels["label2id"].items()}
+        if named is not None:
+            self.id2label = {int(number): str(label) for number, label in named.items()}
+            self.label2id = dict(labels.get("label2id") or _ids_of(self.id2label))
+        count = labels.get("num_labels")
+        if named is not None and count not in (None, len(self.id2label)):
+            raise ValueError(
+                f"num_labels={count} and the {len(self.id2label)} labels of id2label contradict "
+                f"each other; give one of them"
+            )
+        if count is not None and count != self.num_labels:
+            self.num_labels = count
+
+    def _set(self, name: str, value: Any) -> None:
+        if name in NOT_SERVED:
+            if value not in NOT_SERVED[name]:
+                raise ValueError(
+                    f"{name}={value!r} is not served; leave it out, which means "
+                    f"{NOT_SERVED[name][0]}"
+                )
+        elif name == "pruned_heads":
+            pruned = value or {}
+            self.pruned_heads = {int(layer): sorted(heads) for layer, heads in pruned.items()}
+        elif name == "extra" or name not in self._keys():
+            raise ValueError(f"{name}={value!r} is not a key of the config; {self._near(name)}")
+        else:
+            setattr(self, name, value)
+
+    @classmethod
+    def _keys(cls) -> list[str]:
+        return [key.name for key in fields(cls)]
+
+    @classmethod
+    def _near(cls, name: str) -> str:
+        near = get_close_matches(name, [*cls._keys(), "num_labels"], 1)
+        return f"did you mean {near[0]}?" if near else "see XLMRobertaXLConfig for its keys"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self._keys() and not isinstance(getattr(type(self), name, None), property):
+            raise AttributeError(f"{name} is not a key of the config; {self._near(name)}")
+        super().__setattr__(name, value)
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"num_labels={count} is below 1; give 1 (regression) or more")
+        if count == len(self.id2label):
+            return  # names that fit stay
+        self.id2label = _numbered(count)
+        self.label2id = _ids_of(self.id2label)
+
+    @property
+    def use_return_dict(self) -> bool:
+        return self.return_dict
+
+    @property
+    def head_dropout(self) -> float:
+        """Of the classification heads: `classifier_dropout`, or that of the hidden states."""
+        given = self.classifier_dropout
+        return self.hidden_dropout_prob if given is None else given
+
+    def shape(self) -> ModelConfig:
+        """What the layers are made from, checked; raises ValueError at the first value that does
+        not fit."""
+        check(self)
+        names = {key.name for key in fields(ModelConfig)} & set(self._keys())
+        values = {name: getattr(self, name) for name in names - {"hidden_act"}}
+        act = "gelu" if callable(self.hidden_act) else self.hidden_act
+        return ModelConfig(**values, hidden_act=act, output_dropout=False)
+
+    def layer_options(self) -> LayerOptions:
+        activation = self.hidden_act if callable(self.hidden_act) else None
+        positions: Any = self.position_embedding_type
+        return LayerOptions(positions, self.add_cross_attention, self.is_decoder, activation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys as JSON takes them, those of `extra` included; with string keys in maps."""
+        if callable(self.hidden_act):
+            raise ValueError(
+                f"hidden_act is the function {getattr(self.hidden_act, '__name__', 'given')}, "
+                f"which a file cannot hold; name one of gelu, relu, silu, gelu_new to save it"
+            )
+        own = {name: deepcopy(getattr(self, name)) for name in self._keys() if name != "extra"}
+        for name in ("id2label", "pruned_heads"):
+            own[name] = {str(number): value for number, value in own[name].items()}
+        for name in ("architectures", "problem_type"):
+            if own[name] is None:
+                del own[name]
+        return (
+            deepcopy(self.extra)
+            | own
+            | {
+                "model_type": self.model_type,
+                "tie_word_embeddings": True,
+            }
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> "XLMRobertaXLConfig":
+        """The config of a file's values, then of `changes`; raises ValueError where the file is of
+        another model or asks for what is not served."""
+        given = dict(values)
+        kind = given.pop("model_type", cls.model_type)
+        if kind != cls.model_type:
+            raise ValueError(
+                f"model_type={kind!r} is another architecture than {cls.model_type!r}; give the "
+                f"config of an XLM-RoBERTa-XL"
+            )
+        known = {*cls._keys(), *NOT_SERVED, *LABELS} - {"extra"}
+        config = cls(**{name: given.pop(name) for name in known & given.keys()})
+        config.extra = given
+        config.update(changes)
+        return config
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, **changes: Any) -> "XLMRobertaXLConfig":
+        """The config in a folder, or that of a run or checkpoint; raises ValueError."""
+        from mlm.family.folder import config_values
+
+        return cls.from_dict(config_values(Path(path)), **changes)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes `config.json` into a folder, which is made where it is missing."""
+        text = self.to_json_string()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        (Path(folder) / FILE).write_text(text, encoding="utf-8")
+
+    def to_json_string(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def _numbered(count: int) -> dict[int, str]:
+    return {number: f"LABEL_{number}" for number in range(count)}
+
+
+def _ids_of(id2label: dict[int, str]) -> dict[str, int]:
+    return {label: number for number, label in id2label.items()}

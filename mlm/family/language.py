@@ -1,0 +1,162 @@
+"""Language models of the family: of masked tokens, and of the next token."""
+
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from mlm.family.config import XLMRobertaXLConfig
+from mlm.family.generation import Generation
+from mlm.family.model import XLMRobertaXLModel
+from mlm.family.outputs import ModelOutput, returned
+from mlm.family.pretrained import Pretrained
+from mlm.model.heads import LMHead
+from mlm.model.losses import mean_cross_entropy, next_token_loss
+from parallel.groups import Group
+
+
+class LanguageModel(Pretrained):
+    """An encoder or decoder with the head over the vocabulary."""
+
+    def __init__(
+        self,
+        config: XLMRobertaXLConfig,
+        *,
+        group: Group = None,
+        seed: int | None = None,
+        attention: str = "auto",
+    ):
+        super().__init__(config, group)
+        seed = self.drawn_seed(seed)
+        self.roberta = XLMRobertaXLModel(config, False, group=group, seed=seed, attention=attention)
+        self.lm_head = LMHead(config.shape(), self.roberta.embeddings.word_embeddings)
+        self.finish(seed)
+
+    def tie_weights(self) -> None:
+        """Makes the decoder's parameters the word embeddings' and the head's bias again."""
+        self.lm_head.tie(self.roberta.embeddings.word_embeddings)
+
+
+class XLMRobertaXLForMaskedLM(LanguageModel):
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Inputs as in `XLMRobertaXLModel`; labels: (batch, seq_len) ids, -100 where none counts.
+
+        Returns `loss` (the mean over the labels), `logits` (batch, seq_len, vocab_size),
+        `hidden_states` and `attentions`.
+        """
+        out = self.roberta.encode(
+            self.dropout_key(),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            use_cache=None,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self.lm_head.logits(out.last_hidden_state)
+        loss = None
+        if labels is not None:
+            loss = mean_cross_entropy(logits, labels, self.config.label_smoothing)
+        return returned(
+            self.config.return_dict if return_dict is None else return_dict,
+            loss=loss,
+            logits=logits,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+
+class XLMRobertaXLForCausalLM(LanguageModel, Generation):
+    def __init__(self, config: XLMRobertaXLConfig, **options: Any):
+        if not config.is_decoder:
+            warnings.warn(
+                "XLMRobertaXLForCausalLM with is_decoder=False sees the tokens that it is to "
+                "predict; set is_decoder=True in the config for a model of the next token",
+                stacklevel=2,
+            )
+        super().__init__(config, **options)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Inputs as in `XLMRobertaXLModel`; labels: (batch, seq_len) ids, not shifted, -100 where
+        none counts; logits_to_keep: of how many last positions (0: all), or which.
+
+        Returns `loss` (the mean over the labels but each row's first), `logits` (batch, seq_len,
+        vocab_size), `past_key_values`, `hidden_states`, `attentions` and `cross_attentions`. With
+        labels no cache is given unless `use_cache` asks for it.
+        """
+        if labels is not None and use_cache is None:
+            use_cache = False
+        if labels is not None and not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
+            raise ValueError(
+                f"logits_to_keep={logits_to_keep} is given with labels, whose loss needs all "
+                f"logits; leave one of them out"
+            )
+        out = self.roberta.encode(
+            self.dropout_key(),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        x = out.last_hidden_state
+        if isinstance(logits_to_keep, Tensor):
+            x = x[:, logits_to_keep]
+        elif logits_to_keep:
+            x = x[:, -logits_to_keep:]
+        logits = self.lm_head.logits(x)
+        loss = None
+        if labels is not None:
+            loss = next_token_loss(logits, labels, self.config.label_smoothing)
+        return returned(
+            self.config.return_dict if return_dict is None else return_dict,
+            loss=loss,
+            logits=logits,
+            past_key_values=out.past_key_values,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+            cross_attentions=out.cross_attentions,
+        )

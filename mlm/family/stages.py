@@ -1,0 +1,207 @@
+"""The heads that train, each as one list of layers that pipeline stages are cut from."""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlm.family.config import XLMRobertaXLConfig
+from mlm.family.language import XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
+from mlm.family.masks import added_mask
+from mlm.family.pretrained import Pretrained
+from mlm.family.tasks import (
+    LabelledModel,
+    TaskModel,
+    XLMRobertaXLForMultipleChoice,
+    XLMRobertaXLForQuestionAnswering,
+)
+from mlm.model.encoder import Fill, count, encoder_layers, words_layer
+from mlm.model.heads import MaskedLMHead, Pooler
+from mlm.model.initial import initialise
+from mlm.model.losses import checked_labels, mean_cross_entropy, span_loss
+from parallel.groups import Group
+from parallel.layers import VocabParallelEmbedding
+from parallel.loss import linear_cross_entropy
+from parallel.stages import StageLayer
+
+LANGUAGE_MODELS = (XLMRobertaXLForMaskedLM, XLMRobertaXLForCausalLM)
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """A micro-batch of a task; in a pipeline all have one shape.
+
+    input_ids: (rows, seq_len) int64; with `choices`, the choices of an example are rows in turn
+    labels: as the head's class takes them; of question answering (rows, 2), start and end
+    attention_mask: (rows, seq_len) or (rows, seq_len, seq_len); None: all ones
+    token_type_ids: (rows, seq_len); None: all 0
+    loss_scale: what the mean of the losses is multiplied by
+    dropout_key: a key (seed, step, micro-batch) that every dropout mask is derived from
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    attention_mask: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    choices: int = 1
+    loss_scale: float = 1.0
+    dropout_key: int = 0
+    masks: dict[Any, tuple[Tensor | None, bool]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the first layer is fed with."""
+        return self.input_ids
+
+    def mask_for(self, x: Tensor, training: bool, causal: bool) -> tuple[Tensor | None, bool]:
+        """What is added to the scores of an attention in `x`, and whether some token may attend to
+        nothing; made once for all layers."""
+        if x.dtype not in self.masks:
+            rows, length = self.input_ids.shape
+            shape = (rows, length, length)
+            made = added_mask("attention_mask", self.attention_mask, shape, causal, x)
+            self.masks[x.dtype] = made
+        return self.masks[x.dtype]
+
+    def to(self, device: torch.device) -> "TaskBatch":
+        moved = {
+            item.name: value.to(device, non_blocking=True)
+            for item in fields(self)
+            if isinstance(value := getattr(self, item.name), Tensor)
+        }
+        return replace(self, **moved, masks={})
+
+
+def stage_layers(
+    kind: type[Pretrained],
+    config: XLMRobertaXLConfig,
+    *,
+    group: Group = None,
+    seed: int = 0,
+    attention: str = "auto",
+    seq_len: int = 512,
+    fill: Fill | None = None,
+) -> list[StageLayer]:
+    """The model `kind` (a class of the family with a head) as layers for `build_engine`.
+
+    The last one gives a micro-batch's mean loss times its `loss_scale`; batches are `TaskBatch`es.
+    group: splits every layer; seed: of the initial weights; fill: gives a module, by its published
+    name, other ones, such as `mlm.hf.load` reads from a folder; seq_len: weighs the layers.
+    Raises ValueError for what a stage cannot do.
+    """
+    shape = config.shape()
+    if config.add_cross_attention or config.pruned_heads:
+        what = "add_cross_attention=True" if config.add_cross_attention else "pruned_heads"
+        raise ValueError(
+            f"{what} is not served in pipeline stages, whose layers are all alike and see one "
+            f"text; train such a model as one module"
+        )
+    fill = fill or (lambda module, name: initialise(module, name, shape, seed))
+    language = issubclass(kind, LANGUAGE_MODELS)
+    layers = encoder_layers(
+        shape,
+        fill,
+        group=group,
+        attention=attention,
+        seq_len=seq_len,
+        options=config.layer_options(),
+        tied=language,
+    )
+    if language:
+        return layers + _language_head(kind, config, group, fill, seq_len)
+    if not issubclass(kind, TaskModel):
+        raise ValueError(
+            f"{kind.__name__} has no head that gives a loss; choose one of the classes with For in "
+            f"their names"
+        )
+    if kind.pooled:
+        layers.append(
+            StageLayer(
+                "roberta.pooler",
+                lambda: fill(Pooler(shape), "roberta.pooler"),
+                count(lambda: Pooler(shape)),
+                0.0,
+                _alone,
+                joined=True,
+            )
+        )
+    name = kind.head_name
+    layers.append(
+        StageLayer(
+            name,
+            lambda: fill(kind.make_head(config), name),
+            count(lambda: kind.make_head(config)),
+            0.0,
+            _task_loss(kind, config),
+            joined=True,
+        )
+    )
+    return layers
+
+
+def _alone(module: Any, x: Tensor, batch: TaskBatch) -> Tensor:
+    return module(x)
+
+
+def _task_loss(kind: type[TaskModel], config: XLMRobertaXLConfig) -> Any:
+    """A stage layer's `forward`: (head, hidden states, batch) -> the scaled loss."""
+
+    def forward(head: Any, x: Tensor, batch: TaskBatch) -> Tensor:
+        logits, labels = head(x, batch.dropout_key), batch.labels
+        smoothing = config.label_smoothing
+        if issubclass(kind, LabelledModel):
+            loss = kind.loss(config, logits, labels, batch.attention_mask)
+        elif issubclass(kind, XLMRobertaXLForMultipleChoice):
+            loss = mean_cross_entropy(logits.view(-1, batch.choices), labels, smoothing)
+        else:
+            assert issubclass(kind, XLMRobertaXLForQuestionAnswering)
+            loss = span_loss(*logits.unbind(-1), *labels.unbind(-1), smoothing)
+        return loss * batch.loss_scale
+
+    return forward
+
+
+def _language_head(
+    kind: type[Pretrained], config: XLMRobertaXLConfig, group: Group, fill: Fill, seq_len: int
+) -> list[StageLayer]:
+    if config.label_smoothing:
+        raise ValueError(
+            f"label_smoothing={config.label_smoothing} is not served with the chunked loss of a "
+            f"language model in stages; set it to 0"
+        )
+    shape = config.shape()
+    causal = issubclass(kind, XLMRobertaXLForCausalLM)
+    hidden, vocab = shape.hidden_size, shape.padded_vocab_size()
+
+    def features(head: MaskedLMHead, x: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+        return head.features(x), head.bias
+
+    def loss(
+        words: VocabParallelEmbedding, head: tuple[Tensor, Tensor], batch: TaskBatch
+    ) -> Tensor:
+        x, bias = head
+        labels = batch.labels
+        if causal:
+            x, labels = x[:, :-1], labels[:, 1:]
+        counted = checked_labels(labels, vocab).sum().clamp(min=1)
+        total, _ = linear_cross_entropy(
+            x.reshape(-1, hidden), words.weight, bias, labels.reshape(-1), words.group
+        )
+        return total / counted * batch.loss_scale
+
+    return [
+        StageLayer(
+            "lm_head",
+            lambda: fill(MaskedLMHead(shape, group), "lm_head"),
+            hidden * (hidden + 3) + vocab,
+            2.0 * seq_len * hidden**2,
+            features,
+            joined=True,
+        ),
+        words_layer(
+            shape, group, fill, 2.0 * seq_len * hidden * vocab, loss, tied="words", joined=True
+        ),
+    ]

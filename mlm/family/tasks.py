@@ -1,0 +1,266 @@
+"""The family's heads for sequences, choices, tokens and spans."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from mlm.family.config import XLMRobertaXLConfig
+from mlm.family.model import XLMRobertaXLModel
+from mlm.family.outputs import ModelOutput, returned
+from mlm.family.pretrained import Pretrained
+from mlm.model.heads import ClassificationHead, LinearHead
+from mlm.model.losses import classification_loss, mean_cross_entropy, span_loss, token_loss
+from parallel.groups import Group
+
+
+class TaskModel(Pretrained):
+    """An encoder with a head; a subclass names the head and says how it is called."""
+
+    head_name = "classifier"
+    pooled = False
+
+    def __init__(
+        self,
+        config: XLMRobertaXLConfig,
+        *,
+        group: Group = None,
+        seed: int | None = None,
+        attention: str = "auto",
+    ):
+        super().__init__(config, group)
+        seed = self.drawn_seed(seed)
+        self.roberta = XLMRobertaXLModel(
+            config, self.pooled, group=group, seed=seed, attention=attention
+        )
+        self.add_module(self.head_name, self.make_head(config))
+        self.finish(seed)
+
+    @property
+    def num_labels(self) -> int:
+        return self.config.num_labels
+
+    @staticmethod
+    def make_head(config: XLMRobertaXLConfig) -> nn.Module:
+        """The head with weights that are yet to be filled."""
+        raise AssertionError("a task names its head")
+
+    def _object(self, return_dict: bool | None) -> bool:
+        return self.config.return_dict if return_dict is None else return_dict
+
+
+class LabelledModel(TaskModel):
+    """A head whose logits go with one tensor of labels."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Inputs as in `XLMRobertaXLModel`, labels as the class says.
+
+        Returns `loss`, `logits`, `hidden_states` and `attentions`.
+        """
+        dropout_key = self.dropout_key()
+        out = self.roberta.encode(
+            dropout_key,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self.classifier(out.last_hidden_state, dropout_key)
+        loss = None if labels is None else self.loss(self.config, logits, labels, attention_mask)
+        return returned(
+            self._object(return_dict),
+            loss=loss,
+            logits=logits,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+    @staticmethod
+    def loss(
+        config: XLMRobertaXLConfig, logits: Tensor, labels: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        raise AssertionError("a task says what its loss is")
+
+
+class XLMRobertaXLForSequenceClassification(LabelledModel):
+    """Labels of whole rows, from the first token: logits (batch, num_labels).
+
+    labels: (batch,) int64 for one label of each row, (batch, num_labels) of 0.0 and 1.0 for
+    several, numbers for regression; which one is said by `config.problem_type`, or else by
+    num_labels (1: regression) and the labels' dtype.
+    """
+
+    @staticmethod
+    def make_head(config: XLMRobertaXLConfig) -> nn.Module:
+        return ClassificationHead(config.shape(), config.num_labels, config.head_dropout)
+
+    @staticmethod
+    def loss(
+        config: XLMRobertaXLConfig, logits: Tensor, labels: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        return classification_loss(logits, labels, config.problem_type, config.label_smoothing)
+
+
+class XLMRobertaXLForTokenClassification(LabelledModel):
+    """A label for every token: logits (batch, seq_len, num_labels).
+
+    labels: (batch, seq_len) int64. Tokens whose label is -100, or whose 2-D attention_mask is not
+    1, leave the loss; a 3-D mask does not say which tokens are padding, so there labels alone do.
+    """
+
+    @staticmethod
+    def make_head(config: XLMRobertaXLConfig) -> nn.Module:
+        return LinearHead(config.shape(), config.num_labels, config.head_dropout)
+
+    @staticmethod
+    def loss(
+        config: XLMRobertaXLConfig, logits: Tensor, labels: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        mask = None if mask is None or mask.dim() == 3 else mask
+        return token_loss(logits, labels, mask, config.label_smoothing)
+
+
+class XLMRobertaXLForMultipleChoice(TaskModel):
+    """Which of several rows is the right one: logits (batch, choices)."""
+
+    pooled = True
+
+    @staticmethod
+    def make_head(config: XLMRobertaXLConfig) -> nn.Module:
+        return LinearHead(config.shape(), 1, config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Inputs as in `XLMRobertaXLModel` with choices behind the batch, (batch, choices, ...);
+        labels: (batch,) int64, the right choices.
+
+        Returns `loss`, `logits` (batch, choices), and `hidden_states` and `attentions` of
+        (batch * choices) rows.
+        """
+        some = input_ids if input_ids is not None else inputs_embeds
+        due = 3 if input_ids is not None else 4
+        if some is not None and some.dim() != due:
+            raise ValueError(
+                f"the input has the shape {tuple(some.shape)}, and (batch, choices, seq_len"
+                f"{', hidden_size' if due == 4 else ''}) is due; give a row for each choice"
+            )
+        dropout_key = self.dropout_key()
+        rows = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "inputs_embeds": inputs_embeds,
+        }
+        out = self.roberta.encode(
+            dropout_key,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            **{name: None if x is None else x.flatten(0, 1) for name, x in rows.items()},
+        )
+        assert some is not None
+        logits = self.classifier(out.pooler_output, dropout_key).view(-1, some.shape[1])
+        loss = None
+        if labels is not None:
+            loss = mean_cross_entropy(logits, labels.reshape(-1), self.config.label_smoothing)
+        return returned(
+            self._object(return_dict),
+            loss=loss,
+            logits=logits,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )
+
+
+class XLMRobertaXLForQuestionAnswering(TaskModel):
+    """Where an answer starts and ends: start_logits and end_logits (batch, seq_len)."""
+
+    head_name = "qa_outputs"
+
+    @staticmethod
+    def make_head(config: XLMRobertaXLConfig) -> nn.Module:
+        if config.num_labels != 2:
+            raise ValueError(
+                f"num_labels={config.num_labels} does not fit question answering, whose two "
+                f"outputs are the start and the end of a span; leave num_labels out"
+            )
+        return LinearHead(config.shape(), 2, 0.0)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Inputs as in `XLMRobertaXLModel`; start_positions, end_positions: (batch,) int64, both
+        or none. A place behind the input leaves the loss, a negative one counts as 0.
+
+        Returns `loss` (mean of the two ends'), `start_logits`, `end_logits` (batch, seq_len),
+        `hidden_states` and `attentions`.
+        """
+        if (start_positions is None) != (end_positions is None):
+            raise ValueError(
+                "one of start_positions and end_positions is given; the loss needs both, so give "
+                "both or none"
+            )
+        dropout_key = self.dropout_key()
+        out = self.roberta.encode(
+            dropout_key,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+        )
+        logits = self.qa_outputs(out.last_hidden_state, dropout_key)
+        starts, ends = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            smoothing = self.config.label_smoothing
+            loss = span_loss(starts, ends, start_positions, end_positions, smoothing)
+        return returned(
+            self._object(return_dict),
+            loss=loss,
+            start_logits=starts,
+            end_logits=ends,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+        )

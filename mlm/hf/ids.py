@@ -1,0 +1,89 @@
+"""Real text as ids, for comparisons, and the comparison of the ids of two tokenizers."""
+
+from functools import cache
+
+import tokenizers
+import torch
+from sentencepiece import SentencePieceProcessor
+from torch import Tensor
+
+from mlm.errors import UserError
+from mlm.family.config import XLMRobertaXLConfig
+from mlm.hf.plain import Sample
+from mlm.text.corpus import documents, languages, sample_corpus
+from mlm.text.ids import FIRST_PIECE, SHIFT
+from mlm.text.tokenizer import Tokenizer
+
+LANGUAGES = ("en", "de", "ru", "ar", "hi", "zh-Hans")  # whose logits are compared
+TOKENS = 48  # of a text at most
+SOURCE = 5  # hidden states that a decoder attends to
+TIE = 1e-5  # between scores of two segmentations, relative: what sentencepiece's fp32 cannot tell
+
+
+@cache
+def lines() -> dict[str, str]:
+    """The first line of every language of the corpus in the package."""
+    return {name: next(documents(path))[0] for name, path in languages(sample_corpus()).items()}
+
+
+def sample_of(tokenizer: Tokenizer | None, config: XLMRobertaXLConfig) -> Sample:
+    """Text of several languages for a model to be run on; random ids where it has no tokenizer."""
+    limit = min(TOKENS, config.max_position_embeddings - config.pad_token_id - 1)
+    generator = torch.Generator().manual_seed(0)
+    if tokenizer is None:
+        lengths = torch.linspace(limit, max(1, limit // 4), len(LANGUAGES)).long()
+        ids = torch.randint(config.vocab_size, (len(LANGUAGES), limit), generator=generator)
+        ids[ids == config.pad_token_id] = config.eos_token_id
+        ids[torch.arange(limit) >= lengths[:, None]] = config.pad_token_id
+    else:
+        ids, lengths = padded(tokenizer, [lines()[name] for name in LANGUAGES], limit)
+    types = torch.arange(ids.shape[1]).expand(ids.shape) % config.type_vocab_size
+    source = None
+    if config.add_cross_attention:
+        source = torch.randn(len(ids), SOURCE, config.hidden_size, generator=generator)
+    return Sample(ids, lengths, types, source)
+
+
+def padded(tokenizer: Tokenizer, texts: list[str], limit: int) -> tuple[Tensor, Tensor]:
+    """Ids of texts as `<s> text </s>`, cut to `limit` tokens and padded: (texts, longest), and
+    the lengths (texts,)."""
+    rows = [ids[: limit - 2].tolist() for ids in tokenizer.encode(texts)]
+    rows = [[tokenizer.bos, *row, tokenizer.eos] for row in rows]
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.full((len(rows), int(lengths.max())), tokenizer.pad)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = torch.tensor(row)
+    return ids, lengths
+
+
+def check_ids(ours: Tokenizer, theirs: tokenizers.Tokenizer, texts: dict[str, str]) -> None:
+    """Raises UserError where a tokenizer of the tokenizers library has other ids than ours."""
+    if (theirs.get_vocab_size(), theirs.token_to_id("<mask>")) != (ours.size, ours.mask):
+        raise UserError(
+            f"the exported tokenizer has {theirs.get_vocab_size()} ids in place of {ours.size}, so "
+            f"nothing was written; check {ours.model_path} for a piece that stands in it twice"
+        )
+    for language, ids in zip(texts, ours.encode(list(texts.values())), strict=True):
+        found = theirs.encode(texts[language], add_special_tokens=False).ids
+        if found != ids.tolist() and not tie(ours, found, ids.tolist()):
+            raise UserError(
+                f"the exported tokenizer gives other ids than sentencepiece to a line of "
+                f"{language}, {texts[language][:40]!r}, so nothing was written; report this with "
+                f"the model {ours.model_path}"
+            )
+
+
+def tie(tokenizer: Tokenizer, found: list[int], ids: list[int]) -> bool:
+    """Whether two segmentations of one text have the same score as far as fp32 tells.
+
+    Sentencepiece adds scores up in fp32 and the tokenizers library in fp64, so a tie that only
+    rounding breaks may fall to either side; the ids of a line in some hundred thousand differ so.
+    """
+    if "".join(tokenizer.pieces(found)) != "".join(tokenizer.pieces(ids)):
+        return False
+    processor = SentencePieceProcessor(model_file=str(tokenizer.model_path))
+    one, two = (
+        sum(processor.get_score(id - SHIFT) for id in row if id >= FIRST_PIECE)
+        for row in (found, ids)
+    )
+    return abs(one - two) <= TIE * abs(two)

@@ -1,0 +1,145 @@
+"""The family's models written out from their published description, for comparisons.
+
+Plain products in fp32, a weight in memory at a time; nothing here is shared with the model or with
+what reads and writes its files.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+DEFAULTS = {
+    "pad_token_id": 1,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "gelu",
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+
+Read = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model is run on.
+
+    input_ids, token_types: (batch, seq_len), padded at the end to `lengths` (batch,)
+    source: (batch, n, hidden_size), for cross attention where a model has it
+    """
+
+    input_ids: Tensor
+    lengths: Tensor
+    token_types: Tensor
+    source: Tensor | None = None
+
+    @property
+    def real(self) -> Tensor:
+        """(batch, seq_len) bool, true before the padding."""
+        return torch.arange(self.input_ids.shape[1]) < self.lengths[:, None]
+
+
+@torch.no_grad()
+def plain_outputs(
+    head: str, config: dict[str, Any], read: Read, sample: Sample, pooler: bool = False
+) -> Tensor:
+    """What the class `head` with the values of a config.json and these weights gives.
+
+    The logits: (batch, seq_len, vocab_size) of language models, (batch, labels) of sequences,
+    (batch, 1) of a choice, (batch, seq_len, labels) of tokens, (batch, seq_len, 2) of starts and
+    ends. Of the bare model the last hidden state, and with a pooler its output behind that.
+    """
+    config = DEFAULTS | config
+    bare = head == "XLMRobertaXLModel"
+    prefix = "" if bare else "roberta."
+    x = _encoded(config, lambda name: read(prefix + name), sample)
+    if bare:
+        return torch.cat([x, _pooled(x, read, prefix)], 1) if pooler else x
+    if head in ("XLMRobertaXLForMaskedLM", "XLMRobertaXLForCausalLM"):
+        y = F.gelu(_linear(x, read, "lm_head.dense"))
+        y = _norm(y, read, "lm_head.layer_norm", config)
+        return y @ read("roberta.embeddings.word_embeddings.weight").T + read("lm_head.bias")
+    if head == "XLMRobertaXLForSequenceClassification":
+        y = torch.tanh(_linear(x[:, 0], read, "classifier.dense"))
+        return _linear(y, read, "classifier.out_proj")
+    if head == "XLMRobertaXLForMultipleChoice":
+        return _linear(_pooled(x, read, prefix)[:, 0], read, "classifier")
+    if head == "XLMRobertaXLForTokenClassification":
+        return _linear(x, read, "classifier")
+    assert head == "XLMRobertaXLForQuestionAnswering", head
+    return _linear(x, read, "qa_outputs")
+
+
+def _pooled(x: Tensor, read: Read, prefix: str) -> Tensor:
+    """(batch, 1, hidden_size) of the first token."""
+    return torch.tanh(_linear(x[:, :1], read, f"{prefix}pooler.dense"))
+
+
+def _encoded(config: dict[str, Any], read: Read, sample: Sample) -> Tensor:
+    """The last hidden state, (batch, seq_len, hidden_size)."""
+    ids, pad = sample.input_ids, config["pad_token_id"]
+    x = read("embeddings.word_embeddings.weight")[ids]
+    x = x + read("embeddings.token_type_embeddings.weight")[sample.token_types]
+    if config["position_embedding_type"] == "absolute":
+        positions = pad + (ids != pad).cumsum(1) * (ids != pad)
+        x = x + read("embeddings.position_embeddings.weight")[positions]
+    hidden = torch.where(sample.real, 0.0, -math.inf)[:, None, None, :]
+    if config["is_decoder"]:
+        hidden = hidden + torch.full((ids.shape[1],) * 2, -math.inf).triu(1)
+    act = ACTIVATIONS[config["hidden_act"]]
+    for number in range(config["num_hidden_layers"]):
+
+        def own(name: str, number=number) -> Tensor:
+            return read(f"encoder.layer.{number}.{name}")
+
+        x = x + _attention(x, x, hidden, "attention", own, config)
+        if config["add_cross_attention"] and sample.source is not None:
+            x = x + _attention(x, sample.source, 0.0, "crossattention", own, config)
+        y = act(_linear(_norm(x, own, "LayerNorm", config), own, "intermediate.dense"))
+        x = x + _linear(y, own, "output.dense")
+    return _norm(x, read, "encoder.LayerNorm", config)
+
+
+def _attention(
+    x: Tensor, source: Tensor, hidden: Tensor | float, name: str, read: Read, config: dict[str, Any]
+) -> Tensor:
+    """What an attention block adds to x; its norm is on queries only where `source` is another."""
+    size = config["hidden_size"] // config["num_attention_heads"]
+
+    def heads(y: Tensor, part: str) -> Tensor:  # fewer than the config's where some are pruned
+        return _linear(y, read, f"{name}.self.{part}").unflatten(-1, (-1, size)).transpose(1, 2)
+
+    y = _norm(x, read, f"{name}.self_attn_layer_norm", config)
+    of = y if source is x else source
+    query, key, value = heads(y, "query"), heads(of, "key"), heads(of, "value")
+    scores = query @ key.mT
+    kind = config["position_embedding_type"]
+    if kind != "absolute" and source is x:
+        places = torch.arange(x.shape[1])
+        distance = places[:, None] - places + config["max_position_embeddings"] - 1
+        relative = read(f"{name}.self.distance_embedding.weight")[distance]
+        scores = scores + torch.einsum("bhqd,qkd->bhqk", query, relative)
+        if kind == "relative_key_query":
+            scores = scores + torch.einsum("bhkd,qkd->bhqk", key, relative)
+    weights = (scores / math.sqrt(size) + hidden).softmax(-1)
+    return _linear((weights @ value).transpose(1, 2).flatten(2), read, f"{name}.output.dense")
+
+
+def _linear(x: Tensor, read: Read, name: str) -> Tensor:
+    return x @ read(f"{name}.weight").T + read(f"{name}.bias")
+
+
+def _norm(x: Tensor, read: Read, name: str, config: dict[str, Any]) -> Tensor:
+    weight, bias = read(f"{name}.weight"), read(f"{name}.bias")
+    return F.layer_norm(x, x.shape[-1:], weight, bias, config["layer_norm_eps"])

@@ -1,0 +1,149 @@
+"""Weights of a model where they lie, under the published names, read when they are asked for."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mlm.errors import DataError
+from mlm.hf.files import AGAIN, OpenFile, Part, open_file
+from parallel.groups import group_rank
+from parallel.sharding import Shard, split
+
+SAFE, SAFE_INDEX = "model.safetensors", "model.safetensors.index.json"
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+TIED = {
+    "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+    "lm_head.decoder.bias": "lm_head.bias",
+}
+BUFFERS = ("embeddings.position_ids", "embeddings.token_type_ids")  # that old versions saved
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a folder or a file holds; a tensor is read when it is asked for.
+
+    shapes, dtypes: of every weight by name; a tied one is there once, under its name in `TIED`
+    part: reads `(name, dim, start, stop)`, a new tensor of the stored dtype; raises DataError
+    files: where each weight lies, for messages
+    copies: weights that are tied and stored twice: name -> the other's, which `part` takes, too
+    """
+
+    origin: Path
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, torch.dtype]
+    part: Part
+    files: dict[str, Path] = field(default_factory=dict)
+    copies: dict[str, str] = field(default_factory=dict)
+
+    def read(self, name: str, shard: Shard | None = None) -> Tensor:
+        """A weight, or this rank's slice of it and no more, in its stored dtype.
+
+        Raises DataError, and ValueError where the group does not divide the weight.
+        """
+        if name not in self.shapes:
+            raise DataError(f"{self.origin} has no {name}; give a model that has this weight")
+        if not self.dtypes[name].is_floating_point or self.dtypes[name].itemsize == 1:
+            raise DataError(
+                f"{self.where(name)} holds {name} as {self.dtype_name(name)}, and weights are "
+                f"float32, float16, bfloat16 or float64; give a model that is not quantised"
+            )
+        return self._slice(name, name, shard)
+
+    def read_copy(self, name: str, shard: Shard | None = None) -> Tensor | None:
+        """The same of the second copy of a tied weight; None where there is one only."""
+        return self._slice(self.copies[name], name, shard) if name in self.copies else None
+
+    def _slice(self, stored: str, name: str, shard: Shard | None) -> Tensor:
+        shape = self.shapes[name]
+        if shard is None:
+            return self.part(stored, 0, 0, (shape or (1,))[0])
+        size = split(shape[shard.dim], shard.group, name)
+        start = group_rank(shard.group) * size
+        return self.part(stored, shard.dim, start, start + size)
+
+    def where(self, name: str) -> Path:
+        """The file that holds a weight."""
+        return self.files.get(name, self.origin)
+
+    def dtype_name(self, name: str) -> str:
+        return str(self.dtypes[name]).removeprefix("torch.")
+
+
+def open_weights(path: Path) -> Weights:
+    """The weights of a Hugging Face folder, or of one file of it; raises DataError.
+
+    Of a folder the first is read that is there: `model.safetensors`, shards of it with an index,
+    `pytorch_model.bin`, shards of it with an index.
+    """
+    if path.is_file():
+        return _joined(path, [open_file(path)], {})
+    for whole, index in ((SAFE, SAFE_INDEX), (BIN, BIN_INDEX)):
+        if (path / whole).is_file():
+            return _joined(path, [open_file(path / whole)], {})
+        if (path / index).is_file():
+            listed = _indexed(path / index)
+            opened = [open_file(path / file) for file in dict.fromkeys(listed.values())]
+            return _joined(path, opened, listed)
+    what = "has none of them" if path.is_dir() else "is no folder"
+    raise DataError(
+        f"{path} {what}: the weights of a model are in {SAFE} or {BIN}, or in shards with an "
+        f"index; give the folder of a model"
+    )
+
+
+def _indexed(index: Path) -> dict[str, str]:
+    """The file of every weight, as an index of shards says."""
+    try:
+        listed = json.loads(index.read_text("utf-8"))["weight_map"]
+        files = {str(name): str(file) for name, file in listed.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(f"{index} is not an index of weights; {AGAIN}") from None
+    for name, file in files.items():
+        if Path(file).name != file or not (index.parent / file).is_file():
+            raise DataError(
+                f"{index} says that {name} is in {file}, and no such file is beside it; copy that "
+                f"one, too"
+            )
+    return files
+
+
+def _joined(origin: Path, opened: list[OpenFile], listed: dict[str, str]) -> Weights:
+    """The tensors of all files under their published names; where two have one, `listed` tells."""
+    named = {file.path.name: file for file in opened}
+    places = {name: file for file in opened for name in file.shapes}
+    for name, file in listed.items():
+        if name not in named[file].shapes:
+            raise DataError(
+                f"{named[file].path} has no {name}, and the index beside it says it has; copy both "
+                f"again from where they came"
+            )
+        places[name] = named[file]
+    stored = {name: name for name in places if not name.endswith(BUFFERS)}
+    copies = {}
+    for copy in TIED.keys() & stored.keys():
+        del stored[copy]
+        if stored.setdefault(TIED[copy], copy) != copy:
+            copies[TIED[copy]] = copy
+
+    def part(name: str, dim: int, start: int, stop: int) -> Tensor:
+        name = stored.get(name, name)
+        return places[name].part(name, dim, start, stop)
+
+    for name, copy in copies.items():
+        if places[name].shapes[name] != places[copy].shapes[copy]:
+            raise DataError(
+                f"{places[copy].path} has {copy} with the shape {places[copy].shapes[copy]}, and "
+                f"{name}, which it is tied to, has {places[name].shapes[name]}; give a model of "
+                f"this family"
+            )
+    return Weights(
+        origin,
+        {name: places[at].shapes[at] for name, at in stored.items()},
+        {name: places[at].dtypes[at] for name, at in stored.items()},
+        part,
+        {name: places[at].path for name, at in stored.items()},
+        copies,
+    )

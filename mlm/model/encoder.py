@@ -1,0 +1,97 @@
+"""The encoder as the beginning of a list of stage layers; the heads' lists go on from it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mlm.batch import MicroBatch
+from mlm.model.config import LayerOptions, ModelConfig
+from mlm.model.embeddings import PositionEmbeddings
+from mlm.model.flops import layer_flops
+from mlm.model.heads import FinalNorm
+from mlm.model.layer import ENCODER_LAYER, EncoderLayer
+from parallel.groups import Group
+from parallel.layers import VocabParallelEmbedding
+from parallel.stages import StageLayer
+
+WORDS = "roberta.embeddings.word_embeddings"
+
+Fill = Callable[[nn.Module, str], nn.Module]  # gives a module, by its name, its first weights
+
+
+def word_embeddings(config: ModelConfig, group: Group) -> VocabParallelEmbedding:
+    return VocabParallelEmbedding(
+        config.padded_vocab_size(), config.hidden_size, group, padding_idx=config.pad_token_id
+    )
+
+
+def encoder_layers(
+    config: ModelConfig,
+    fill: Fill,
+    *,
+    group: Group = None,
+    attention: str = "auto",
+    seq_len: int = 512,
+    options: LayerOptions = ENCODER_LAYER,
+    tied: bool = True,
+) -> list[StageLayer]:
+    """Embeddings, layers and the final norm: token ids to (micro_batch, seq_len, hidden_size).
+
+    tied: whether a head behind it shares the word embeddings
+    """
+
+    def embed_positions() -> nn.Module:
+        absolute = options.positions == "absolute"
+        return fill(PositionEmbeddings(config, absolute), "roberta.embeddings")
+
+    layers = [
+        words_layer(config, group, fill, 0.0, _embed, tied="words" if tied else None),
+        StageLayer(
+            "roberta.embeddings",
+            embed_positions,
+            (config.max_position_embeddings + config.type_vocab_size) * config.hidden_size,
+            0.0,
+            joined=True,
+        ),
+    ]
+    whole = count(lambda: EncoderLayer(config, 0, None, attention, options))
+    for index in range(config.num_hidden_layers):
+        name = f"roberta.encoder.layer.{index}"
+
+        def make(name=name, index=index):
+            return fill(EncoderLayer(config, index, group, attention, options), name)
+
+        flops = layer_flops(config, seq_len)
+        layers.append(StageLayer(name, make, whole, flops, recompute=True))
+    norm = "roberta.encoder.LayerNorm"
+
+    def final() -> nn.Module:
+        return fill(FinalNorm(config.hidden_size, eps=config.layer_norm_eps), norm)
+
+    layers.append(StageLayer(norm, final, 2 * config.hidden_size, 0.0))
+    return layers
+
+
+def words_layer(
+    config: ModelConfig, group: Group, fill: Fill, flops: float, forward: Callable, **kinds
+) -> StageLayer:
+    """The word embeddings where `forward` uses them; with `tied`, places of one key share them."""
+    return StageLayer(
+        WORDS,
+        lambda: fill(word_embeddings(config, group), WORDS),
+        config.padded_vocab_size() * config.hidden_size,
+        flops,
+        forward,
+        **kinds,
+    )
+
+
+def count(make: Callable[[], nn.Module]) -> int:
+    """Parameters of a module, without allocating them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in make().parameters())
+
+
+def _embed(words: VocabParallelEmbedding, ids: Tensor, batch: MicroBatch) -> Tensor:
+    return words(ids)

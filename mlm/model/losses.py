@@ -1,0 +1,124 @@
+"""The losses of the heads, as the reference has them; where no label counts, 0 with 0 gradients."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlm.batch import IGNORED
+
+PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
+
+
+def mean_cross_entropy(
+    logits: Tensor, labels: Tensor, smoothing: float = 0.0, ignored: int = IGNORED
+) -> Tensor:
+    """The mean over the labels that are not `ignored`, computed in fp32.
+
+    logits: (..., classes); labels: (...) int64; Raises ValueError at a label that is no class.
+    """
+    classes = logits.shape[-1]
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels have the shape {tuple(labels.shape)}, and the logits ask for "
+            f"{tuple(logits.shape[:-1])}; give one label to each"
+        )
+    counted = checked_labels(labels, classes, ignored).reshape(-1)
+    labels = labels.reshape(-1).long()
+    total = F.cross_entropy(
+        logits.reshape(-1, classes).float(),
+        labels,
+        ignore_index=ignored,
+        label_smoothing=smoothing,
+        reduction="sum",
+    )
+    return total / counted.sum().clamp(min=1)
+
+
+def checked_labels(labels: Tensor, classes: int, ignored: int = IGNORED) -> Tensor:
+    """Which labels count, bool; raises ValueError at one that is neither a class nor `ignored`."""
+    if labels.is_floating_point():
+        raise ValueError(
+            f"labels of the dtype {labels.dtype} are given where each is the number of one of the "
+            f"{classes} classes (single_label_classification); give them as torch.int64"
+        )
+    counted = labels != ignored
+    wrong = labels[counted & ((labels < 0) | (labels >= classes))]
+    if wrong.numel():
+        raise ValueError(
+            f"the label {int(wrong[0])} is not one of the {classes} classes from 0 to "
+            f"{classes - 1}; give such a one, or {ignored} to leave a place out of the loss"
+        )
+    return counted
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Each position's logits against the label of the next.
+
+    logits: (batch, seq_len, vocab_size); labels: (batch, seq_len), not shifted
+    """
+    if labels.shape != logits.shape[:-1]:
+        return mean_cross_entropy(logits, labels)  # which says what is wrong
+    return mean_cross_entropy(logits[:, :-1], labels[:, 1:], smoothing)
+
+
+def problem_of(labels: Tensor, classes: int) -> str:
+    """What labels are for where the config does not say: by their number and their dtype."""
+    if classes == 1:
+        return "regression"
+    return PROBLEMS[2] if labels.is_floating_point() else PROBLEMS[1]
+
+
+def classification_loss(
+    logits: Tensor, labels: Tensor, problem: str | None = None, smoothing: float = 0.0
+) -> Tensor:
+    """Loss of a sequence's labels: squared error, cross entropy or binary cross entropies.
+
+    logits: (batch, classes); labels: (batch,) int64 of one class each, (batch, classes) of 0 and 1
+    for several, (batch,) or (batch, classes) of numbers for regression
+    """
+    problem = problem or problem_of(labels, logits.shape[-1])
+    if problem == "single_label_classification":
+        return mean_cross_entropy(logits, labels.reshape(-1), smoothing)
+    if smoothing:
+        raise ValueError(
+            f"label_smoothing={smoothing} is for single labels, and this is {problem}; set it to 0"
+        )
+    if labels.shape != logits.shape and not (
+        logits.shape[-1] == 1 and labels.numel() == logits.numel()
+    ):
+        raise ValueError(
+            f"labels have the shape {tuple(labels.shape)}, and {problem} with the logits "
+            f"{tuple(logits.shape)} asks for one number for each; give as many"
+        )
+    labels = labels.reshape(logits.shape).to(logits.dtype)
+    if problem == "regression":
+        return F.mse_loss(logits, labels)
+    return F.binary_cross_entropy_with_logits(logits, labels)
+
+
+def token_loss(
+    logits: Tensor, labels: Tensor, attention_mask: Tensor | None, smoothing: float = 0.0
+) -> Tensor:
+    """Loss of a label for each token; tokens whose mask is not 1 do not count.
+
+    logits: (batch, seq_len, classes); labels, attention_mask: (batch, seq_len)
+    """
+    if attention_mask is not None and attention_mask.shape == labels.shape:
+        labels = labels.masked_fill(attention_mask != 1, IGNORED)
+    return mean_cross_entropy(logits, labels, smoothing)
+
+
+def span_loss(
+    start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    """The mean of the losses of a span's two ends; an end outside the text does not count.
+
+    start_logits, end_logits: (batch, seq_len); starts, ends: (batch,) or (batch, 1)
+    A negative place counts as 0, as in the reference.
+    """
+    outside = start_logits.shape[1]
+    losses = [
+        mean_cross_entropy(logits, places.reshape(-1).clamp(0, outside), smoothing, outside)
+        for logits, places in ((start_logits, starts), (end_logits, ends))
+    ]
+    return torch.stack(losses).mean()
