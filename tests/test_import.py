@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mlm import checkpoint
 from mlm.errors import DataError, UserError
 from mlm.fill import fill_masks
 from mlm.hf import check
+from mlm.hf.card import KINDS
 from mlm.hf.export import export
 from mlm.hf.ids import sample_of
 from mlm.hf.importing import import_model
@@ -71,6 +73,22 @@ def test_every_head_comes_back_as_it_was(head, tmp_path, capsys):
     assert not report["unexpected_keys"]
     found = check.model_outputs(head, again.eval(), sample)
     assert check._difference(found, expected, sample) <= 2e-5
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_card_says_how_to_use_it(head, tmp_path, monkeypatch):
+    """Its example runs."""
+    export(str(folder_of(model(head), tmp_path / "source")), str(tmp_path / "exported"))
+    card = (tmp_path / "exported" / "README.md").read_text()
+    kind = KINDS[head]
+    assert (f"pipeline_tag: {kind.task}\n" in card) == (kind.task is not None)
+    assert ("| 1 | wild |" in card) == (head == "XLMRobertaXLForSequenceClassification")
+    monkeypatch.chdir(tmp_path)
+    held: dict[str, Any] = {}
+    exec(card.split("```python\n")[1].split("```")[0], held)
+    assert type(held["model"]).__name__ == head
+    assert ("run" in held) == bool(kind.call)
+    assert ("outputs" in held) == (head == "XLMRobertaXLForQuestionAnswering")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

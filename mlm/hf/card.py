@@ -12,12 +12,16 @@ from mlm.trained import Checkpoint, Trained
 
 @dataclass(frozen=True)
 class Kind:
-    """What a class is for: in words, its pipeline (None: there is none) and a call of that."""
+    """What a class is for: in words, its task on the hub (None: it has none), and an example.
+
+    call: arguments of the task's pipeline; inputs: of the tokenizer, where no pipeline is left
+    """
 
     words: str
     auto: str
-    pipeline: str | None = None
+    task: str | None = None
     call: str = ""
+    inputs: str = ""
 
 
 KINDS = {
@@ -29,7 +33,7 @@ KINDS = {
         "A language model of the next token",
         "AutoModelForCausalLM",
         "text-generation",
-        "'The river'",
+        "'The river', max_new_tokens=20",
     ),
     "XLMRobertaXLForSequenceClassification": Kind(
         "A classifier of texts",
@@ -48,7 +52,7 @@ KINDS = {
         "A finder of answers in a text",
         "AutoModelForQuestionAnswering",
         "question-answering",
-        "question='What is wide?', context='The river is wide.'",
+        inputs="'What is wide?', 'The river is wide.'",
     ),
 }
 LABELLED = ("XLMRobertaXLForSequenceClassification", "XLMRobertaXLForTokenClassification")
@@ -84,12 +88,12 @@ def _evaluation(trained: Checkpoint) -> dict[str, Any] | None:
 
 def _front_matter(trained: Trained, languages: list[str]) -> str:
     listed = ["language:", *(f"- {json.dumps(language)}" for language in languages)]
-    pipeline = KINDS[trained.head].pipeline
+    task = KINDS[trained.head].task
     lines = [
         *(listed if languages else []),
         "library_name: transformers",
-        *([f"pipeline_tag: {pipeline}"] if pipeline else []),
-        *(["mask_token: <mask>"] if pipeline == "fill-mask" else []),
+        *([f"pipeline_tag: {task}"] if task else []),
+        *(["mask_token: <mask>"] if task == "fill-mask" else []),
         "tags:",
         "- xlm-roberta-xl",
         "- multilingual",
@@ -134,12 +138,14 @@ def _loading(trained: Trained, name: str) -> str:
     lines = [f"model = {auto}.from_pretrained({name!r})"]
     if trained.tokenizer:
         lines.append(f"tokenizer = AutoTokenizer.from_pretrained({name!r})")
-        if kind.pipeline and not special:
+        if kind.call and not special:
             names.append("pipeline")
             lines += [
-                f'run = pipeline("{kind.pipeline}", model=model, tokenizer=tokenizer)',
+                f'run = pipeline("{kind.task}", model=model, tokenizer=tokenizer)',
                 f"run({kind.call})",
             ]
+        if kind.inputs:
+            lines.append(f'outputs = model(**tokenizer({kind.inputs}, return_tensors="pt"))')
     dtypes = sorted({trained.weights.dtype_name(name) for name in trained.weights.shapes})
     said = f"The weights are {' and '.join(dtypes)}."
     if "lm_head.dense.weight" in trained.weights.shapes:
