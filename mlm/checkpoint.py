@@ -22,9 +22,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor import Shard as ShardedAlong
 
-from mlm import stored
 from mlm.errors import DataError, UserError
-from mlm.hf.weights import Weights
+from mlm.weights import stored
+from mlm.weights.source import Weights
 from parallel.engine import Engine
 from parallel.sharding import shard_of
 from parallel.state import KINDS, read_state, write_state

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlm.errors import UserError
-from mlm.hf.folder import MASKED_LM
+from mlm.family.published import MASKED_LM
 from mlm.text.ids import BOS, EOS, FIRST_PIECE, MODEL_FILE, PAD, UNK
 from mlm.text.tokenizer import Tokenizer
 from mlm.trained import open_trained

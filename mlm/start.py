@@ -10,13 +10,13 @@ from torch import Tensor, nn
 import mlm
 from mlm.config import TrainConfig
 from mlm.errors import DataError, UserError
-from mlm.hf.folder import MASKED_LM
-from mlm.hf.load import BASE, Fill, check_encoder, check_shapes, filler, full_shapes, match
-from mlm.hf.weights import Weights
+from mlm.family.published import MASKED_LM
 from mlm.model.config import ModelConfig
 from mlm.model.initial import initialise
 from mlm.text.tokenizer import Tokenizer
 from mlm.trained import Trained, family_config, open_trained
+from mlm.weights.load import BASE, Fill, check_encoder, check_shapes, filler, full_shapes, match
+from mlm.weights.source import Weights
 from parallel.engine import Engine
 from parallel.sharding import shard_of
 from parallel.state import write_masters

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 import mlm
-from mlm import checkpoint, stored
+from mlm import checkpoint
 from mlm.config import TrainConfig, load
 from mlm.data.index import FILE as INDEX
 from mlm.errors import DataError, UserError
 from mlm.family.config import FILE as HF_CONFIG
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.folder import config_values
-from mlm.hf.folder import BARE, MASKED_LM, head_of, tokenizer_of
-from mlm.hf.load import full_shapes, load_parameters
-from mlm.hf.weights import Weights, open_weights
+from mlm.family.published import BARE, MASKED_LM, head_of, tokenizer_of
 from mlm.model.config import ModelConfig
 from mlm.text.ids import MODEL_FILE
 from mlm.text.tokenizer import Tokenizer
+from mlm.weights import stored
+from mlm.weights.load import full_shapes, load_parameters
+from mlm.weights.source import Weights, open_weights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOATS = (*DTYPES.values(), torch.float64)

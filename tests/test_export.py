@@ -13,14 +13,15 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from mlm import checkpoint
 from mlm.errors import DataError, UserError
-from mlm.hf import check, write
+from mlm.family.published import MASKED_LM
+from mlm.hf import check
 from mlm.hf import export as hf
-from mlm.hf.folder import MASKED_LM
 from mlm.hf.plain import Sample, plain_outputs
-from mlm.hf.tokenizer import backend
-from mlm.stored import open_weights
+from mlm.text.backend import backend
 from mlm.text.training import train
 from mlm.trained import open_trained
+from mlm.weights import write
+from mlm.weights.stored import open_weights
 from tests.export_fixtures import STEPS, exported, trained_run
 from tests.text_fixtures import paragraphs, tokenizer
 
@@ -120,7 +121,7 @@ def test_a_wrong_tokenizer_is_refused(tmp_path, monkeypatch):
         made.normalizer = tokenizers.normalizers.Lowercase()
         return made
 
-    monkeypatch.setattr("mlm.hf.tokenizer.backend", shifted)
+    monkeypatch.setattr("mlm.text.backend.backend", shifted)
     with pytest.raises(UserError, match="gives other ids than sentencepiece"):
         hf.export(str(trained_run()), str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from mlm.errors import UserError
 from mlm.hf import ids
-from mlm.hf.charsmap import normalizer, rules
-from mlm.hf.tokenizer import backend, write_tokenizer
+from mlm.text.backend import backend, write_tokenizer
+from mlm.text.charsmap import normalizer, rules
 from mlm.text.tokenizer import Tokenizer
 from mlm.text.training import train
 from tests.export_fixtures import exported

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import mlm
 from mlm.errors import DataError
-from mlm.hf.weights import open_weights
+from mlm.weights.source import open_weights
 from tests.family_fixtures import our_model
 
 QUERY = "roberta.encoder.layer.1.attention.self.query.weight"

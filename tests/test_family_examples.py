@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import mlm
-from mlm.hf.tokenizer import write_tokenizer
+from mlm.text.backend import write_tokenizer
 from tests.family_fixtures import TINY, same
 from tests.text_fixtures import paragraphs
 from tests.text_fixtures import tokenizer as trained_tokenizer

@@ -13,9 +13,9 @@ import torch
 import mlm
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.stages import stage_layers
-from mlm.hf.load import filler, full_shapes
-from mlm.hf.weights import open_weights
 from mlm.model.initial import initialise
+from mlm.weights.load import filler, full_shapes
+from mlm.weights.source import open_weights
 from parallel.groups import make_grid
 from parallel.layout import Layout
 from parallel.sharding import shard_of, slice_of

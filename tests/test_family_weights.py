@@ -14,13 +14,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import mlm
-from mlm import checkpoint, stored
+from mlm import checkpoint
 from mlm.config import TrainConfig
 from mlm.errors import DataError, UserError
 from mlm.family import saving
 from mlm.family.folder import config_values
-from mlm.hf.weights import open_weights
 from mlm.model.config import ModelConfig
+from mlm.weights import stored
+from mlm.weights.source import open_weights
 from tests.family_fixtures import TINY, our_model, pair, their_model
 
 HEADS = {

@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 
-from mlm import stored
 from mlm.errors import DataError, UserError
 from mlm.fill import fill_masks
 from mlm.hf.export import export
 from mlm.hf.importing import import_model
 from mlm.text.ids import MODEL_FILE
 from mlm.trained import open_trained
+from mlm.weights import stored
 from tests.import_fixtures import (
     MASKED,
     QUERY,

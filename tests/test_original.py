@@ -10,8 +10,8 @@ from omegaconf import OmegaConf
 
 import mlm
 from mlm.errors import DataError
-from mlm.hf.load import full_shapes, load_parameters, match
-from mlm.hf.original import open_original
+from mlm.weights.load import full_shapes, load_parameters, match
+from mlm.weights.original import open_original
 from tests.family_fixtures import TINY, same, tokens
 from tests.original_fixtures import ARGS, change, their_models, write
 

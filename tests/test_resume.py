@@ -9,7 +9,7 @@ import torch
 
 from mlm import checkpoint
 from mlm.errors import DATA, DONE, REQUEUE
-from mlm.stored import open_weights
+from mlm.weights.stored import open_weights
 from parallel.engine import Engine
 from tests.training_fixtures import config, evaluations, metrics, run
 

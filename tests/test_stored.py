@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlm import stored
 from mlm.errors import DataError
-from mlm.hf.weights import Weights, open_weights
-from mlm.hf.write import write_weights
+from mlm.weights import stored
+from mlm.weights.source import Weights, open_weights
+from mlm.weights.write import write_weights
 from tests.ranks import run_ranks
 
 MEGABYTE = 1 << 20

@@ -14,7 +14,7 @@ from mlm.errors import CONFIG, DONE
 from mlm.hf.export import export
 from mlm.hf.importing import import_model
 from mlm.start import look
-from mlm.stored import open_weights
+from mlm.weights.stored import open_weights
 from tests.import_fixtures import same_tensors, source_of, tensors
 from tests.launch_fixtures import ranks
 from tests.ranks import run_ranks
@@ -66,7 +66,7 @@ def test_five_shards_into_ranks_and_out_again_are_bit_equal(parallel, dtype, tmp
 
 def read_by_rank(made: TrainConfig) -> int:
     """The numbers that a rank has read of the weights when its engine is built."""
-    from mlm.hf import files
+    from mlm.weights import files
 
     counted, real = [], files._read_into
 

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer as TheirAuto
 from transformers import XLMRobertaTokenizer as Theirs
 
 from mlm.family.tokenizer import AutoTokenizer, XLMRobertaTokenizer
-from mlm.hf.tokenizer import write_tokenizer
+from mlm.text.backend import write_tokenizer
 from mlm.text.corpus import sample_corpus
 from mlm.text.tokenizer import Tokenizer
 from mlm.text.training import train

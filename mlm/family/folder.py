@@ -5,10 +5,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlm import checkpoint, stored
+from mlm import checkpoint
 from mlm.config import TrainConfig, load
 from mlm.errors import DataError, UserError
-from mlm.hf.weights import Weights, open_weights
+from mlm.weights import stored
+from mlm.weights.source import Weights, open_weights
 
 FILE = "config.json"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mlm.hf.weights import Weights
+from mlm.weights.source import Weights
 
 LOADING: dict[str, tuple[Any, ...]] = {
     "adapter_kwargs": (None,),

@@ -13,9 +13,9 @@ from torch import nn
 from mlm.family import options, resizing, saving
 from mlm.family.base import FamilyModel
 from mlm.family.folder import model_weights
-from mlm.hf.load import Match, check_encoder, check_shapes, full_shapes, load_parameters, match
-from mlm.hf.weights import Weights
 from mlm.model.initial import initialise
+from mlm.weights.load import Match, check_encoder, check_shapes, full_shapes, load_parameters, match
+from mlm.weights.source import Weights
 from parallel.groups import Group, group_rank
 
 NEW = ("pooler.", "crossattention.", "distance_embedding.")  # of an encoder, yet may be missing

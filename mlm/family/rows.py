@@ -1,6 +1,7 @@
 """The rows of a call: windows on texts, special tokens and pads, as lists or arrays of ids."""
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +19,18 @@ class Rows:
 
     special: whether `<s>` and `</s>` are added
     shape: how rows are cut and padded; cut_side: at which end tokens are cut off
+    places: whether `encodings` will be asked for; without, it is slower and all else faster
     Windows on texts are counted in the ids of all texts.
     """
 
     def __init__(
-        self, source: Encoded, count: int, special: bool, shape: Shape, cut_side: str
+        self,
+        source: Encoded,
+        count: int,
+        special: bool,
+        shape: Shape,
+        cut_side: str,
+        places: bool,
     ) -> None:
         if cut_side not in SIDES:
             raise ValueError(f"truncation_side={cut_side!r} is not served; choose left or right")
@@ -32,13 +40,16 @@ class Rows:
         self.added = (4 if self.pair else 2) if special else 0
         alone = count == 1 and not (shape.overflow or shape.multiple)
         self.pads = bool(shape.padding) and not (alone and shape.padding == "longest")
+        several = self.pair or shape.overflow or shape.truncation == "only_second"
+        # Whether sentencepiece itself can make the rows, as it can those of single texts.
+        self._closes = source.plain and special and not (several or places)
 
     def lists(self) -> list[list[int]]:
         """The ids of each row."""
         if self.pads:
             return self._trimmed(self.array())
         if self._closes:
-            return self._closed()
+            return self._closed
         ids = self.source.ids.tolist()
         texts = [
             [ids[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
@@ -54,13 +65,17 @@ class Rows:
         """The ids as (rows, longest row), int64; rows that are shorter end in pads."""
         width = int(self.totals.max(initial=0))
         made = np.full((len(self.totals), width), PAD, np.int64)
-        rows, at = np.arange(len(made)), self._left
+        if self._closes:
+            made[self._real] = np.concatenate(self._closed) if len(made) else 0
+            return made
+        rows, at, places = np.arange(len(made)), self._left, np.arange(width)
         for place, (starts, ends) in enumerate(self._windows[1]):
             if self.special:
                 made[rows, at] = EOS if place else BOS
                 at = at + 1
             stop = at + ends - starts
-            made[_between(width, at, stop)] = self._ids(starts, ends)
+            text = (places >= at[:, None]) & (places < stop[:, None])
+            made[text] = self._ids(starts, ends)
             at = stop
             if self.special:
                 made[rows, at] = EOS
@@ -69,8 +84,7 @@ class Rows:
 
     def mask(self) -> np.ndarray:
         """(rows, longest row), int64: 1 for each token, 0 for each pad."""
-        width = int(self.totals.max(initial=0))
-        return _between(width, self._left, self._left + self._lengths).astype(np.int64)
+        return self._real.astype(np.int64)
 
     def masks(self, ids: list[list[int]]) -> list[list[int]]:
         """The same for the lists that `lists` made."""
@@ -109,23 +123,17 @@ class Rows:
             for sample, window, pair, pad in rows
         ]
 
-    @property
-    def _closes(self) -> bool:
-        """Whether sentencepiece itself can give the rows: those of single texts."""
-        several = self.pair or self.shape.overflow or self.shape.truncation == "only_second"
-        return self.source.plain and self.special and not several
-
-    def _closed(self) -> list[list[int]]:
-        """The rows of single texts as sentencepiece itself gives them, cut."""
-        rows = self.source.closed()
-        most = self.shape.max_length
-        if not self.shape.truncation:
-            return rows
-        room = self._room(0)
-        for place, row in enumerate(rows):
-            if len(row) > most:
-                kept = row[1:][:room] if self.cut_side == "right" else row[-1 - room : -1]
-                rows[place] = [BOS, *kept, EOS]
+    @cached_property
+    def _closed(self) -> list[Any]:
+        """The rows of single texts as sentencepiece gives them, cut; arrays where pads follow."""
+        rows, most = self.source.closed(arrays=self.pads), self.shape.max_length
+        if self.shape.truncation:
+            self._room(0)
+            right = self.cut_side == "right"
+            for place, row in enumerate(rows):
+                if len(row) > most:
+                    rows[place] = cut = (row[:most] if right else row[-most:]).copy()
+                    cut[-1 if right else 0] = EOS if right else BOS
         return rows
 
     def _room(self, least: int) -> int:
@@ -181,7 +189,16 @@ class Rows:
     @cached_property
     def _lengths(self) -> np.ndarray:
         """The tokens of each row without pads."""
+        if self._closes:
+            return np.fromiter(map(len, self._closed), np.int64, self.count)
         return sum((ends - starts for starts, ends in self._windows[1]), self.added)
+
+    @cached_property
+    def _real(self) -> np.ndarray:
+        """Which places of the rows are no pads, bool (rows, longest row)."""
+        places = np.arange(int(self.totals.max(initial=0)))
+        real = places < (self._left + self._lengths)[:, None]
+        return real & (places >= self._left[:, None]) if self.shape.side == "left" else real
 
     @cached_property
     def _left(self) -> np.ndarray:
@@ -193,9 +210,3 @@ class Rows:
         return [
             row[:total] for row, total in zip(array.tolist(), self.totals.tolist(), strict=True)
         ]
-
-
-def _between(width: int, first: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Of rows of a width: which places are from `first` on and before `end`, (rows, width)."""
-    places = np.arange(width)
-    return (places >= first[:, None]) & (places < end[:, None])

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from mlm.errors import UserError
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.hf.load import full_shapes
-from mlm.hf.write import write_weights
 from mlm.text.folder import new_folder
+from mlm.weights.load import full_shapes
+from mlm.weights.write import write_weights
 from parallel.groups import Group, group_rank, group_size
 from parallel.sharding import shard_of
 

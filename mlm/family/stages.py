@@ -89,7 +89,7 @@ def stage_layers(
 
     The last one gives a micro-batch's mean loss times its `loss_scale`; batches are `TaskBatch`es.
     group: splits every layer; seed: of the initial weights; fill: gives a module, by its published
-    name, other ones, such as `mlm.hf.load` reads from a folder; seq_len: weighs the layers.
+    name, other ones, such as `mlm.weights.load` reads from a folder; seq_len: weighs the layers.
     Raises ValueError for what a stage cannot do.
     """
     shape = config.shape()

@@ -111,7 +111,9 @@ class XLMRobertaTokenizer(Vocabulary):
             self._limit,
         )
         source = (encode_words if is_split_into_words else encode)(self.tokenizer, texts + pairs)
-        rows = Rows(source, len(texts), bool(add_special_tokens), shape, self.truncation_side)
+        special, places = bool(add_special_tokens), return_offsets_mapping
+        places = places or return_special_tokens_mask
+        rows = Rows(source, len(texts), special, shape, self.truncation_side, places)
         batch = BatchEncoding(encodings=rows.encodings)
         lists = not (return_tensors and rows.pads and rows.even)
         batch["input_ids"] = rows.lists() if lists else rows.array()

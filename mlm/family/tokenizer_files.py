@@ -9,7 +9,7 @@ from typing import Any
 from mlm.errors import DataError, UserError
 from mlm.family.shape import SIDES
 from mlm.family.tokenizer_json import open_json, read_head
-from mlm.hf.tokenizer import CONFIG, FILE, ROLES, SPECIAL, write_tokenizer
+from mlm.text.backend import CONFIG, FILE, ROLES, SPECIAL, write_tokenizer
 from mlm.text.ids import MODEL_FILE
 from mlm.text.tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ from typing import Any
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from mlm.errors import DataError
-from mlm.hf.tokenizer import SPACE
+from mlm.text.backend import SPACE
 from mlm.text.ids import BOS, EOS, FIRST_PIECE, PAD, UNK
 from mlm.text.tokenizer import Tokenizer
 

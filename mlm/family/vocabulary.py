@@ -3,7 +3,7 @@
 from typing import Any
 
 from mlm.family.texts import checked_ids
-from mlm.hf.tokenizer import ROLES, SPACE
+from mlm.text.backend import ROLES, SPACE
 from mlm.text.ids import BOS, EOS, PAD, UNK
 from mlm.text.tokenizer import Tokenizer
 

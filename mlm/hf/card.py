@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mlm.hf.weights import Weights
 from mlm.report import EVALUATION
 from mlm.trained import Checkpoint, Trained
+from mlm.weights.source import Weights
 
 
 @dataclass(frozen=True)

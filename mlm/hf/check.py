@@ -21,12 +21,12 @@ from torch import Tensor
 
 from mlm.errors import UserError
 from mlm.family.folder import config_values
-from mlm.hf.folder import BARE
+from mlm.family.published import BARE
 from mlm.hf.ids import check_ids, lines, sample_of
 from mlm.hf.plain import Read, Sample, plain_outputs
-from mlm.hf.weights import Weights
-from mlm.stored import parts_of
 from mlm.trained import HF_CONFIG, Trained
+from mlm.weights.source import Weights
+from mlm.weights.stored import parts_of
 
 TOLERANCE = 1e-4  # of an output, absolute; where outputs are above 1, of the largest of them
 MEMORY = 1.2  # times a model's weights in fp32, to be free before it is loaded whole

@@ -11,9 +11,7 @@ from torch import Tensor
 from mlm.errors import DataError, UserError
 from mlm.hf.card import model_card
 from mlm.hf.check import check_export, rounding
-from mlm.hf.tokenizer import write_tokenizer
-from mlm.hf.weights import Weights
-from mlm.hf.write import write_json, write_weights
+from mlm.text.backend import write_tokenizer
 from mlm.text.folder import new_folder
 from mlm.text.ids import MODEL_FILE
 from mlm.trained import (
@@ -25,6 +23,8 @@ from mlm.trained import (
     in_dtypes,
     open_trained,
 )
+from mlm.weights.source import Weights
+from mlm.weights.write import write_json, write_weights
 
 NOT_PASSED_ON = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")  # of a source
 

@@ -11,11 +11,9 @@ from rich.console import Console
 from mlm import checkpoint
 from mlm.errors import DataError, UserError
 from mlm.family.config import XLMRobertaXLConfig
+from mlm.family.published import AddedTokens, tokenizer_of
 from mlm.hf.check import check_import
-from mlm.hf.folder import AddedTokens, tokenizer_of
-from mlm.hf.weights import Weights
 from mlm.progress import progress
-from mlm.stored import parts_of
 from mlm.text.folder import new_folder
 from mlm.text.ids import MODEL_FILE
 from mlm.text.tokenizer import Tokenizer
@@ -27,6 +25,8 @@ from mlm.trained import (
     open_folder,
     open_trained,
 )
+from mlm.weights.source import Weights
+from mlm.weights.stored import parts_of
 
 NONE = "none"  # in place of a tokenizer's folder
 FP32 = 4  # bytes
@@ -88,7 +88,7 @@ def _opened(path: Path, head: str | None) -> tuple[Trained, list[str] | None]:
             f"or write a Hugging Face folder of it with `mlm export`"
         )
     _check_place(path)
-    from mlm.hf.original import open_original
+    from mlm.weights.original import open_original
 
     found = open_original(path, head)
     config = XLMRobertaXLConfig.from_dict(found.config)

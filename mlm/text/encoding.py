@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from multiprocessing import parent_process
 from typing import Any
@@ -59,10 +59,10 @@ class Encoded:
         self.plain = parts.counts is None
         self.count = len(parts.strings if self.plain else parts.counts)
 
-    def closed(self) -> list[list[int]]:
-        """The ids of plain texts with `<s>` before and `</s>` behind each, as sentencepiece makes
-        them and so with no work beside its own."""
-        return self._asked(self._tokenizer.closed)
+    def closed(self, arrays: bool) -> list[Any]:
+        """The ids of plain texts with `<s>` before and `</s>` behind each, as lists or as arrays,
+        made by sentencepiece itself and so with no work beside its own."""
+        return self._asked(partial(self._tokenizer.closed, arrays=arrays))
 
     @property
     def ids(self) -> np.ndarray:
@@ -92,11 +92,11 @@ class Encoded:
             counts[places] = 1
         return ids, counts
 
-    def _asked(self, encode: Callable[[list[str], int], Any]) -> Any:
+    def _asked(self, encode: Callable[..., Any]) -> Any:
         """What sentencepiece makes of the parts; raises ValueError for what is no text."""
         strings = self._parts.strings
         try:
-            return encode(strings, _threads(strings))
+            return encode(strings, threads=_threads(strings))
         except (RuntimeError, TypeError):  # which of them, depends on how many texts there are
             _check_characters(strings)
             raise

@@ -86,9 +86,10 @@ class Tokenizer:
         """The ids of each line, int32, without special ids; one batch call to sentencepiece."""
         return self._encoded(lines, threads, out_type="numpy")
 
-    def closed(self, lines: list[str], threads: int = 1) -> list[list[int]]:
-        """As `encode`, but as lists, and with `<s>` before and `</s>` behind each line."""
-        return self._encoded(lines, threads, add_bos=True, add_eos=True)
+    def closed(self, lines: list[str], threads: int, arrays: bool) -> list[Any]:
+        """As `encode`, with `<s>` before and `</s>` behind each line; as arrays or as lists."""
+        kind = "numpy" if arrays else int
+        return self._encoded(lines, threads, out_type=kind, add_bos=True, add_eos=True)
 
     def _encoded(self, lines: list[str], threads: int, **options: Any) -> list[Any]:
         if len(lines) < FEW:

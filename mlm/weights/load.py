@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mlm.errors import DataError
-from mlm.hf.weights import Weights
 from mlm.model.encoder import Fill
+from mlm.weights.source import Weights
 from parallel.groups import group_size
 from parallel.sharding import Shard, shard_of
 

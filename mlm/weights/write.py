@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlm.hf.files import DTYPES
-from mlm.hf.weights import SAFE, SAFE_INDEX
+from mlm.weights.files import DTYPES
+from mlm.weights.source import SAFE, SAFE_INDEX
 
 SHARD_BYTES = 5_000_000_000  # at most, unless one tensor alone is larger
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

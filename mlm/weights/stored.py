@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from mlm.errors import DataError, UserError
-from mlm.hf.weights import Weights
+from mlm.weights.source import Weights
 
 PREFIX = "weight/"
 FULL = 1 << 20  # free bytes below which a disk counts as full

@@ -10,7 +10,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from mlm.errors import DataError
-from mlm.hf.charsmap import normalizer
+from mlm.text.charsmap import normalizer
 from mlm.text.ids import BOS, EOS, FIRST_PIECE, MODEL_FILE, PAD, SHIFT, UNK
 from mlm.text.tokenizer import Tokenizer
 

@@ -8,7 +8,7 @@ import mlm
 from mlm.errors import DataError
 from mlm.family.config import FILE as HF_CONFIG
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.hf.tokenizer import FILE as TOKENIZER_FILE
+from mlm.text.backend import FILE as TOKENIZER_FILE
 from mlm.text.ids import MODEL_FILE
 from mlm.text.tokenizer import Tokenizer
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mlm.errors import DataError
-from mlm.hf.original_config import config_values, settings
-from mlm.hf.original_parts import ENCODER, Joined, Parts
-from mlm.hf.weights import Weights
+from mlm.weights.original_config import config_values, settings
+from mlm.weights.original_parts import ENCODER, Joined, Parts
+from mlm.weights.source import Weights
 
 LAYER = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 HEAD, CLASSIFIERS = "lm_head.", "classification_heads."

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mlm.errors import DataError
-from mlm.hf.files import AGAIN, OpenFile, Part, open_file
+from mlm.weights.files import AGAIN, OpenFile, Part, open_file
 from parallel.groups import group_rank
 from parallel.sharding import Shard, split
 

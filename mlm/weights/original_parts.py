@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mlm.errors import DataError
-from mlm.hf.files import load_pickle
-from mlm.hf.original_config import PLAIN
+from mlm.weights.files import load_pickle
+from mlm.weights.original_config import PLAIN
 
 PART = re.compile(r"(.*?)(?:-model)?_part-?(\d+)\.pt")
 ENCODER = "sentence_encoder."

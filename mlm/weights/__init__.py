@@ -1,0 +1,1 @@
+"""Weights of a trained model, wherever and however they are kept."""
