@@ -15,7 +15,7 @@ from transformers import AutoTokenizer as TheirAuto
 from transformers import DataCollatorWithPadding
 from transformers import XLMRobertaTokenizer as Theirs
 
-from mlm.family.tokenizer import AutoTokenizer
+from mlm.tokenizer.auto import AutoTokenizer
 from tests.tokenizer_fixtures import (
     LIMIT,
     UNUSUAL,
@@ -199,7 +199,7 @@ def test_vocabulary_and_special_tokens_are_those_of_transformers():
     mine, other = ours(), theirs()
     assert len(mine) == mine.vocab_size == len(other) == other.vocab_size == 4000
     assert mine.get_vocab() == other.get_vocab()
-    assert list(mine.all_special_tokens) == other.all_special_tokens
+    assert mine.all_special_tokens == other.all_special_tokens
     assert mine.all_special_ids == other.all_special_ids
     assert mine.special_tokens_map == other.special_tokens_map
     for role in ("bos", "eos", "sep", "cls", "unk", "pad", "mask"):
@@ -207,7 +207,7 @@ def test_vocabulary_and_special_tokens_are_those_of_transformers():
             assert getattr(mine, name) == getattr(other, name)
     for name in ("model_max_length", "padding_side", "truncation_side", "pad_token_type_id"):
         assert getattr(mine, name) == getattr(other, name)
-    assert list(mine.model_input_names) == other.model_input_names
+    assert mine.model_input_names == other.model_input_names
     assert mine.max_len_single_sentence == other.max_len_single_sentence == LIMIT - 2
     for pair in (False, True):
         assert mine.num_special_tokens_to_add(pair) == other.num_special_tokens_to_add(pair)

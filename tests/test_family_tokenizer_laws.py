@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlm.errors import DataError, UserError
-from mlm.family.tokenizer import AutoTokenizer, XLMRobertaTokenizer
 from mlm.text.ids import MODEL_FILE
+from mlm.tokenizer.auto import AutoTokenizer, XLMRobertaTokenizer
 from tests.export_fixtures import trained_run
 from tests.text_fixtures import tokenizer
 from tests.tokenizer_fixtures import LIMIT, folder, ours, sample_lines
@@ -184,6 +184,9 @@ def test_a_batch_can_be_moved_copied_and_sent():
     assert ours()([], padding=True) == {"input_ids": [], "attention_mask": []}
     again = pickle.loads(pickle.dumps(ours()))
     assert again("a <mask>") == ours()("a <mask>")
+    lists = ours()(["a b"])
+    lists.input_ids[0].append(7)
+    assert len(lists.word_ids(0)) == len(ours()("a b").input_ids)
     arrays = ours()("a b", return_tensors="np")
     assert arrays.input_ids.dtype == np.int64
 

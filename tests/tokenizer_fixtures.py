@@ -12,11 +12,11 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer as TheirAuto
 from transformers import XLMRobertaTokenizer as Theirs
 
-from mlm.family.tokenizer import AutoTokenizer, XLMRobertaTokenizer
 from mlm.text.backend import write_tokenizer
 from mlm.text.corpus import sample_corpus
 from mlm.text.tokenizer import Tokenizer
 from mlm.text.training import train
+from mlm.tokenizer.auto import AutoTokenizer, XLMRobertaTokenizer
 from tests.text_fixtures import REAL
 
 LIMIT = 512

@@ -15,7 +15,7 @@ from mlm.errors import DataError
 from mlm.text.ids import BOS, EOS, MODEL_FILE, PAD, UNK
 
 PADDED_TO = 128
-FEW = 8  # lines that are done sooner one by one than a batch call has its thread running
+FEW = 16  # lines that are done sooner one by one than a batch call has its thread running
 
 
 class Tokenizer:

@@ -1,19 +1,19 @@
-"""The tokenizer of the family, with the interface that users of the reference know."""
+"""`AutoTokenizer`, and the tokenizer that it gives."""
 
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from mlm.family.encoding import BatchEncoding
-from mlm.family.padding import pad_batch
-from mlm.family.rows import Rows
-from mlm.family.shape import checked_shape
-from mlm.family.texts import texts_of
-from mlm.family.tokenizer_files import NO_LIMIT, Settings, open_tokenizer, write_folder
-from mlm.family.vocabulary import Vocabulary
 from mlm.text.encoding import encode, encode_words
 from mlm.text.tokenizer import Tokenizer
+from mlm.tokenizer.encoding import BatchEncoding
+from mlm.tokenizer.files import NO_LIMIT, Settings, open_tokenizer, write_folder
+from mlm.tokenizer.padding import pad_batch
+from mlm.tokenizer.rows import Rows
+from mlm.tokenizer.shape import checked_shape
+from mlm.tokenizer.texts import texts_of
+from mlm.tokenizer.vocabulary import Vocabulary
 
 # What the reference also takes, with the values that ask for nothing here.
 IDLE = {
@@ -39,7 +39,6 @@ class XLMRobertaTokenizer(Vocabulary):
     another library, which differs from it in lines of Yoruba or Burmese, and where scores tie.
     """
 
-    model_input_names = ("input_ids", "attention_mask")
     is_fast = True
 
     def __init__(self, tokenizer: Tokenizer, settings: Settings, name_or_path: str = "") -> None:
@@ -48,6 +47,7 @@ class XLMRobertaTokenizer(Vocabulary):
         self.padding_side = settings.padding_side
         self.truncation_side = settings.truncation_side
         self.clean_up_tokenization_spaces = settings.clean_up_tokenization_spaces
+        self.model_input_names = ["input_ids", "attention_mask"]
         self._extra = settings.extra
 
     @classmethod
@@ -134,9 +134,11 @@ class XLMRobertaTokenizer(Vocabulary):
             batch["overflow_to_sample_mapping"] = rows.samples
         return batch.convert_to_tensors(return_tensors)
 
-    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+    def encode(
+        self, text: Any, text_pair: Any = None, add_special_tokens: bool = True, **options: Any
+    ) -> Any:
         """The `input_ids` of a call with these options."""
-        return self(text, text_pair, **options)["input_ids"]
+        return self(text, text_pair, add_special_tokens, **options)["input_ids"]
 
     def tokenize(
         self, text: Any, pair: Any = None, add_special_tokens: bool = False, **options: Any

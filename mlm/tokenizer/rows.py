@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from mlm.family.encoding import Encoding
-from mlm.family.shape import SIDES, Shape
-from mlm.family.windows import Window, cut
 from mlm.text.encoding import Encoded
 from mlm.text.ids import BOS, EOS, PAD
+from mlm.tokenizer.encoding import Encoding
+from mlm.tokenizer.shape import SIDES, Shape
+from mlm.tokenizer.windows import Window, cut
 
 Bounds = tuple[np.ndarray, np.ndarray]  # of windows: where each begins, and ends
 
@@ -110,6 +110,9 @@ class Rows:
 
     def encodings(self) -> list[Encoding]:
         """Each row with all that is known of it."""
+        if self._closes:  # from the texts again, since the caller has the rows and may change them
+            again = self.source, self.count, self.special, self.shape, self.cut_side
+            return Rows(*again, places=True).encodings()
         windows = [
             list(zip(starts.tolist(), ends.tolist(), strict=True))
             for starts, ends in self._windows[1]

@@ -7,11 +7,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlm.errors import DataError, UserError
-from mlm.family.shape import SIDES
-from mlm.family.tokenizer_json import open_json, read_head
 from mlm.text.backend import CONFIG, FILE, ROLES, SPECIAL, write_tokenizer
 from mlm.text.ids import MODEL_FILE
 from mlm.text.tokenizer import Tokenizer
+from mlm.tokenizer.json_file import open_json, read_head
+from mlm.tokenizer.shape import SIDES
 
 NO_LIMIT = 10**30  # what the reference has as model_max_length where none is known
 MODEL_CONFIG = "config.json"
@@ -82,7 +82,7 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
         )
     from mlm.trained import open_checkpoint  # here, since a folder of files needs no torch
 
-    trained = open_checkpoint(path)
+    trained = open_checkpoint(path, verify=False)  # no weight of it is read
     if trained.tokenizer is None:
         raise DataError(f"{path} has no tokenizer; give the folder that `mlm tokenizer` wrote")
     return trained.tokenizer, {"model_max_length": trained.max_tokens}

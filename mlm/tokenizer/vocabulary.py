@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from mlm.family.texts import checked_ids
 from mlm.text.backend import ROLES, SPACE
 from mlm.text.ids import BOS, EOS, PAD, UNK
 from mlm.text.tokenizer import Tokenizer
+from mlm.tokenizer.texts import checked_ids
 
 CLEANED = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
 
@@ -23,7 +23,10 @@ class Vocabulary:
     bos_token_id = cls_token_id = BOS
     eos_token_id = sep_token_id = EOS
     pad_token_id, unk_token_id = PAD, UNK
-    all_special_tokens = ("<s>", "</s>", "<unk>", "<pad>", "<mask>")
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        return ["<s>", "</s>", "<unk>", "<pad>", "<mask>"]
 
     @property
     def mask_token_id(self) -> int:

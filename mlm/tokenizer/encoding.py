@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlm.family.windows import Window
 from mlm.text.encoding import Encoded
 from mlm.text.ids import BOS, EOS, PAD
+from mlm.tokenizer.windows import Window
 
 NAMES = {BOS: "<s>", PAD: "<pad>", EOS: "</s>"}
 

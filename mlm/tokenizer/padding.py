@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from mlm.family.encoding import BatchEncoding
-from mlm.family.shape import Shape
 from mlm.text.ids import PAD
+from mlm.tokenizer.encoding import BatchEncoding
+from mlm.tokenizer.shape import Shape
 
 PADS = {"input_ids": PAD, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
 
