@@ -74,6 +74,8 @@ def _said(found: Trained) -> str:
         said += f"; it has no {new}, whose weights are new"
     if unused:
         said += f"; its {unused} is left out"
+    if found.config.is_decoder:
+        said += "; it was a decoder, and now each token sees those behind it, too"
     return said
 
 

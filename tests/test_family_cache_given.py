@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mlm.family.cache import KeyValues
-from tests.family_decoding import CAUSAL, POSITIONS, cross, decoder, refusal
-from tests.family_fixtures import SEQ, TINY, our_model, tokens
+from tests.family_decoding import CAUSAL, PADDING, POSITIONS, cross, decoder, refusal
+from tests.family_fixtures import SEQ, TINY, our_model, same, tokens
 
 LAYERS = TINY["num_hidden_layers"]
 
@@ -110,3 +110,12 @@ def test_a_mask_that_leaves_the_cache_out_is_refused():
     for mask in (torch.ones(3, 2), torch.ones(3, 2, 2), torch.ones(3, 6)):
         given = {"attention_mask": mask, "past_key_values": past}
         assert "attention_mask" in refusal(lambda given=given: model(tokens(3, 2), **given))
+
+
+def test_chosen_rows_know_their_padding_without_a_mask():
+    model, (ids, _) = decoder(), PADDING["left"]()
+    rows = torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        past = model(ids[:, :9]).past_key_values.select(rows)
+        found = model(ids[rows, 9:], past_key_values=past).logits
+        same(found, model(ids[rows]).logits[:, 9:])

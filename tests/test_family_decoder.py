@@ -254,3 +254,9 @@ def test_later_tokens_do_not_matter_and_earlier_ones_do():
     assert torch.equal(before[:, :9], after[:, :9])
     assert ((before - after)[:, 9:].abs().amax(-1) > 1e-4).all()
     assert PAD not in ids
+
+
+@pytest.mark.parametrize("kept", [-2, SEQ + 1])
+def test_positions_to_keep_are_those_of_the_input(kept):
+    model = our_model(CAUSAL, is_decoder=True)
+    assert f"logits_to_keep={kept}" in refusal(lambda: model(tokens(), logits_to_keep=kept))

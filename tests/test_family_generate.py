@@ -1,5 +1,6 @@
 """generate against plain loops of full passes, and against transformers."""
 
+import math
 from typing import Any
 
 import pytest
@@ -151,6 +152,7 @@ def test_lengths(given, length):
         ({"pad_token_id": VOCAB}, "pad_token_id"),
         ({"do_sample": True, "temperature": 0.0}, "temperature"),
         ({"do_sample": True, "temperature": -1.0}, "temperature"),
+        ({"do_sample": True, "temperature": math.nan}, "temperature"),
         ({"do_sample": True, "top_k": -1}, "top_k"),
         ({"do_sample": True, "top_p": 0.0}, "top_p"),
         ({"do_sample": True, "top_p": 1.1}, "top_p"),
@@ -221,3 +223,27 @@ def test_modes_of_modules_and_gradients_stay_as_they_are():
     assert all(parameter.grad is None for parameter in model.parameters())
     refusal(lambda: model.generate(tokens(2, 4), max_new_tokens=80))
     assert [module.training for module in model.modules()] == before
+
+
+def test_ids_of_zero_are_ids():
+    model, (ids, mask) = decoder(), prompts()
+    whole = model.generate(ids, mask, max_new_tokens=NEW)[:, PROMPT:]
+    given = {"max_new_tokens": NEW, "eos_token_id": int(whole[0, 2]), "pad_token_id": 0}
+    assert not model.generate(ids, mask, **given)[0, PROMPT + 3 :].any()
+    other = our_model(CAUSAL, is_decoder=True).eval()
+    with torch.no_grad():
+        other.lm_head.bias[0] = 100.0
+    assert other.generate(tokens(2, 4), max_new_tokens=5, eos_token_id=0).shape == (2, 5)
+
+
+def test_padding_takes_distances(monkeypatch):
+    """Other than places in a table, which are counted over real tokens."""
+    model, most = decoder("relative_key"), TINY["max_position_embeddings"]
+    ids = torch.cat([torch.full((2, 4), PAD), tokens(2, 3)], dim=1)
+    assert model.generate(ids, max_length=most).shape[1] == most
+
+    def computed(*given: Any, **named: Any) -> None:
+        raise AssertionError("the model was called")
+
+    monkeypatch.setattr(type(model), "forward", computed)
+    assert str(most) in refusal(lambda: model.generate(ids, max_length=most + 1))

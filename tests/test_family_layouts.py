@@ -3,7 +3,6 @@
 One process is held to transformers by the other `test_family_*` files.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 
 import mlm
 from mlm.family.stages import TaskBatch, stage_layers
-from mlm.model.initial import initialise
 from parallel.collectives import gather_from_group
 from parallel.engine import EngineSettings, build_engine
 from parallel.groups import make_grid
@@ -218,6 +216,21 @@ def configs() -> dict[str, dict]:
     return without
 
 
+def arguments(name: str, batch: TaskBatch) -> dict[str, torch.Tensor]:
+    """What the class itself takes for a batch of its stages."""
+    given = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "token_type_ids": batch.token_type_ids,
+    }
+    if "Choice" in name:
+        given = {key: value.unflatten(0, (-1, 2)) for key, value in given.items()}
+    if "Question" in name:
+        starts, ends = batch.labels.unbind(-1)
+        return given | {"start_positions": starts, "end_positions": ends}
+    return given | {"labels": batch.labels}
+
+
 def one_process(name: str, config) -> list:
     """The same steps of the class itself in a plain loop."""
     model = getattr(mlm, name)(config, seed=SEED).train()
@@ -229,19 +242,7 @@ def one_process(name: str, config) -> list:
         total = 0.0
         for batch in batches:
             model.dropout_key = partial(int, batch.dropout_key)
-            given = {
-                "input_ids": batch.input_ids,
-                "attention_mask": batch.attention_mask,
-                "token_type_ids": batch.token_type_ids,
-            }
-            if "Choice" in name:
-                given = {key: value.unflatten(0, (-1, 2)) for key, value in given.items()}
-            if "Question" in name:
-                starts, ends = batch.labels.unbind(-1)
-                given |= {"start_positions": starts, "end_positions": ends}
-            else:
-                given["labels"] = batch.labels
-            loss = model(**given).loss / len(batches)
+            loss = model(**arguments(name, batch)).loss / len(batches)
             loss.backward()
             total += loss.item()
         moved.step()
@@ -282,37 +283,3 @@ def noise(name: str, label: str) -> bool:
     shared["Question"] = ["qa_outputs.bias", "roberta.encoder.LayerNorm.bias"]
     own = [label for task, labels in shared.items() if task in name for label in labels]
     return label.endswith("key.bias") or label in own
-
-
-def test_stages_refuse_what_they_cannot_do():
-    config = mlm.XLMRobertaXLConfig(**TINY)
-    with pytest.raises(ValueError, match="XLMRobertaXLModel has no head"):
-        stage_layers(mlm.XLMRobertaXLModel, config)
-    crossed = mlm.XLMRobertaXLConfig(**DECODER)
-    with pytest.raises(ValueError, match="add_cross_attention=True is not served"):
-        stage_layers(mlm.XLMRobertaXLForCausalLM, crossed)
-    smoothed = mlm.XLMRobertaXLConfig(**TINY, label_smoothing=0.1)
-    with pytest.raises(ValueError, match=r"label_smoothing=0.1 is not served"):
-        stage_layers(mlm.XLMRobertaXLForMaskedLM, smoothed)
-
-
-def test_first_weights_of_a_model_are_those_of_its_stages():
-    name = "XLMRobertaXLForSequenceClassification"
-    config = mlm.XLMRobertaXLConfig(**MODELS[name])
-    whole = dict(made(name).named_parameters())
-    fill = partial(initialise, config=config.shape(), seed=SEED)
-    for layer in stage_layers(getattr(mlm, name), config, fill=fill):
-        for local, parameter in layer.build().named_parameters():
-            assert torch.equal(parameter, whole[f"{layer.name}.{local}"]), local
-
-
-def test_batches_move_and_forget_their_masks():
-    batch = task_batches("XLMRobertaXLForTokenClassification", 0)[0]
-    x = torch.zeros(1)
-    mask, blind = batch.mask_for(x, True, False)
-    assert not blind
-    assert batch.mask_for(x, False, False)[0] is mask
-    moved = batch.to(torch.device("cpu"))
-    assert not moved.masks
-    assert torch.equal(moved.mask_for(x, True, False)[0], mask)
-    assert replace(moved, attention_mask=None, masks={}).mask_for(x, True, False)[0] is None

@@ -198,3 +198,17 @@ def test_heads_split_over_ranks_are_taken_out_of_each():
     for logits, said in run_ranks(2, _pruned_over_ranks):
         same(logits, expected)
         assert "0, 1" in said
+
+
+def _pruned_unevenly() -> tuple[str, dict, int]:
+    model = our_model(MASKED, init={"group": dist.group.WORLD, "seed": 3})
+    said = refusal(lambda: model.prune_heads({1: [1, 2], 2: [0]}))
+    return said, model.config.pruned_heads, model.roberta.encoder.layer[1].attention.self.heads
+
+
+@pytest.mark.ranks
+@pytest.mark.timeout(60)
+def test_as_many_heads_leave_each_rank_or_none():
+    for said, gone, heads in run_ranks(2, _pruned_unevenly):
+        assert "1, 2 heads" in said
+        assert (gone, heads) == ({}, HEADS // 2)

@@ -120,3 +120,11 @@ def test_second_tokens_have_their_probabilities_too():
         counts = torch.bincount(behind, minlength=VOCAB)
         due = rest * len(behind)
         assert ((counts - due).abs() <= 5 * due.sqrt()).all()
+
+
+def test_a_source_without_a_mask_is_repeated_for_each_draw():
+    model, (ids, mask) = decoder(crossed=True), prompts("left")
+    given = {"encoder_hidden_states": source()["encoder_hidden_states"], "max_new_tokens": 4}
+    expected = model.generate(ids, mask, **given)
+    found = model.generate(ids, mask, do_sample=True, top_k=1, num_return_sequences=3, **given)
+    assert torch.equal(found, expected.repeat_interleave(3, dim=0))

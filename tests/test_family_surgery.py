@@ -67,6 +67,20 @@ def test_other_embeddings_take_the_place_of_the_old():
     assert our_model("XLMRobertaXLForTokenClassification").get_output_embeddings() is None
 
 
+def test_another_decoder_takes_the_place_of_the_old():
+    ours, other = our_model(MASKED).eval(), torch.nn.Linear(32, VOCAB)
+    ours.set_output_embeddings(other)
+    assert ours.get_input_embeddings().weight is ours.get_output_embeddings().weight is other.weight
+    assert ours.lm_head.bias is ours.lm_head.decoder.bias is other.bias
+    with torch.no_grad():
+        out = ours(tokens(), output_hidden_states=True)
+        same(out.logits, other(ours.lm_head.features(out.hidden_states[-1])))
+    with pytest.raises(ValueError, match=r"shape \(9, 32\) and the old one \(128, 32\)"):
+        ours.set_output_embeddings(torch.nn.Linear(32, 9))
+    with pytest.raises(ValueError, match="the old one none"):
+        our_model("XLMRobertaXLForTokenClassification").set_output_embeddings(other)
+
+
 def test_pruned_heads_are_those_that_a_mask_silences(tmp_path):
     ours = our_model(MASKED)
     ids, mask = tokens(), torch.ones(3, 4)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tests.family_decoding import CAUSAL, cross
 from tests.family_fixtures import (
     OUTPUTS,
     SEQ,
@@ -177,6 +178,13 @@ def test_dropout_of_multiple_choice_is_that_of_the_hidden_states(hidden):
     kept(logits, torch.full_like(logits, 0.5).tanh(), hidden)
 
 
+def test_question_answering_has_no_dropout_of_its_own():
+    drops = {"hidden_dropout_prob": 0.5, "classifier_dropout": 0.5}
+    out = constant(our_model("XLMRobertaXLForQuestionAnswering", **drops))(tokens(4))
+    for logits in (out.start_logits, out.end_logits):
+        same(logits, logits[:1, :1].expand_as(logits))
+
+
 @pytest.mark.parametrize("drops", [{}, DROPS], ids=["plain", "with dropout"])
 @pytest.mark.parametrize("cls_name", [MASKED, SEQUENCE])
 def test_recomputed_activations_give_the_same_gradients(cls_name, drops):
@@ -216,6 +224,20 @@ def test_recomputed_activations_give_the_same_gradients(cls_name, drops):
     calls.clear()
     gradients_of(model, loss)
     assert len(calls) == LAYERS
+
+
+def test_layers_with_cross_attention_are_recomputed():
+    calls = []
+
+    def activation(x: Tensor) -> Tensor:
+        calls.append(x.shape)
+        return torch.tanh(x)
+
+    config = {"is_decoder": True, "add_cross_attention": True, "hidden_act": activation}
+    model = our_model(CAUSAL, **config).train()
+    model.gradient_checkpointing_enable()
+    gradients_of(model, lambda: model(tokens(), labels=tokens(), **cross()).loss)
+    assert len(calls) == 2 * LAYERS
 
 
 def test_a_step_of_training_lowers_the_loss():

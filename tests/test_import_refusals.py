@@ -15,6 +15,7 @@ from mlm.trained import open_trained
 from mlm.weights import stored
 from tests.import_fixtures import (
     MASKED,
+    POSITIONS,
     QUERY,
     bin_folder,
     damaged,
@@ -32,6 +33,19 @@ def test_copies_of_a_tied_weight_that_differ_are_refused(tmp_path):
     state["lm_head.decoder.bias"] = state["lm_head.decoder.bias"] + 1
     torch.save(state, source / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"other numbers in lm_head\.decoder\.bias than in lm_head"):
+        import_model(str(source), str(tmp_path / "out"))
+    assert left_nothing(tmp_path, "source")
+
+
+def test_copies_that_differ_at_their_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "PART", 100)
+    source = bin_folder(model(MASKED), tmp_path / "source")
+    name = "lm_head.decoder.weight"
+    state = torch.load(source / "pytorch_model.bin")
+    state[name] = state[name].clone()
+    state[name][-1, -1] += 1
+    torch.save(state, source / "pytorch_model.bin")
+    with pytest.raises(DataError, match=rf"has other numbers in {name} than in"):
         import_model(str(source), str(tmp_path / "out"))
     assert left_nothing(tmp_path, "source")
 
@@ -174,6 +188,30 @@ def test_damage_on_the_way_is_found_and_leaves_nothing(name, row, sentence, tmp_
     with pytest.raises(UserError, match=sentence):
         import_model(str(source), str(tmp_path / "out"))
     assert left_nothing(tmp_path, "source")
+
+
+def test_large_weights_are_compared_to_their_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "PART", 100)
+    source = folder_of(model(MASKED), tmp_path / "source")
+    right = stored._InParts.resolve_data
+
+    def wrong(self, item):
+        made = right(self, item)
+        if item.index.fqn.endswith(POSITIONS) and item.tensor_data.chunk.offsets[0] >= 63:
+            made[-1] += 0.5
+        return made
+
+    monkeypatch.setattr(stored._InParts, "resolve_data", wrong)
+    with pytest.raises(UserError, match=rf"differs from .*source in {POSITIONS}"):
+        import_model(str(source), str(tmp_path / "out"))
+    assert left_nothing(tmp_path, "source")
+
+
+def test_a_folder_whose_weights_do_not_fit_its_config_is_refused(tmp_path):
+    source = folder_of(model(MASKED), tmp_path / "source")
+    damaged(source, lambda held: {name: each for name, each in held.items() if name != QUERY})
+    with pytest.raises(DataError, match=f"source has no {QUERY}, which an {MASKED} of its config"):
+        open_trained(source)
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):

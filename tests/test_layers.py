@@ -96,29 +96,31 @@ def test_row_parallel(input_is_whole):
     torch.testing.assert_close(torch.cat([r["w"] for r in results], dim=1), expected["w"])
 
 
-def embedding(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def embedding(ids: torch.Tensor, padding: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     grid = make_grid(Layout(tp=TP))
-    layer = VocabParallelEmbedding(16, 6, grid.tp)
+    layer = VocabParallelEmbedding(16, 6, grid.tp, padding_idx=padding)
     initialise(layer)
     y = layer(ids)
     y.square().sum().backward()
     return y.detach(), layer.weight.grad
 
 
-def test_vocab_parallel_embedding_trains_every_row():
+@pytest.mark.parametrize("padding", [None, 1])
+def test_vocab_parallel_embedding_trains_every_row_but_that_of_padding(padding):
     """Ids 1, 5, 9, 13 are local row 1 on each rank: where a local padding row would starve."""
     ids = torch.tensor([[0, 1, 5, 9], [13, 15, 1, 4]])
-    results = run_ranks(TP, embedding, ids)
+    results = run_ranks(TP, embedding, ids, padding)
     table = torch.empty(16, 6)
     normal_(table, 0.5, 1, "weight")
     table.requires_grad_()
-    expected = F.embedding(ids, table)
+    expected = F.embedding(ids, table, padding_idx=padding)
     expected.square().sum().backward()
     for found, _ in results:
         torch.testing.assert_close(found, expected.detach())
     gradient = torch.cat([grad for _, grad in results])
     torch.testing.assert_close(gradient, table.grad)
-    assert gradient[[1, 5, 9, 13]].abs().sum(dim=1).min() > 0
+    assert gradient[[5, 9, 13]].abs().sum(dim=1).min() > 0
+    assert gradient[1].any() == (padding is None)
 
 
 def collectives() -> dict:

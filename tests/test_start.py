@@ -39,6 +39,26 @@ def test_what_cannot_be_pretrained_is_refused(tmp_path):
     mlm.XLMRobertaXLForMaskedLM(made, seed=1).save_pretrained(tmp_path / "pruned")
     with pytest.raises(ValueError, match="has pruned heads, and models are pretrained with all"):
         look(tmp_path / "pruned")
+    made.pruned_heads, made.is_decoder = {}, True
+    mlm.XLMRobertaXLForCausalLM(made, seed=1).save_pretrained(tmp_path / "decoder")
+    assert (
+        "it was a decoder, and now each token sees those behind it"
+        in look(tmp_path / "decoder").said
+    )
+
+
+def test_every_setting_comes_from_the_weights(tmp_path):
+    changed = {
+        "hidden_act": "relu",
+        "layer_norm_eps": 1e-3,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 50,
+        "intermediate_size": 96,
+        "type_vocab_size": 3,
+        "num_hidden_layers": 2,
+    }
+    found = look(source_of(tmp_path / "source", **changed)).model
+    assert {name: found[name] for name in changed} == changed
 
 
 def settings_of(folder: Path) -> dict[str, Any]:

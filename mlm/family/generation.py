@@ -217,7 +217,7 @@ def _check_sampling(
     sequences: int,
     generator: torch.Generator | None,
 ) -> None:
-    if temperature <= 0:
+    if not temperature > 0:  # not a number is neither
         raise ValueError(f"temperature={temperature} is not above 0; give 1.0, or do_sample=False")
     if top_k < 0:
         raise ValueError(f"top_k={top_k} is below 0; give 0 for all tokens, or more")

@@ -142,12 +142,7 @@ class XLMRobertaXLForCausalLM(LanguageModel, Generation):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        x = out.last_hidden_state
-        if isinstance(logits_to_keep, Tensor):
-            x = x[:, logits_to_keep]
-        elif logits_to_keep:
-            x = x[:, -logits_to_keep:]
-        logits = self.lm_head.logits(x)
+        logits = self.lm_head.logits(_kept(out.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = next_token_loss(logits, labels, self.config.label_smoothing)
@@ -160,3 +155,15 @@ class XLMRobertaXLForCausalLM(LanguageModel, Generation):
             attentions=out.attentions,
             cross_attentions=out.cross_attentions,
         )
+
+
+def _kept(x: Tensor, positions: int | Tensor) -> Tensor:
+    """The last `positions` of x (batch, seq_len, hidden_size), all for 0, or those of a tensor."""
+    if isinstance(positions, Tensor):
+        return x[:, positions]
+    if not 0 <= positions <= x.shape[1]:
+        raise ValueError(
+            f"logits_to_keep={positions} is not from 0 (all) to the {x.shape[1]} positions of the "
+            f"input; give such a number"
+        )
+    return x[:, x.shape[1] - positions :] if positions else x

@@ -125,7 +125,8 @@ class Attention(nn.Module):
             drop = sharded_key(dropout_key, "attention", self.group) if probability else 0
             weights = dropout(weights, probability, drop)
             if attend.head_mask is not None:
-                weights = weights * attend.head_mask[self.kept][:, None, None]
+                factors = copy_to_group(attend.head_mask, self.group)  # its gradient is of all
+                weights = weights * factors[self.kept][:, None, None]
             mixed = weights @ values
         mixed = mixed.transpose(1, 2).reshape(*x.shape[:-1], self.heads * self.head_size)
         return Attended(mixed, weights if attend.weights else None, keys, values)
