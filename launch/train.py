@@ -66,6 +66,8 @@ def ready(composed: Composed, processes: int | None = None) -> Run:
     )
     config = replace(config, run=replace(config.run, name=name))
     folder = Path(config.run.dir) / name
+    if config.run.fresh and config.weights:
+        _keep_weights(folder, Path(config.weights))
     before = run_folder.check_folder(folder, config.run.fresh)
     if before is not None:
         run_folder.check_same_run(folder, before, config)
@@ -99,3 +101,12 @@ def _with_data(config: TrainConfig, layout: Layout) -> tuple[TrainConfig, dict[s
         raise UserError(str(error)) from None
     config = replace(config, model=replace(config.model, vocab_size=facts.vocab_size))
     return config, {"index": facts.index_hash, "tokenizer": facts.tokenizer_hash}
+
+
+def _keep_weights(folder: Path, weights: Path) -> None:
+    """Raises `UserError` where a fresh start in `folder` would delete what it begins with."""
+    if weights.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"run.fresh=true would delete {folder}, and weights={weights} lie in it; give another "
+            f"run.name"
+        )

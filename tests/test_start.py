@@ -148,3 +148,12 @@ def test_a_run_keeps_the_checkpoint_that_it_began_with(ranks, tmp_path, capfd):
     assert f"holds a run with weights={step}, not None" in capfd.readouterr().err
     assert main([*base, f"weights={source}", "model.hidden_size=64"]) == CONFIG
     assert "model.hidden_size=64 asks for hidden_size=64" in capfd.readouterr().err
+
+
+def test_a_fresh_start_keeps_the_weights_that_it_begins_with(ranks, tmp_path, capfd):
+    run = tmp_path / "runs" / "mine"
+    shutil.copytree(trained_run(), run)
+    given = [f"data.shards={shards_folder()}", f"run.dir={run.parent}", "run.name=mine"]
+    assert main(["train", f"weights={run}", *given, *SMALL, "run.fresh=true"]) == CONFIG
+    assert "run.fresh=true would delete" in capfd.readouterr().err
+    assert checkpoint.newest(run) is not None
