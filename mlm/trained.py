@@ -53,8 +53,11 @@ class Trained:
         options: dict[str, Any] = {"seed": 0}  # of nothing, on the meta device
         if self.head == BARE:  # the only class whose pooler may be left out
             options["add_pooling_layer"] = any("pooler" in name for name in self.weights.shapes)
-        with torch.device("meta"):
-            return getattr(mlm, self.head)(self.config, **options)
+        try:
+            with torch.device("meta"):
+                return getattr(mlm, self.head)(self.config, **options)
+        except ValueError as error:  # a config that the class cannot be made of
+            raise DataError(f"{self.path} cannot be opened: {error}") from None
 
     def model(self) -> nn.Module:
         """The model of its class with these weights, on the CPU in fp32, for inference."""

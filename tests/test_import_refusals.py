@@ -249,3 +249,13 @@ def test_no_checkpoint_at_all(tmp_path):
     with pytest.raises(UserError, match="head=mnli names a head of an original checkpoint, and"):
         import_model(str(source), str(tmp_path / "out"), None, "mnli")
     assert left_nothing(tmp_path, "empty", "source")
+
+
+def test_a_config_that_the_class_cannot_be_made_of_is_refused(tmp_path):
+    source = folder_of(model("XLMRobertaXLForQuestionAnswering"), tmp_path / "source")
+    values = json.loads((source / "config.json").read_text("utf-8"))
+    values["id2label"] = {"0": "a", "1": "b", "2": "c"}
+    (source / "config.json").write_text(json.dumps(values | {"label2id": None}), "utf-8")
+    with pytest.raises(DataError, match="num_labels=3 does not fit question answering"):
+        import_model(str(source), str(tmp_path / "out"), "none")
+    assert left_nothing(tmp_path, "source")
