@@ -15,7 +15,7 @@ from mlm.model.config import ModelConfig
 from mlm.model.initial import initialise
 from mlm.text.tokenizer import Tokenizer
 from mlm.trained import Trained, family_config, open_trained
-from mlm.weights.load import BASE, Fill, check_encoder, check_shapes, filler, full_shapes, match
+from mlm.weights.load import BASE, Fill, filler, full_shapes, match
 from mlm.weights.source import Weights
 from parallel.engine import Engine
 from parallel.sharding import shard_of
@@ -116,14 +116,12 @@ def first_weights(config: TrainConfig) -> First:
     assert config.weights is not None
     weights = open_trained(Path(config.weights), verify=False).weights  # `look` came before
     expected = _expected(config.model)
-    matched = match(expected, weights)
-    check_shapes(matched, expected, weights)
-    check_encoder(matched, weights)
 
     def initial(module: nn.Module, name: str) -> nn.Module:
         return initialise(module, name, config.model, config.seed)
 
-    return First(weights, filler(weights, expected, initial), matched.stored)
+    fill = filler(weights, expected, initial)  # which checks, too
+    return First(weights, fill, match(expected, weights).stored)
 
 
 def tokenizer_for(start: Start, given: str | None) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +133,9 @@ def _opened(path: Path, verify: bool) -> Trained:
 
 def family_config(model: ModelConfig) -> XLMRobertaXLConfig:
     """The config of a model that was pretrained here."""
-    shape = asdict(model)
-    del shape["output_dropout"]  # of training; the family has no such switch
-    return XLMRobertaXLConfig(**shape, architectures=[MASKED_LM])
+    config = XLMRobertaXLConfig.of(model)
+    config.architectures = [MASKED_LM]
+    return config
 
 
 def _imported(folder: Path, beside: Path, source: checkpoint.Imported, weights: Weights) -> Trained:

@@ -1,7 +1,5 @@
 """What every model of the family is: a config, a group, weights with a seed, a key per pass."""
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -43,6 +41,10 @@ class FamilyModel(nn.Module):
     def tie_weights(self) -> None:
         """Makes tied parameters one again, after they were replaced; here there are none."""
 
+    def as_object(self, return_dict: bool | None) -> bool:
+        """Whether a pass returns an object: as it is asked, or else as the config says."""
+        return self.config.return_dict if return_dict is None else return_dict
+
     def dropout_key(self) -> int:
         """The key of this pass's dropout masks, drawn from torch's generator where any drops."""
         return _drawn(self.group, self.group_device()) if self.training else 0
@@ -52,9 +54,6 @@ class FamilyModel(nn.Module):
         if self.group is None or dist.get_backend(self.group) == "gloo":
             return torch.device("cpu")
         return torch.device("cuda", torch.cuda.current_device())
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return super().__call__(*args, **kwargs)
 
 
 def _drawn(group: Group, device: torch.device) -> int:

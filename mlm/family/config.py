@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
@@ -158,6 +158,12 @@ class XLMRobertaXLConfig:
         values = {name: getattr(self, name) for name in names - {"hidden_act"}}
         act = "gelu" if callable(self.hidden_act) else self.hidden_act
         return ModelConfig(**values, hidden_act=act, output_dropout=False)
+
+    @classmethod
+    def of(cls, shape: ModelConfig) -> "XLMRobertaXLConfig":
+        """The config of a model that was pretrained here; it has no `output_dropout`, a switch of
+        training."""
+        return cls(**{name: value for name, value in asdict(shape).items() if name in cls._keys()})
 
     def layer_options(self) -> LayerOptions:
         activation = self.hidden_act if callable(self.hidden_act) else None

@@ -4,12 +4,12 @@ import math
 from typing import TYPE_CHECKING
 
 from mlm.model.layer import ACTIVATIONS
+from mlm.model.losses import PROBLEMS
 
 if TYPE_CHECKING:
     from mlm.family.config import XLMRobertaXLConfig
 
 POSITIONS = ("absolute", "relative_key", "relative_key_query")
-PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
 def check(config: "XLMRobertaXLConfig") -> None:

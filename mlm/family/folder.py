@@ -1,17 +1,15 @@
 """A model where it lies, for the classes of the family: its config's values and its weights."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mlm import checkpoint
 from mlm.config import TrainConfig, load
 from mlm.errors import DataError, UserError
+from mlm.family.config import FILE, XLMRobertaXLConfig
 from mlm.weights import stored
 from mlm.weights.source import Weights, open_weights
-
-FILE = "config.json"
 
 
 def config_values(path: Path) -> dict[str, Any]:
@@ -22,9 +20,7 @@ def config_values(path: Path) -> dict[str, Any]:
         manifest = checkpoint.read_manifest(folder)
         if manifest.imported is not None:
             return dict(manifest.imported.config)
-        shape = asdict(load(TrainConfig, manifest.config).model)
-        del shape["output_dropout"]  # of training there; the family has no such switch
-        return shape
+        return XLMRobertaXLConfig.of(load(TrainConfig, manifest.config).model).to_dict()
     file = path if path.name == FILE else path / FILE
     try:
         values = json.loads(file.read_text("utf-8"))

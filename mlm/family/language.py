@@ -7,30 +7,19 @@ from torch import Tensor
 
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.generation import Generation
-from mlm.family.model import XLMRobertaXLModel
+from mlm.family.model import Headed
 from mlm.family.outputs import ModelOutput, returned
-from mlm.family.pretrained import Pretrained
 from mlm.model.heads import LMHead
 from mlm.model.losses import mean_cross_entropy, next_token_loss
-from parallel.groups import Group
 
 
-class LanguageModel(Pretrained):
+class LanguageModel(Headed):
     """An encoder or decoder with the head over the vocabulary."""
 
-    def __init__(
-        self,
-        config: XLMRobertaXLConfig,
-        *,
-        group: Group = None,
-        seed: int | None = None,
-        attention: str = "auto",
-    ):
-        super().__init__(config, group)
-        seed = self.drawn_seed(seed)
-        self.roberta = XLMRobertaXLModel(config, False, group=group, seed=seed, attention=attention)
-        self.lm_head = LMHead(config.shape(), self.roberta.embeddings.word_embeddings)
-        self.finish(seed)
+    head_name = "lm_head"
+
+    def new_head(self) -> LMHead:
+        return LMHead(self.config.shape(), self.roberta.embeddings.word_embeddings)
 
     def tie_weights(self) -> None:
         """Makes the decoder's parameters the word embeddings' and the head's bias again."""
@@ -77,7 +66,7 @@ class XLMRobertaXLForMaskedLM(LanguageModel):
         if labels is not None:
             loss = mean_cross_entropy(logits, labels, self.config.label_smoothing)
         return returned(
-            self.config.return_dict if return_dict is None else return_dict,
+            self.as_object(return_dict),
             loss=loss,
             logits=logits,
             hidden_states=out.hidden_states,
@@ -147,7 +136,7 @@ class XLMRobertaXLForCausalLM(LanguageModel, Generation):
         if labels is not None:
             loss = next_token_loss(logits, labels, self.config.label_smoothing)
         return returned(
-            self.config.return_dict if return_dict is None else return_dict,
+            self.as_object(return_dict),
             loss=loss,
             logits=logits,
             past_key_values=out.past_key_values,

@@ -107,7 +107,7 @@ class XLMRobertaXLModel(Pretrained):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            as_object=self.config.return_dict if return_dict is None else return_dict,
+            as_object=self.as_object(return_dict),
         )
 
     def encode(
@@ -191,3 +191,30 @@ class XLMRobertaXLModel(Pretrained):
         return tuple(
             gather_from_group(w.movedim(1, -1), self.group).movedim(-1, 1) for w in weights
         )
+
+
+class Headed(Pretrained):
+    """The bare model and a head on it; a subclass names the head and makes it."""
+
+    head_name: str
+    pooled = False
+
+    def __init__(
+        self,
+        config: XLMRobertaXLConfig,
+        *,
+        group: Group = None,
+        seed: int | None = None,
+        attention: str = "auto",
+    ):
+        super().__init__(config, group)
+        seed = self.drawn_seed(seed)
+        self.roberta = XLMRobertaXLModel(
+            config, self.pooled, group=group, seed=seed, attention=attention
+        )
+        self.add_module(self.head_name, self.new_head())
+        self.finish(seed)
+
+    def new_head(self) -> nn.Module:
+        """The head, with weights that are yet to be filled."""
+        raise AssertionError("a model names its head")

@@ -16,10 +16,11 @@ from mlm.family.tasks import (
     XLMRobertaXLForMultipleChoice,
     XLMRobertaXLForQuestionAnswering,
 )
-from mlm.model.encoder import Fill, count, encoder_layers, words_layer
+from mlm.model.encoder import Fill, count, encoder_layers
 from mlm.model.heads import MaskedLMHead, Pooler
 from mlm.model.initial import initialise
 from mlm.model.losses import checked_labels, mean_cross_entropy, span_loss
+from mlm.model.masked_lm import lm_head_layers
 from parallel.groups import Group
 from parallel.layers import VocabParallelEmbedding
 from parallel.loss import linear_cross_entropy
@@ -192,16 +193,4 @@ def _language_head(
         )
         return total / counted * batch.loss_scale
 
-    return [
-        StageLayer(
-            "lm_head",
-            lambda: fill(MaskedLMHead(shape, group), "lm_head"),
-            hidden * (hidden + 3) + vocab,
-            2.0 * seq_len * hidden**2,
-            features,
-            joined=True,
-        ),
-        words_layer(
-            shape, group, fill, 2.0 * seq_len * hidden * vocab, loss, tied="words", joined=True
-        ),
-    ]
+    return lm_head_layers(shape, fill, group, seq_len, loss, features)

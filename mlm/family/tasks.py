@@ -5,35 +5,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.family.model import XLMRobertaXLModel
+from mlm.family.model import Headed
 from mlm.family.outputs import ModelOutput, returned
-from mlm.family.pretrained import Pretrained
 from mlm.model.heads import ClassificationHead, LinearHead
 from mlm.model.losses import classification_loss, mean_cross_entropy, span_loss, token_loss
-from parallel.groups import Group
 
 
-class TaskModel(Pretrained):
-    """An encoder with a head; a subclass names the head and says how it is called."""
+class TaskModel(Headed):
+    """An encoder with the head of a task."""
 
     head_name = "classifier"
-    pooled = False
 
-    def __init__(
-        self,
-        config: XLMRobertaXLConfig,
-        *,
-        group: Group = None,
-        seed: int | None = None,
-        attention: str = "auto",
-    ):
-        super().__init__(config, group)
-        seed = self.drawn_seed(seed)
-        self.roberta = XLMRobertaXLModel(
-            config, self.pooled, group=group, seed=seed, attention=attention
-        )
-        self.add_module(self.head_name, self.make_head(config))
-        self.finish(seed)
+    def new_head(self) -> nn.Module:
+        return self.make_head(self.config)
 
     @property
     def num_labels(self) -> int:
@@ -43,9 +27,6 @@ class TaskModel(Pretrained):
     def make_head(config: XLMRobertaXLConfig) -> nn.Module:
         """The head with weights that are yet to be filled."""
         raise AssertionError("a task names its head")
-
-    def _object(self, return_dict: bool | None) -> bool:
-        return self.config.return_dict if return_dict is None else return_dict
 
 
 class LabelledModel(TaskModel):
@@ -83,7 +64,7 @@ class LabelledModel(TaskModel):
         logits = self.classifier(out.last_hidden_state, dropout_key)
         loss = None if labels is None else self.loss(self.config, logits, labels, attention_mask)
         return returned(
-            self._object(return_dict),
+            self.as_object(return_dict),
             loss=loss,
             logits=logits,
             hidden_states=out.hidden_states,
@@ -191,7 +172,7 @@ class XLMRobertaXLForMultipleChoice(TaskModel):
         if labels is not None:
             loss = mean_cross_entropy(logits, labels.reshape(-1), self.config.label_smoothing)
         return returned(
-            self._object(return_dict),
+            self.as_object(return_dict),
             loss=loss,
             logits=logits,
             hidden_states=out.hidden_states,
@@ -257,7 +238,7 @@ class XLMRobertaXLForQuestionAnswering(TaskModel):
             smoothing = self.config.label_smoothing
             loss = span_loss(starts, ends, start_positions, end_positions, smoothing)
         return returned(
-            self._object(return_dict),
+            self.as_object(return_dict),
             loss=loss,
             start_logits=starts,
             end_logits=ends,

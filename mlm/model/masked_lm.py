@@ -1,5 +1,7 @@
 """The masked language model of pretraining as one ordered list of layers."""
 
+from collections.abc import Callable
+
 from mlm.model.config import ModelConfig
 from mlm.model.encoder import Fill, encoder_layers, words_layer
 from mlm.model.flops import decoder_flops, transform_flops
@@ -25,25 +27,31 @@ def masked_lm_layers(
     seq_len and masked (positions per sequence) weigh the layers against each other; fill: gives
     a module, by its canonical name, its weights in place of initial ones
     """
-    hidden, vocab = config.hidden_size, config.padded_vocab_size()
     fill = fill or (lambda module, name: initialise(module, name, config, seed))
     layers = encoder_layers(config, fill, group=group, attention=attention, seq_len=seq_len)
-    layers += [
+    return layers + lm_head_layers(config, fill, group, masked, masked_lm_loss)
+
+
+def lm_head_layers(
+    config: ModelConfig,
+    fill: Fill,
+    group: Group,
+    positions: int,
+    loss: Callable,
+    features: Callable | None = None,
+) -> list[StageLayer]:
+    """The head over the vocabulary on `positions` of a sequence, and the tied word embeddings,
+    where `loss` is taken of what the head (or `features` in its place) gives."""
+    hidden, vocab = config.hidden_size, config.padded_vocab_size()
+    flops = decoder_flops(config, positions)
+    return [
         StageLayer(
             "lm_head",
             lambda: fill(MaskedLMHead(config, group), "lm_head"),
             hidden * (hidden + 3) + vocab,
-            transform_flops(config, masked),
+            transform_flops(config, positions),
+            features,
             joined=True,
         ),
-        words_layer(
-            config,
-            group,
-            fill,
-            decoder_flops(config, masked),
-            masked_lm_loss,
-            tied="words",
-            joined=True,
-        ),
+        words_layer(config, group, fill, flops, loss, tied="words", joined=True),
     ]
-    return layers
