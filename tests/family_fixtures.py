@@ -103,7 +103,9 @@ def same(found: Tensor, expected: Tensor, atol: float = OUTPUTS, what: str = "")
 
 def fields(output: Any) -> dict[str, tuple[Tensor, ...]]:
     """What an output holds, but the cache; a single tensor as a tuple of one."""
-    items = ((key, value) for key, value in output.items() if key != "past_key_values")
+    # (transformers calls it `cache` from 5.24 on)
+    kept = ("past_key_values", "cache")
+    items = ((key, value) for key, value in output.items() if key not in kept)
     held = {key: (value,) if isinstance(value, Tensor) else value for key, value in items}
     # transformers gives an empty tuple of cross attentions where there are none.
     return {key: value for key, value in held.items() if value is not None and len(value)}

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from mlm.errors import DataError
 from mlm.model.encoder import Fill
+from mlm.weights.memory import give_back
 from mlm.weights.source import Weights
 from parallel.groups import group_size
 from parallel.sharding import Shard, shard_of
 
 BASE = "roberta."  # what names begin with in a model with a head, and not in one without
+LARGE = 1 << 20  # bytes of a tensor whose memory is worth handing back
 
 Shape = tuple[int, ...]
 
@@ -129,7 +131,11 @@ def load_parameters(
         if each not in stored:
             continue
         parameter = _parameter(where)
-        value = _read(weights, stored[each], shard_of(parameter)).to(dtype or parameter.dtype)
+        value = _read(weights, stored[each], shard_of(parameter))
+        if value.dtype != (dtype or parameter.dtype):
+            size, value = value.nbytes, value.to(dtype or parameter.dtype)
+            if size >= LARGE:
+                give_back()
         if parameter.is_meta:
             _replace(where, value.to(device))
         else:
