@@ -60,6 +60,7 @@ def ready(composed: Composed, processes: int | None = None) -> Run:
             f"data.corpus={config.data.corpus} and data.shards={config.data.shards} are both "
             f"given; leave one out"
         )
+    _check_vocabulary(composed, config)
     config, layout = resolve(config, processes)
     name = run_folder.run_name(
         composed.sweep or config.run.name, composed.model, Path(config.run.dir)
@@ -101,6 +102,17 @@ def _with_data(config: TrainConfig, layout: Layout) -> tuple[TrainConfig, dict[s
         raise UserError(str(error)) from None
     config = replace(config, model=replace(config.model, vocab_size=facts.vocab_size))
     return config, {"index": facts.index_hash, "tokenizer": facts.tokenizer_hash}
+
+
+def _check_vocabulary(composed: Composed, config: TrainConfig) -> None:
+    """Raises `UserError` for a size of a tokenizer that is there already."""
+    asked = [text for text in composed.overrides if text.startswith("data.vocab_size=")]
+    made = config.data.tokenizer or config.data.shards
+    if asked and made:
+        raise UserError(
+            f"{asked[-1]} is the size of a tokenizer that is to be trained, and {made} has one "
+            f"already; leave it out"
+        )
 
 
 def _keep_weights(folder: Path, weights: Path) -> None:

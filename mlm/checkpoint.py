@@ -40,6 +40,7 @@ class Imported:
     head: the name of the model's class; config: the values of config.json
     dtype: that the weights had, `bfloat16` and the like; dtypes: of those that had another
     tokenizer: the hash of the tokenizer beside the checkpoints; None where there is none
+    model_max_length: tokens to which it cuts a text; None where its folder does not say
     """
 
     source: str
@@ -48,6 +49,7 @@ class Imported:
     dtype: str
     dtypes: dict[str, str]
     tokenizer: str | None
+    model_max_length: int | None = None
 
 
 @dataclass(frozen=True)

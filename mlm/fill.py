@@ -12,11 +12,11 @@ from rich.text import Text
 
 from mlm.errors import UserError
 from mlm.family.published import MASKED_LM
-from mlm.text.ids import BOS, EOS, FIRST_PIECE, MODEL_FILE, PAD, UNK
+from mlm.text.ids import BOS, EOS, FIRST_PIECE, JSON_FILE, MODEL_FILE, PAD, SPACE, UNK
 from mlm.text.tokenizer import Tokenizer
 from mlm.trained import open_trained
 
-MASK, SPACE = "<mask>", "▁"  # a space in a piece
+MASK = "<mask>"
 SPECIAL = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK}
 _SPECIAL = re.compile(f"({'|'.join([MASK, *SPECIAL])})")
 
@@ -56,8 +56,8 @@ def fill_masks(path: Path, texts: Sequence[str], top: int) -> list[Filled]:
     tokenizer, limit = trained.tokenizer, trained.max_tokens
     if tokenizer is None:
         raise UserError(
-            f"{path} has no tokenizer ({MODEL_FILE}), so a text cannot be read; put it there, or "
-            f"import the model again with tokenizer=DIR"
+            f"{path} has no tokenizer ({MODEL_FILE} or {JSON_FILE}), so a text cannot be read; put "
+            f"one there, or import the model again with tokenizer=DIR"
         )
     choices = tokenizer.mask - FIRST_PIECE
     if not 1 <= top <= choices:

@@ -85,13 +85,14 @@ def write_shards(
     corpus: Path, tokenizer: Path, out: Path, workers: int | None, console: Console
 ) -> None:
     """Writes shards, with a copy of their tokenizer inside, so that they are enough to train on."""
+    loaded, record = Tokenizer.load(tokenizer), training.RECORD
     with progress(console, "Writing token shards") as show:
-        shards.write(corpus, Tokenizer.load(tokenizer), out, workers=workers, on_progress=show)
+        shards.write(corpus, loaded, out, workers=workers, on_progress=show)
     try:
         (out / "tokenizer").mkdir()
-        for name in (MODEL_FILE, training.RECORD):  # not a model that lies beside its tokenizer
-            if (tokenizer / name).is_file():
-                shutil.copyfile(tokenizer / name, out / "tokenizer" / name)
+        (out / "tokenizer" / MODEL_FILE).write_bytes(loaded.model)
+        if (tokenizer / record).is_file():
+            shutil.copyfile(tokenizer / record, out / "tokenizer" / record)
     except OSError as error:
         shutil.rmtree(out, ignore_errors=True)
         raise UserError(

@@ -136,7 +136,7 @@ def tokenizer_for(start: Start, given: str | None) -> str:
     if given is None:
         assert own is not None
         return str(own.model_path.parent)
-    if own is not None and (found := Tokenizer.load(Path(given))).hash != own.hash:
+    if own is not None and not (found := Tokenizer.load(Path(given))).same_ids(own):
         raise DataError(
             f"data.tokenizer={given} is not the tokenizer of weights={start.path} (its hash is "
             f"{found.hash[:12]}, not {own.hash[:12]}), and ids would mean something else; leave it "

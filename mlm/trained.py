@@ -17,9 +17,8 @@ from mlm.errors import DataError, UserError
 from mlm.family.config import FILE as HF_CONFIG
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.folder import config_values
-from mlm.family.published import BARE, MASKED_LM, head_of, tokenizer_of
+from mlm.family.published import BARE, MASKED_LM, head_of, model_max_length, tokenizer_of
 from mlm.model.config import ModelConfig
-from mlm.text.ids import MODEL_FILE
 from mlm.text.tokenizer import Tokenizer
 from mlm.weights import stored
 from mlm.weights.load import full_shapes, load_parameters
@@ -34,6 +33,7 @@ class Trained:
     """What a folder of a trained model holds; its weights are read when they are asked for.
 
     head: the name of its class; tokenizer: None where the folder has none
+    cut: tokens to which its tokenizer cuts a text, as it says; None where it does not
     weights: under the names of its class, in the dtypes that an export has
     """
 
@@ -42,6 +42,12 @@ class Trained:
     config: XLMRobertaXLConfig
     tokenizer: Tokenizer | None
     weights: Weights
+    cut: int | None = None
+
+    @property
+    def tokens_of_a_text(self) -> int:
+        """To which a text is to be cut."""
+        return self.cut or self.max_tokens
 
     @property
     def max_tokens(self) -> int:
@@ -67,7 +73,7 @@ class Trained:
         return model.eval().requires_grad_(False)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint(Trained):
     """A trained model that is a checkpoint of a run, with all that its run tells of it."""
 
@@ -125,9 +131,10 @@ def _opened(path: Path, verify: bool) -> Trained:
         family_config(settings.model),
         _tokenizer_of(settings, run),
         weights,
-        run,
-        manifest,
-        settings,
+        settings.data.seq_len,  # what it was trained on
+        run=run,
+        manifest=manifest,
+        settings=settings,
     )
 
 
@@ -151,7 +158,9 @@ def _imported(folder: Path, beside: Path, source: checkpoint.Imported, weights: 
         name: getattr(torch, source.dtypes.get(name, source.dtype)) for name in weights.shapes
     }
     config = XLMRobertaXLConfig.from_dict(source.config)
-    return Trained(folder, source.head, config, tokenizer, in_dtypes(weights, dtypes))
+    return Trained(
+        folder, source.head, config, tokenizer, in_dtypes(weights, dtypes), source.model_max_length
+    )
 
 
 def _checkpoint_folder(path: Path) -> Path:
@@ -177,7 +186,7 @@ def _tokenizer_of(settings: TrainConfig, run: Path) -> Tokenizer:
     places = [Path(data.tokenizer)] if data.tokenizer else []
     places += [Path(data.shards) / "tokenizer"] if data.shards else []
     expected = _tokenizer_hash(settings, run)
-    found = [Tokenizer.load(place) for place in places if (place / MODEL_FILE).is_file()]
+    found = [Tokenizer.load(place) for place in places if Tokenizer.is_in(place)]
     for tokenizer in found:
         if expected in (None, tokenizer.hash):
             return tokenizer
@@ -214,7 +223,8 @@ def open_folder(folder: Path) -> Trained:
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / HF_CONFIG} has {error}") from None
     weights = open_weights(folder)
-    return Trained(folder, head_of(folder, config, weights.shapes), config, None, weights)
+    head = head_of(folder, config, weights.shapes)
+    return Trained(folder, head, config, None, weights, model_max_length(folder))
 
 
 def check(made: Trained) -> None:

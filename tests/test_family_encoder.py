@@ -260,6 +260,10 @@ def test_tuples_are_the_fields_that_are_not_none(cls_name):
         assert torch.equal(given_back[1], output[second])
         assert torch.equal(given_back[2][0], output.hidden_states[0])
         assert torch.equal(given_back[3][-1], output["attentions"][-1])
+    output["attentions"] = None  # a caller may change what it was given
+    assert list(output.keys()) == [first, second, "hidden_states"]
+    with pytest.raises(KeyError):
+        output["other"] = output[0]
     assert torch.equal(output[1], output[1:3][0])
     with pytest.raises(KeyError):
         output["cross_attentions"]

@@ -108,6 +108,21 @@ def test_a_row_ends_at_its_end_and_all_stop_when_all_have_ended():
     assert first[0, PROMPT:].tolist() == whole[0, : stops[0] + 1].tolist()
 
 
+def test_several_ends_are_those_of_transformers():
+    (ours, theirs), (ids, mask) = both(), prompts("left")
+    whole = ours.generate(ids, mask, max_new_tokens=NEW)[:, PROMPT:]
+    ends = [int(whole[0, 2]), int(whole[1, 3])]
+    for given in ({}, {"min_new_tokens": 4}):
+        asked = {"max_new_tokens": NEW, "eos_token_id": ends, **given}
+        found = ours.generate(ids, mask, **asked)
+        assert torch.equal(found, of_transformers(theirs, ids, mask, **asked))
+        alone = ours.generate(ids, mask, **asked | {"eos_token_id": ends[:1]})
+        assert not torch.equal(found, alone)
+    assert f"eos_token_id={VOCAB} is not an id" in refusal(
+        lambda: ours.generate(ids, eos_token_id=[3, VOCAB])
+    )
+
+
 def test_the_end_is_that_of_the_config():
     model = our_model(CAUSAL, is_decoder=True, eos_token_id=17).eval()
     with torch.no_grad():
@@ -175,8 +190,15 @@ def test_what_cannot_be_served_is_refused(given, named):
 
 def test_an_unknown_keyword_is_refused():
     ids, _ = prompts()
-    with pytest.raises((TypeError, ValueError), match="num_beams"):
-        decoder().generate(ids, num_beams=4)
+    assert "num_beams=4 is not served: the next" in refusal(
+        lambda: decoder().generate(ids, num_beams=4)
+    )
+    with pytest.raises(TypeError, match="generate has no argument num_beam; leave it out"):
+        decoder().generate(ids, num_beam=4)
+    assert decoder().generate(ids, num_beams=1, repetition_penalty=1.0).shape == (4, 20)
+    assert "type dict, and a tensor of ids is due; give what a tokenizer returns as" in refusal(
+        lambda: decoder().generate({"input_ids": ids})
+    )
 
 
 def test_a_prompt_that_ends_in_padding_is_refused():

@@ -113,6 +113,30 @@ def test_a_class_that_is_not_named_is_known_by_its_weights(head, tmp_path):
     assert open_trained(source).head == head
 
 
+def test_a_folder_with_nothing_but_a_tokenizer_json_has_its_tokenizer(tmp_path, capsys):
+    """As transformers 5 saves one."""
+    source = folder_of(model(MASKED), tmp_path / "source", with_tokenizer=False)
+    export(str(folder_of(model(MASKED), tmp_path / "full")), str(tmp_path / "exported"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
+    shutil.rmtree(tmp_path / "exported")
+    theirs.model_max_length = 40
+    theirs.save_pretrained(source)
+    assert not (source / MODEL_FILE).exists()
+    round_trip(source, capsys)
+    for name in ("source", "imported", "exported"):
+        found = open_trained(tmp_path / name)
+        assert found.tokenizer.same_ids(tokenizer())
+        assert found.tokens_of_a_text == 40
+        filled = fill_masks(tmp_path / name, ["one <mask> two"], 3)
+        assert filled == fill_masks(tmp_path / "full", ["one <mask> two"], 3)
+    text = "one two three"
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
+    assert (again(text)["input_ids"], again.model_max_length) == (theirs(text)["input_ids"], 40)
+    # The model itself, beside a tokenizer.json, is the same one, too.
+    import_model(str(source), str(tmp_path / "given"), str(tokenizer().model_path.parent))
+    assert open_trained(tmp_path / "given").tokenizer.hash == tokenizer().hash
+
+
 def test_a_bare_model_without_a_pooler_comes_back(tmp_path, capsys):
     config = open_trained(folder_of(model(HEADS[0]), tmp_path / "with")).config
     mlm.XLMRobertaXLModel(config, False, seed=1).save_pretrained(tmp_path / "source")

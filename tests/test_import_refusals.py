@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from mlm.errors import DataError, UserError
 from mlm.fill import fill_masks
@@ -62,10 +63,24 @@ def test_without_a_tokenizer_only_when_asked_for(tmp_path, capsys):
     assert f"so there is no tokenizer in {tmp_path / 'exported'}" in said
     assert not (tmp_path / "exported" / "tokenizer.json").exists()
     same_tensors(tmp_path / "exported", source)
-    with pytest.raises(UserError, match=r"has no tokenizer .*, so a text cannot be read; put it"):
+    with pytest.raises(UserError, match=r"has no tokenizer .*, so a text cannot be read; put one"):
         fill_masks(tmp_path / "out", ["<mask>"], 3)
     import_model(str(source), str(tmp_path / "with"), str(tokenizer().model_path.parent))
     assert open_trained(tmp_path / "with").tokenizer.hash == tokenizer().hash
+
+
+def test_a_given_tokenizer_is_that_of_the_folder(tmp_path, capsys):
+    source = folder_of(model(MASKED), tmp_path / "source")
+    shutil.copytree(tokenizer().model_path.parent, tmp_path / "other")
+    other = ModelProto.FromString(tokenizer().model)
+    other.pieces[10].score, other.pieces[11].score = 0.0, -1.0
+    (tmp_path / "other" / MODEL_FILE).write_bytes(other.SerializeToString())
+    with pytest.raises(DataError, match=r"other gives other ids than .*source.*; leave it out"):
+        import_model(str(source), str(tmp_path / "out"), str(tmp_path / "other"))
+    assert left_nothing(tmp_path, "source", "other")
+    (source / MODEL_FILE).write_bytes(b"damaged")
+    import_model(str(source), str(tmp_path / "out"), str(tmp_path / "other"))
+    assert open_trained(tmp_path / "out").tokenizer.model == other.SerializeToString()
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, capsys):

@@ -11,8 +11,10 @@ import mlm
 from launch.cli import main
 from mlm import checkpoint
 from mlm.errors import CONFIG, DATA
+from mlm.hf.export import export
 from mlm.start import look
 from mlm.text.ids import MODEL_FILE
+from mlm.text.tokenizer import Tokenizer
 from tests.export_fixtures import trained_run
 from tests.import_fixtures import MASKED, source_of
 from tests.launch_fixtures import ranks
@@ -84,6 +86,27 @@ def test_shape_and_tokenizer_come_from_the_weights(ranks, capfd):
     shards = ["train", *SMALL, f"data.shards={shards_folder()}", f"weights={source}"]
     assert main([*shards, "run.dir=others"]) == 0
     assert [path.name[:4] for path in (ranks / "others").iterdir()] == ["run-"]
+
+
+def test_a_tokenizer_json_is_enough_to_go_on_with(ranks, capfd):
+    full, source = source_of(ranks.parent / "full"), ranks.parent / "source"
+    export(str(full), str(source))
+    (source / MODEL_FILE).unlink()
+    arguments = ["train", *SMALL, f"weights={source}", "run.name=a"]
+    assert main([*arguments, f"data.corpus={corpus()}"]) == 0
+    made = settings_of(ranks / "runs" / "a")
+    assert made["data"]["tokenizer"] == str(source)
+    inside = Tokenizer.load(Path(made["data"]["shards"], "tokenizer"))
+    assert inside.same_ids(tokenizer())
+    # Made of a tokenizer.json or not, it is one tokenizer.
+    given = f"data.tokenizer={tokenizer().model_path.parent}"
+    assert main([*arguments[:-1], f"data.corpus={corpus()}", given, "run.name=b"]) == 0
+    capfd.readouterr()
+    assert main([*arguments, f"data.corpus={corpus()}", "data.vocab_size=900"]) == CONFIG
+    assert (
+        f"data.vocab_size=900 is the size of a tokenizer that is to be trained, and {source} "
+        in (capfd.readouterr().err)
+    )
 
 
 def test_a_shape_that_contradicts_the_weights_is_refused(ranks, capfd):

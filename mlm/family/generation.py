@@ -1,11 +1,13 @@
 """Generation of text by a causal language model: the likeliest next token, or a drawn one."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mlm.family import options
 from mlm.family.cache import KeyValues
 from mlm.family.config import XLMRobertaXLConfig
 from parallel.groups import Group
@@ -32,15 +34,17 @@ class Generation:
         temperature: float = 1.0,
         top_k: int = 50,
         top_p: float = 1.0,
-        eos_token_id: int | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         use_cache: bool = True,
         num_return_sequences: int = 1,
         generator: torch.Generator | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
+        **unserved: Any,
     ) -> Tensor:
-        """Goes on with each row of `input_ids` until `eos_token_id` or the length is reached.
+        """Goes on with each row of `input_ids` until `eos_token_id` (one or several) or the length
+        is reached.
 
         input_ids: (batch, prompt), padded on the left; attention_mask: of the same shape; None: 0
             at the padding
@@ -49,15 +53,19 @@ class Generation:
             likeliest tokens (0: all), of those the fewest that have `top_p` of the probability;
             num_return_sequences draws of each row; generator: in place of torch's own
         Returns (batch * num_return_sequences, prompt + new) ids; a row that has ended goes on with
-        `pad_token_id`. Puts the model into evaluation mode while it runs. Raises ValueError.
+        `pad_token_id`. Puts the model into evaluation mode while it runs. Raises ValueError, also
+        for what the reference has beside these, such as beams.
         """
+        for name in options.without_unserved(unserved, options.GENERATING, options.NEXT_TOKEN):
+            raise TypeError(f"generate has no argument {name}; leave it out")
         config = self.config
         ids = input_ids
-        end = config.eos_token_id if eos_token_id is None else eos_token_id
+        given = config.eos_token_id if eos_token_id is None else eos_token_id
+        ends = [given] if isinstance(given, int) else list(given)
         pad = config.pad_token_id if pad_token_id is None else pad_token_id
         most = _new_tokens(ids, max_length, max_new_tokens, min_new_tokens)
         _check(config, ids, attention_mask, most)
-        _check_ids(config, eos_token_id=end, pad_token_id=pad)
+        _check_ids(config, [("pad_token_id", pad), *(("eos_token_id", end) for end in ends)])
         _check_sampling(do_sample, temperature, top_k, top_p, num_return_sequences, generator)
         if encoder_attention_mask is not None and encoder_hidden_states is None:
             raise ValueError(
@@ -83,6 +91,7 @@ class Generation:
         try:
             choose = _Choice(do_sample, temperature, top_k, top_p, generator, self.group)
             ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+            last = torch.tensor(ends, dtype=ids.dtype, device=ids.device)
             cache: KeyValues | None = None
             for number in range(most):
                 new = ids if cache is None else ids[:, -1:]
@@ -100,11 +109,11 @@ class Generation:
                 cache = out.past_key_values
                 logits = out.logits[:, -1].float()
                 if number < min_new_tokens:
-                    logits[:, end] = -torch.inf
+                    logits[:, ends] = -torch.inf
                 token = choose(logits).masked_fill(ended, pad)
                 ids = torch.cat([ids, token.unsqueeze(1)], dim=1)
                 mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-                ended |= token == end
+                ended |= torch.isin(token, last)
                 if bool(ended.all()):
                     break
         finally:
@@ -143,6 +152,11 @@ class _Choice:
 
 
 def _new_tokens(ids: Tensor, max_length: int | None, max_new_tokens: int | None, least: int) -> int:
+    if not isinstance(ids, Tensor):
+        raise ValueError(
+            f"input_ids is of the type {type(ids).__name__}, and a tensor of ids is due; give what "
+            f"a tokenizer returns as generate(**batch)"
+        )
     if ids.dim() != 2 or 0 in ids.shape:
         raise ValueError(
             f"input_ids has the shape {tuple(ids.shape)}, and generation goes on from (batch, "
@@ -170,8 +184,8 @@ def _new_tokens(ids: Tensor, max_length: int | None, max_new_tokens: int | None,
     return new
 
 
-def _check_ids(config: XLMRobertaXLConfig, **ids: int) -> None:
-    for name, value in ids.items():
+def _check_ids(config: XLMRobertaXLConfig, ids: Iterable[tuple[str, int]]) -> None:
+    for name, value in ids:
         if not 0 <= value < config.vocab_size:
             raise ValueError(
                 f"{name}={value} is not an id of the model, which has {config.vocab_size}; give "

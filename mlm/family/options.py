@@ -1,4 +1,5 @@
-"""Options of the reference's `from_pretrained` and `save_pretrained` that are not served here.
+"""Options of the reference's `from_pretrained`, `save_pretrained` and `generate` that are not
+served here.
 
 A value that asks for nothing beyond what is done anyway is let pass.
 """
@@ -51,19 +52,48 @@ SAVING: dict[str, tuple[Any, ...]] = {
     "token": (None,),
     "variant": (None,),
 }
+GENERATING: dict[str, tuple[Any, ...]] = {
+    "assistant_model": (None,),
+    "bad_words_ids": (None,),
+    "cache_implementation": (None, "dynamic"),
+    "early_stopping": (None, False),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "generation_config": (None,),
+    "length_penalty": (None, 1.0),
+    "logits_processor": (None, []),
+    "min_length": (None, 0),
+    "min_p": (None,),
+    "no_repeat_ngram_size": (None, 0),
+    "num_beams": (None, 1),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+    "output_logits": (None, False),
+    "output_scores": (None, False),
+    "penalty_alpha": (None,),
+    "prefix_allowed_tokens_fn": (None,),
+    "repetition_penalty": (None, 1.0),
+    "return_dict_in_generate": (None, False),
+    "stopping_criteria": (None, []),
+    "streamer": (None,),
+    "suppress_tokens": (None,),
+    "typical_p": (None, 1.0),
+}
+FOLDERS = "models are read from and written to folders on this machine, as they are"
+NEXT_TOKEN = "the next token is the likeliest one, or drawn by temperature, top_k and top_p"
 PATHS = {None: "auto", "eager": "unfused", "sdpa": "fused"}  # by their names in the reference
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def without_unserved(given: dict[str, Any], known: dict[str, tuple[Any, ...]]) -> dict[str, Any]:
-    """`given` without the options in `known`; raises ValueError for one that asks for more."""
+def without_unserved(
+    given: dict[str, Any], known: dict[str, tuple[Any, ...]], served: str = FOLDERS
+) -> dict[str, Any]:
+    """`given` without the options in `known`; raises ValueError for one that asks for more than
+    what is `served`."""
     for name, value in given.items():
         if name in known and not any(value is each or value == each for each in known[name]):
-            raise ValueError(
-                f"{name}={value!r} is not served: models are read from and written to folders on "
-                f"this machine, as they are; leave it out"
-            )
+            raise ValueError(f"{name}={value!r} is not served: {served}; leave it out")
     return {name: value for name, value in given.items() if name not in known}
 
 

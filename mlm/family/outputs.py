@@ -37,6 +37,12 @@ class ModelOutput:
             return self.__dict__[item]
         return self.to_tuple()[item]
 
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Puts another value in a field's place; raises KeyError where there is no such field."""
+        if name not in self.__dict__:
+            raise KeyError(name)
+        self.__dict__[name] = value
+
     def __contains__(self, name: object) -> bool:
         return name in self.keys()
 

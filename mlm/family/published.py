@@ -8,8 +8,8 @@ import mlm
 from mlm.errors import DataError
 from mlm.family.config import FILE as HF_CONFIG
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.text.backend import FILE as TOKENIZER_FILE
-from mlm.text.ids import MODEL_FILE
+from mlm.text.backend import CONFIG, NO_LIMIT
+from mlm.text.ids import JSON_FILE, MODEL_FILE
 from mlm.text.tokenizer import Tokenizer
 
 BARE, MASKED_LM = "XLMRobertaXLModel", "XLMRobertaXLForMaskedLM"
@@ -23,9 +23,9 @@ class AddedTokens(DataError):
 def tokenizer_of(folder: Path) -> Tokenizer | None:
     """The tokenizer of a Hugging Face folder, if it has one; raises DataError, and AddedTokens for
     one with tokens that are not in its sentencepiece model."""
-    if not (folder / MODEL_FILE).is_file():
+    if not Tokenizer.is_in(folder):
         return None
-    tokenizer, file = Tokenizer.load(folder), folder / TOKENIZER_FILE
+    tokenizer, file = Tokenizer.load(folder), folder / JSON_FILE
     try:
         added = json.loads(file.read_text("utf-8"))["added_tokens"]
         found = {int(token["id"]): str(token["content"]) for token in added}
@@ -35,11 +35,20 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
     for id, text in sorted(found.items()):
         if id not in known:
             raise AddedTokens(
-                f"{file} has tokens beside those of {MODEL_FILE}, such as {text!r} with the id "
-                f"{id}, and they are not served here; take {TOKENIZER_FILE} out of the folder to "
-                f"go on without them"
+                f"{file} has tokens beside those of its sentencepiece model, such as {text!r} with "
+                f"the id {id}, and they are not served here; leave {JSON_FILE} out of the folder, "
+                f"with {MODEL_FILE} in it, to go on without them"
             )
     return tokenizer
+
+
+def model_max_length(folder: Path) -> int | None:
+    """Tokens to which the tokenizer of a Hugging Face folder cuts a text, if it says so."""
+    try:
+        length = json.loads((folder / CONFIG).read_text("utf-8"))["model_max_length"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return int(length) if isinstance(length, int | float) and 0 < length < NO_LIMIT else None
 
 
 def head_of(folder: Path, config: XLMRobertaXLConfig, names: Collection[str]) -> str:

@@ -13,11 +13,10 @@ from mlm.hf.card import model_card
 from mlm.hf.check import check_export, rounding
 from mlm.text.backend import write_tokenizer
 from mlm.text.folder import new_folder
-from mlm.text.ids import MODEL_FILE
+from mlm.text.ids import JSON_FILE, MODEL_FILE
 from mlm.trained import (
     DTYPES,
     HF_CONFIG,
-    Checkpoint,
     Trained,
     common_dtype,
     in_dtypes,
@@ -47,14 +46,15 @@ def export(path: str, out: str, dtype: str | None = None) -> None:
         write_json(aside / HF_CONFIG, hf_config(made))
         write_weights(made.weights.shapes, made.weights.read, aside, made.weights.dtypes)
         if made.tokenizer is not None:
-            write_tokenizer(made.tokenizer, tokens_of_a_text(made), aside)
+            write_tokenizer(made.tokenizer, made.tokens_of_a_text, aside)
         (aside / "README.md").write_text(model_card(made, folder.name), encoding="utf-8")
         checked = check_export(made, aside)
     dtypes, before = made.weights.dtypes, opened.weights.dtypes
     if any(torch.promote_types(dtypes[name], before[name]) != dtypes[name] for name in dtypes):
         checked += f" {rounding(made, opened)}"
     if made.tokenizer is None:
-        checked += f" {opened.path} has no {MODEL_FILE}, so there is no tokenizer in {out}."
+        checked += f" {opened.path} has no {MODEL_FILE} and no {JSON_FILE}, so there is no "
+        checked += f"tokenizer in {out}."
     console.print(
         f"{out} holds the model of {opened.path}. {checked}", soft_wrap=True, markup=False
     )
@@ -71,12 +71,6 @@ def hf_config(trained: Trained) -> dict[str, Any]:
         "dtype": dtype,
         "torch_dtype": dtype,  # what transformers 4 calls it
     }
-
-
-def tokens_of_a_text(trained: Trained) -> int:
-    """To which the tokenizer of an export cuts: what the model was trained on, if that is known."""
-    known = isinstance(trained, Checkpoint)
-    return trained.settings.data.seq_len if known else trained.max_tokens
 
 
 def _as_asked(weights: Weights, dtype: str | None) -> Weights:

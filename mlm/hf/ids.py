@@ -81,7 +81,7 @@ def tie(tokenizer: Tokenizer, found: list[int], ids: list[int]) -> bool:
     """
     if "".join(tokenizer.pieces(found)) != "".join(tokenizer.pieces(ids)):
         return False
-    processor = SentencePieceProcessor(model_file=str(tokenizer.model_path))
+    processor = SentencePieceProcessor(model_proto=tokenizer.model)
     one, two = (
         sum(processor.get_score(id - SHIFT) for id in row if id >= FIRST_PIECE)
         for row in (found, ids)

@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mlm.family.published import AddedTokens, tokenizer_of
 from mlm.hf.check import check_import
 from mlm.progress import progress
 from mlm.text.folder import new_folder
-from mlm.text.ids import MODEL_FILE
+from mlm.text.ids import JSON_FILE, MODEL_FILE
 from mlm.text.tokenizer import Tokenizer
 from mlm.trained import (
     HF_CONFIG,
@@ -60,7 +61,7 @@ def import_model(
     with new_folder(folder) as aside:
         if source.tokenizer is not None:
             (aside / "tokenizer").mkdir()
-            shutil.copyfile(source.tokenizer.model_path, aside / "tokenizer" / MODEL_FILE)
+            (aside / "tokenizer" / MODEL_FILE).write_bytes(source.tokenizer.model)
         with progress(console, f"Importing {path}") as show:
             checkpoint.save_import(source.weights, aside, _imported(source), show)
         checked = check_import(source, open_trained(aside), original)
@@ -116,14 +117,14 @@ def _check_place(path: Path) -> None:
 def _tokenizer(path: Path, given: str | None) -> Tokenizer | None:
     if given == NONE:
         return None
-    if given is not None:
-        return Tokenizer.load(Path(given))
     folder = path if path.is_dir() else path.parent
-    if not (folder / MODEL_FILE).is_file():
+    if given is not None:
+        return _given(given, folder)
+    if not Tokenizer.is_in(folder):
         raise DataError(
-            f"{folder} has no {MODEL_FILE}, the sentencepiece model of the tokenizer; add "
-            f"tokenizer=DIR for the folder that has it, or tokenizer={NONE} to import the weights "
-            f"alone"
+            f"{folder} has no {MODEL_FILE}, the sentencepiece model of the tokenizer, and no "
+            f"{JSON_FILE}; add tokenizer=DIR for the folder that has one, or tokenizer={NONE} to "
+            f"import the weights alone"
         )
     try:
         return tokenizer_of(folder)
@@ -132,6 +133,21 @@ def _tokenizer(path: Path, given: str | None) -> Tokenizer | None:
             f"{str(error).partition(';')[0]}; add tokenizer={folder} to import the model without "
             f"them, or tokenizer={NONE}"
         ) from None
+
+
+def _given(tokenizer: str, beside: Path) -> Tokenizer:
+    """The tokenizer that was asked for; raises DataError where it is not the one `beside` the
+    weights, if one can be read there."""
+    found, own = Tokenizer.load(Path(tokenizer)), None
+    if Tokenizer.is_in(beside):
+        with suppress(DataError):  # damaged, maybe: why another one is given
+            own = Tokenizer.load(beside)
+    if own is not None and not found.same_ids(own):
+        raise DataError(
+            f"tokenizer={tokenizer} gives other ids than {own.model_path}, which the model was "
+            f"trained with; leave it out, or move that file away if it is not the model's"
+        )
+    return found
 
 
 def _imported(source: Trained) -> checkpoint.Imported:
@@ -147,6 +163,7 @@ def _imported(source: Trained) -> checkpoint.Imported:
         dtype=most,
         dtypes={name: dtype for name, dtype in named.items() if dtype != most},
         tokenizer=source.tokenizer and source.tokenizer.hash,
+        model_max_length=source.cut,
     )
 
 

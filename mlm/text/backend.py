@@ -1,7 +1,6 @@
 """The files of a tokenizer in a Hugging Face folder, which give the same ids as ours."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,21 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from mlm.errors import DataError
 from mlm.text.charsmap import normalizer
-from mlm.text.ids import BOS, EOS, FIRST_PIECE, MODEL_FILE, PAD, SHIFT, UNK
+from mlm.text.ids import (
+    BOS,
+    EOS,
+    FIRST_PIECE,
+    JSON_FILE,
+    MODEL_FILE,
+    PAD,
+    SHIFT,
+    SPACE,
+    UNK,
+)
 from mlm.text.tokenizer import Tokenizer
 
-FILE, CONFIG, SPECIAL = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
-SPACE = "▁"  # what a space is in a piece
+CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
+NO_LIMIT = 10**30  # what the reference has as model_max_length where none is known
 ROLES = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -33,8 +42,8 @@ def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None
     max_tokens: to which transformers cuts a text when it is asked to. Raises DataError for a model
     that these files cannot stand for.
     """
-    shutil.copyfile(tokenizer.model_path, folder / MODEL_FILE)
-    (folder / FILE).write_text(backend(tokenizer).to_str(pretty=False), encoding="utf-8")
+    (folder / MODEL_FILE).write_bytes(tokenizer.model)
+    (folder / JSON_FILE).write_text(backend(tokenizer).to_str(pretty=False), encoding="utf-8")
     special = {
         str(id): {
             "content": token.content,
@@ -94,7 +103,7 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
 def _sentencepiece_model(tokenizer: Tokenizer) -> Any:
     """The parsed model; raises DataError where it asks for what tokenizer.json cannot express."""
     model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(tokenizer.model_path.read_bytes())
+    model.ParseFromString(tokenizer.model)
     trained, normalised = model.trainer_spec, model.normalizer_spec
     pieces = model.pieces[FIRST_PIECE - SHIFT :]
     asked = {

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from mlm.text.ids import UNK
+from mlm.text.ids import SPACE, UNK
 from mlm.text.tokenizer import Tokenizer
 
-MASK, SPACE = "<mask>", "▁"  # a space in a piece
+MASK = "<mask>"
 SPECIAL = re.compile("<s>|<pad>|</s>|<unk>|<mask>")
 # What `<mask>` takes with it when it stands before it: Unicode's white space.
 BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(

@@ -12,9 +12,11 @@ from google.protobuf.message import DecodeError
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from mlm.errors import DataError
-from mlm.text.ids import BOS, EOS, MODEL_FILE, PAD, UNK
+from mlm.text.ids import BOS, EOS, JSON_FILE, MODEL_FILE, PAD, UNK
+from mlm.text.json_file import sentencepiece_model
 
 PADDED_TO = 128
+CONTROLS = 3  # pieces of a sentencepiece model that are no text
 FEW = 16  # lines that are done sooner one by one than a batch call has its thread running
 
 
@@ -33,8 +35,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """The tokenizer of a folder; raises DataError where there is none in it."""
-        path = Path(folder) / MODEL_FILE
+        """The tokenizer of a folder: its sentencepiece model, or else the one that its
+        `tokenizer.json` was made of; raises DataError where it has neither."""
+        path, made = Path(folder) / MODEL_FILE, Path(folder) / JSON_FILE
+        if not path.is_file() and made.is_file():
+            return cls(sentencepiece_model(made), made)
         try:
             model = path.read_bytes()
         except OSError as error:
@@ -56,6 +61,20 @@ class Tokenizer:
             f"{path} has <unk>, <s>, </s> at {first} and not at (0, 1, 2), where XLM-R's ids need "
             f"them; train a tokenizer with `mlm tokenizer`"
         )
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether a folder has one of the files that `load` reads."""
+        return any((folder / name).is_file() for name in (MODEL_FILE, JSON_FILE))
+
+    def same_ids(self, other: "Tokenizer") -> bool:
+        """Whether both give the same ids, also where one was made of a `tokenizer.json`."""
+        return self.hash == other.hash or self._rules() == other._rules()
+
+    def _rules(self) -> tuple[list[tuple[str, float]], bytes]:
+        model = ModelProto.FromString(self.model)
+        pieces = [(piece.piece, piece.score) for piece in model.pieces[CONTROLS:]]
+        return pieces, model.normalizer_spec.precompiled_charsmap
 
     @cached_property
     def padded_size(self) -> int:

@@ -3,17 +3,15 @@
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mlm.errors import DataError, UserError
-from mlm.text.backend import CONFIG, FILE, ROLES, SPECIAL, write_tokenizer
-from mlm.text.ids import MODEL_FILE
+from mlm.text.backend import CONFIG, NO_LIMIT, ROLES, SPECIAL, write_tokenizer
+from mlm.text.ids import JSON_FILE, MODEL_FILE
+from mlm.text.json_file import read_head
 from mlm.text.tokenizer import Tokenizer
-from mlm.tokenizer.json_file import open_json, read_head
 from mlm.tokenizer.shape import SIDES
 
-NO_LIMIT = 10**30  # what the reference has as model_max_length where none is known
 MODEL_CONFIG = "config.json"
 # What these would change is not served, other than by the value that leaves the ids as they are.
 FIXED = {
@@ -71,13 +69,11 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
             f"{path} is {what}, and nothing is downloaded; give the folder of a tokenizer or of a "
             f"model"
         )
-    if (path / MODEL_FILE).is_file():
+    if Tokenizer.is_in(path):
         return Tokenizer.load(path), _settings(path)
-    if (path / FILE).is_file():
-        return open_json(path / FILE), _settings(path)
     if (path / MODEL_CONFIG).is_file():
         raise DataError(
-            f"{path} has no {MODEL_FILE} and no {FILE}, which the ids are made with; copy one "
+            f"{path} has no {MODEL_FILE} and no {JSON_FILE}, which the ids are made with; copy one "
             f"there from where the model came from"
         )
     from mlm.trained import open_checkpoint  # here, since a folder of files needs no torch
@@ -85,16 +81,14 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
     trained = open_checkpoint(path, verify=False)  # no weight of it is read
     if trained.tokenizer is None:
         raise DataError(f"{path} has no tokenizer; give the folder that `mlm tokenizer` wrote")
-    return trained.tokenizer, {"model_max_length": trained.max_tokens}
+    return trained.tokenizer, {"model_max_length": trained.tokens_of_a_text}
 
 
 def write_folder(tokenizer: Tokenizer, settings: Settings, folder: Path) -> tuple[str, ...]:
     """Writes what transformers and `open_tokenizer` read; returns the files. Raises UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory() as holder:  # the model may be in `folder`, or be gone by now
-            (Path(holder) / MODEL_FILE).write_bytes(tokenizer.model)
-            write_tokenizer(Tokenizer.load(Path(holder)), settings.model_max_length, folder)
+        write_tokenizer(tokenizer, settings.model_max_length, folder)
         own = {name: value for name, value in vars(settings).items() if name != "extra"}
         values = {**settings.extra, **_values(folder / CONFIG), **own}
         text = json.dumps(values, indent=2, ensure_ascii=False)
@@ -104,7 +98,7 @@ def write_folder(tokenizer: Tokenizer, settings: Settings, folder: Path) -> tupl
             f"{folder} cannot be written: {error.strerror or error}; free some space or choose "
             f"another"
         ) from None
-    return tuple(str(folder / name) for name in (MODEL_FILE, FILE, CONFIG, SPECIAL))
+    return tuple(str(folder / name) for name in (MODEL_FILE, JSON_FILE, CONFIG, SPECIAL))
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -120,7 +114,7 @@ def _settings(folder: Path) -> dict[str, Any]:
                 f"{config} has {name}={value!r}, which would change the ids and is not served "
                 f"other than as {served[0]!r}; use a tokenizer without it"
             )
-    head = read_head(folder / FILE) if (folder / FILE).is_file() else {}
+    head = read_head(folder / JSON_FILE) if (folder / JSON_FILE).is_file() else {}
     _check_added(folder, given.pop("added_tokens_decoder", {}), head.get("added_tokens", []))
     found = {name: given.pop(name) for name in Settings.names() & given.keys()}
     for part in ("padding", "truncation"):

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mlm.text.backend import ROLES, SPACE
-from mlm.text.ids import BOS, EOS, PAD, UNK
+from mlm.text.backend import ROLES
+from mlm.text.ids import BOS, EOS, PAD, SPACE, UNK
 from mlm.text.tokenizer import Tokenizer
 from mlm.tokenizer.texts import checked_ids
 

@@ -13,20 +13,17 @@ from typing import Any
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from mlm.errors import DataError
-from mlm.text.backend import SPACE
-from mlm.text.ids import BOS, EOS, FIRST_PIECE, PAD, UNK
-from mlm.text.tokenizer import Tokenizer
+from mlm.text.ids import BOS, EOS, FIRST_PIECE, PAD, SPACE, UNK
 
 HEAD = ("truncation", "padding", "added_tokens")  # what stands before the vocabulary
 # What may stand beside the rules: it only does on graphemes what sentencepiece does without them.
 NORMALIZERS = {"Precompiled", "Replace", "NFC", "Strip"}
 
 
-def open_json(path: Path) -> Tokenizer:
-    """The tokenizer in a `tokenizer.json`; raises DataError unless it is one like XLM-R's."""
+def sentencepiece_model(path: Path) -> bytes:
+    """The model of a `tokenizer.json`; raises DataError unless it is one like XLM-R's."""
     try:
-        model = _sentencepiece_model(json.loads(path.read_text("utf-8")))
-        return Tokenizer(model.SerializeToString(), path)
+        return _model(json.loads(path.read_text("utf-8"))).SerializeToString(deterministic=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DataError(
             f"{path} holds no tokenizer like XLM-R's ({error}); put sentencepiece.bpe.model beside "
@@ -47,7 +44,7 @@ def read_head(path: Path) -> dict[str, Any]:
     return found
 
 
-def _sentencepiece_model(values: dict[str, Any]) -> ModelProto:
+def _model(values: dict[str, Any]) -> ModelProto:
     vocabulary = values["model"]["vocab"]
     if values["model"]["type"] != "Unigram":
         raise ValueError(f"its model is of the type {values['model']['type']}")
