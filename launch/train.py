@@ -60,7 +60,6 @@ def ready(composed: Composed, processes: int | None = None) -> Run:
             f"data.corpus={config.data.corpus} and data.shards={config.data.shards} are both "
             f"given; leave one out"
         )
-    _check_vocabulary(composed, config)
     config, layout = resolve(config, processes)
     name = run_folder.run_name(
         composed.sweep or config.run.name, composed.model, Path(config.run.dir)
@@ -72,7 +71,7 @@ def ready(composed: Composed, processes: int | None = None) -> Run:
     before = run_folder.check_folder(folder, config.run.fresh)
     if before is not None:
         run_folder.check_same_run(folder, before, config)
-    config, hashes = _with_data(config, layout)
+    config, hashes = _with_data(config, layout, composed.overrides)
     if before is not None:
         run_folder.check_same_run(folder, before, config)
         run_folder.check_same_data(folder, hashes)
@@ -85,7 +84,9 @@ def ready(composed: Composed, processes: int | None = None) -> Run:
     return Run(folder, path, layout, log)
 
 
-def _with_data(config: TrainConfig, layout: Layout) -> tuple[TrainConfig, dict[str, str]]:
+def _with_data(
+    config: TrainConfig, layout: Layout, overrides: list[str]
+) -> tuple[TrainConfig, dict[str, str]]:
     """The config with its data prepared and its vocabulary known, and the data's hashes."""
     from rich.console import Console
 
@@ -96,6 +97,7 @@ def _with_data(config: TrainConfig, layout: Layout) -> tuple[TrainConfig, dict[s
     else:
         config = with_tokenizer(config)
     facts = check_data(config)
+    _check_size(config, overrides)
     try:
         layout.check_vocabulary(facts.vocab_size)
     except LayoutError as error:
@@ -104,14 +106,16 @@ def _with_data(config: TrainConfig, layout: Layout) -> tuple[TrainConfig, dict[s
     return config, {"index": facts.index_hash, "tokenizer": facts.tokenizer_hash}
 
 
-def _check_vocabulary(composed: Composed, config: TrainConfig) -> None:
-    """Raises `UserError` for a size of a tokenizer that is there already."""
-    asked = [text for text in composed.overrides if text.startswith("data.vocab_size=")]
-    made = config.data.tokenizer or config.data.shards
-    if asked and made:
+def _check_size(config: TrainConfig, overrides: list[str]) -> None:
+    """Raises `UserError` where a size is asked for that a tokenizer which is there has not."""
+    from mlm.text.tokenizer import Tokenizer
+
+    asked = [text for text in overrides if text.startswith("data.vocab_size=")]
+    size = Tokenizer.load(Path(str(config.data.tokenizer))).size
+    if asked and config.data.vocab_size != size:
         raise UserError(
-            f"{asked[-1]} is the size of a tokenizer that is to be trained, and {made} has one "
-            f"already; leave it out"
+            f"{asked[-1]} is for a tokenizer that is to be trained, and the one in "
+            f"{config.data.tokenizer} has {size} ids; leave it out"
         )
 
 

@@ -102,10 +102,10 @@ def test_a_tokenizer_json_is_enough_to_go_on_with(ranks, capfd):
     given = f"data.tokenizer={tokenizer().model_path.parent}"
     assert main([*arguments[:-1], f"data.corpus={corpus()}", given, "run.name=b"]) == 0
     capfd.readouterr()
-    assert main([*arguments, f"data.corpus={corpus()}", "data.vocab_size=900"]) == CONFIG
+    assert main([*arguments[:-1], f"data.corpus={corpus()}", "data.vocab_size=900"]) == CONFIG
     assert (
-        f"data.vocab_size=900 is the size of a tokenizer that is to be trained, and {source} "
-        in (capfd.readouterr().err)
+        f"data.vocab_size=900 is for a tokenizer that is to be trained, and the one in {source} "
+        "has 400 ids; leave it out" in capfd.readouterr().err
     )
 
 
