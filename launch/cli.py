@@ -34,6 +34,12 @@ VERBS = {
     "tokenizer": Verb("trains a tokenizer", "TokenizerConfig", "launch.verbs:tokenizer"),
     "shards": Verb("writes token shards of a corpus", "ShardsConfig", "launch.verbs:shards"),
     "train": Verb("pretrains a masked language model", "TrainConfig", "launch.train:train"),
+    "checkpoints": Verb(
+        "lists, verifies and prunes checkpoints",
+        "CheckpointsConfig",
+        "launch.verbs:checkpoints",
+        ("run",),
+    ),
     "fill": Verb(
         "fills the masks of a text", "FillConfig", "launch.verbs:fill", ("path", "texts"), True
     ),

@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -23,8 +25,11 @@ FREE_SECTIONS = ("run", "parallel", "eval", "checkpoint", "tracker", "launch")
 FREE_SETTINGS = (
     "train.steps",
     "train.log_every",
+    "train.micro_batch_size",
+    "train.dtype",
     "train.device",
     "train.recompute",
+    "train.attention",
     "data.corpus",
     "data.shards",
     "data.tokenizer",
@@ -120,21 +125,25 @@ def claim(folder: Path, fresh: bool) -> IO[bytes]:
         log = (folder / "logs" / "launcher.log").open("ab")
     except OSError as error:
         raise _unwritable(folder, error) from None
-    try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        log.close()
-        raise UserError(
-            f"{folder} is in use by a run that has not ended; wait for it, or give another run.name"
-        ) from None
-    except OSError:
-        pass  # a file system without locks, as some clusters have
+    _lock(log, folder)
     if fresh:
         _empty(folder)
         log.truncate(0)
     for name in (STOP, OUTCOME):
         (folder / name).unlink(missing_ok=True)
     return log
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps a run from being started meanwhile; raises `UserError` where it is going on."""
+    path = folder / "logs" / "launcher.log"
+    if not path.is_file():  # an import, or nothing at all
+        yield
+        return
+    with path.open("ab") as log:
+        _lock(log, folder)
+        yield
 
 
 def write(folder: Path, config: TrainConfig, overrides: list[str], hashes: dict[str, str]) -> Path:
@@ -150,6 +159,18 @@ def write(folder: Path, config: TrainConfig, overrides: list[str], hashes: dict[
             shutil.rmtree(folder, ignore_errors=True)
         raise _unwritable(folder, error) from None
     return folder / CONFIG
+
+
+def _lock(log: IO[bytes], folder: Path) -> None:
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        log.close()
+        raise UserError(
+            f"{folder} is in use by a run that has not ended; wait for it, or give another run.name"
+        ) from None
+    except OSError:
+        pass  # a file system without locks, as some clusters have
 
 
 def _settings(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

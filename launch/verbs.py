@@ -6,6 +6,7 @@ from rich.console import Console
 
 from launch.compose import Composed
 from mlm.config import (
+    CheckpointsConfig,
     ExportConfig,
     FillConfig,
     ImportConfig,
@@ -73,3 +74,26 @@ def import_(composed: Composed) -> None:
     from mlm.hf.importing import import_model
 
     import_model(config.path, config.out, config.tokenizer, config.head)
+
+
+def checkpoints(composed: Composed) -> None:
+    """`mlm checkpoints RUN`."""
+    config = load(CheckpointsConfig, composed.settings)
+    if config.keep is None and config.keep_every:
+        raise UserError(
+            f"keep_every={config.keep_every} is given without keep, and then nothing is deleted; "
+            f"add keep=N, the number of the newest that stay"
+        )
+    for name, value, low in (("keep", config.keep, 1), ("keep_every", config.keep_every, 0)):
+        if value is not None and value < low:
+            raise UserError(f"{name}={value} is below {low}; give {low} or more")
+    run = Path(config.run)
+    from launch.run_folder import held
+    from mlm.checkpoint.listing import show
+    from mlm.checkpoint.writing import Keep
+
+    if config.keep is None:
+        show(run, config.verify, None)
+        return
+    with held(run):
+        show(run, config.verify, Keep(config.keep, config.keep_every))

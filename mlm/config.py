@@ -88,7 +88,9 @@ class EvalConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     every: int = 500  # steps; 0: only at the end
-    keep: int = 2
+    keep: int = 2  # the newest that stay
+    keep_every: int = 0  # steps whose multiples stay for good; 0: none
+    background: bool = True  # write a copy of the state while training goes on
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,18 @@ class ImportConfig:
     out: str = "???"
     tokenizer: str | None = None  # a folder; none: there is none; null: it lies beside the weights
     head: str | None = None  # name of a classification head in an original checkpoint
+
+
+@dataclass(frozen=True)
+class CheckpointsConfig:
+    """`mlm checkpoints RUN`: lists what a run has saved, verifies and prunes it."""
+
+    __pydantic_config__ = STRICT
+
+    run: str = "???"  # a run folder
+    verify: bool = True  # read every file to see that it is as it was written
+    keep: int | None = None  # delete all but the newest; null: delete nothing
+    keep_every: int = 0  # but leave steps that this divides
 
 
 def defaults(schema: type) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def main(config_path: str) -> int:
 
 
 def _train(config: TrainConfig, run: Path, device: torch.device, progress: Progress) -> str:
-    found = checkpoint.newest(run)
+    found, passed = checkpoint.choose(run)
     parts = build(config, resuming=found is not None)
     manifest = None if found is None else _resume(parts, found)
     start = progress.step = 0 if manifest is None else manifest.step
@@ -80,6 +80,8 @@ def _train(config: TrainConfig, run: Path, device: torch.device, progress: Progr
     run_id = None if manifest is None else manifest.tracker_id
     tracker = Tracker(config, run, run_id) if shown else None
     report = Report(run, tracker, config.train.steps, start)
+    for wrong in passed:
+        report.say(f"Passed over: {wrong}")
     report.say(_opening(config, parts, start))
     code = FAILED
     try:
@@ -105,22 +107,27 @@ def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress
     languages = parts.index.languages
     losses = torch.zeros(len(languages), 2, dtype=torch.float64, device=engine.device)
     entropy = unigram_entropy(parts.heldout)
-    saved = start = progress.step
+    start = progress.step
     tokens_per_step = train.global_batch_size * config.data.seq_len
     peak = peak_flops(engine.device)
 
+    kept = checkpoint.Keep(config.checkpoint.keep, config.checkpoint.keep_every)
+    saver = checkpoint.Saver(engine, run, kept, config.checkpoint.background)
+    begun = start
+
     def save(done: int) -> None:
-        nonlocal saved
-        if done > saved:
-            made = checkpoint.Manifest(
-                step=done,
-                samples=done * train.global_batch_size,
-                index=parts.index.hash,
-                config=as_dict(config),
-                tracker_id=report.tracker_id,
+        nonlocal begun
+        if done > begun:
+            begun = done
+            saver.save(
+                checkpoint.Manifest(
+                    step=done,
+                    samples=done * train.global_batch_size,
+                    index=parts.index.hash,
+                    config=as_dict(config),
+                    tracker_id=report.tracker_id,
+                )
             )
-            checkpoint.save(engine, run, made, config.checkpoint.keep)
-            saved = done
 
     def score(done: int) -> None:
         scored = evaluate(engine, parts.heldout)
@@ -134,9 +141,10 @@ def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress
             batches, error = _next(feed, watch)
             asked = report.shown and (run / STOP).exists()
             masked = sum(batch.masked_tokens for batch in batches)
-            agreed = agree(parts.grid, engine.device, masked, asked, error)
+            agreed = agree(parts.grid, engine.device, masked, asked, error or saver.look())
             if agreed.stop:
                 save(step)
+                saver.wait()
                 raise StopRequested(
                     f"stopped as asked after step {step}, which is saved; start the run again, "
                     f"without run.fresh, to go on"
@@ -146,7 +154,7 @@ def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress
             loss = engine.train_batch(ready, lr)
             done = progress.step = step + 1
             watch.steps += 1
-            _check_numbers(loss, engine.grad_norm, done, saved)
+            _check_numbers(loss, engine.grad_norm, done, saver)
             report.step(done)
             if done % train.log_every == 0 or done in (1, train.steps):
                 by_language = gather(engine, losses, languages).by_language
@@ -176,6 +184,7 @@ def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress
                     save(done)
         score(progress.step)
         save(progress.step)
+        saver.wait()
 
 
 def _next(feed: Prefetcher, watch: Stopwatch) -> tuple[list, UserError | None]:
@@ -199,14 +208,19 @@ def _resume(parts: Parts, found: Path) -> checkpoint.Manifest:
             f"{parts.index.folder} now has {parts.index.hash[:12]}; give back the old shards, or "
             f"start a new run"
         )
-    checkpoint.verify(found)
-    return checkpoint.restore(parts.engine, found)
+    checkpoint.restore(parts.engine, found, manifest.step)
+    return manifest
 
 
-def _check_numbers(loss: float, grad_norm: float, step: int, saved: int) -> None:
+def _check_numbers(loss: float, grad_norm: float, step: int, saver: checkpoint.Saver) -> None:
     """Raises on all ranks alike: both numbers are the same on every rank."""
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        left = f"the checkpoint of step {saved} stands" if saved else "nothing was saved before"
+        saver.wait()
+        left = (
+            f"the checkpoint of step {saver.last} stands"
+            if saver.last
+            else "nothing was saved before"
+        )
         raise NumbersError(
             f"step {step} gave loss {loss} and gradient norm {grad_norm}, which are not finite; "
             f"lower optim.lr or lengthen schedule.warmup_steps, and start again; {left}"

@@ -1,5 +1,7 @@
 """Which parameters are split over tensor-parallel ranks, and along which dim."""
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -42,3 +44,41 @@ def split(size: int, group: Group, what: str) -> int:
     if size % ranks:
         raise ValueError(f"{what}={size} is not a multiple of the {ranks} ranks that split it")
     return size // ranks
+
+
+@dataclass(frozen=True)
+class Box:
+    """A part of a tensor: `sizes` elements from `offsets` on along each dim."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.sizes)
+
+
+def boxes(shape: Sequence[int], start: int, stop: int, most: int | None = None) -> Iterator[Box]:
+    """The fewest boxes that elements `start` to `stop` of a flattened tensor fill, in their order.
+
+    A matrix needs three at most: the rest of a row, whole rows, the beginning of a row. most:
+    elements of a box, unless one row has more.
+    """
+    if start >= stop:
+        return
+    if len(shape) == 0:
+        yield Box((), ())
+        return
+    row = math.prod(shape[1:])
+    rows = max(1, most // row) if most is not None else stop
+    place = start
+    while place < stop:
+        number, inside = divmod(place, row)
+        if inside or stop - place < row:
+            end = min(stop, (number + 1) * row)
+            for box in boxes(shape[1:], inside, inside + end - place, most):
+                yield Box((number, *box.offsets), (1, *box.sizes))
+        else:
+            end = (number + min(rows, stop // row - number)) * row
+            yield Box((number, *[0] * (len(shape) - 1)), (end // row - number, *shape[1:]))
+        place = end

@@ -53,7 +53,7 @@ def _train(config: TrainConfig, run: Path) -> None:
         parts.engine.train_batch(ready, config.optim.lr)
     samples = STEPS * config.train.global_batch_size
     manifest = checkpoint.Manifest(STEPS, samples, parts.index.hash, as_dict(config))
-    checkpoint.save(parts.engine, run, manifest, keep=1)
+    checkpoint.Saver(parts.engine, run, checkpoint.Keep(1)).save(manifest)
 
 
 @cache

@@ -16,8 +16,8 @@ from parallel.groups import make_grid
 from parallel.keys import key
 from parallel.layout import Layout
 from parallel.sharding import shard_of, slice_of
-from parallel.state import read_state
 from tests.ranks import run_ranks
+from tests.state_reading import whole_weights
 
 pytestmark = pytest.mark.ranks
 
@@ -198,8 +198,8 @@ def staged(name: str, config) -> list:
     engine = build_engine(layers, grid, optimizer, settings)
     losses = [engine.train_batch(task_batches(name, step), LR) for step in range(STEPS)]
     weights = {}
-    for label, parameter, state in read_state(engine):
-        weights[label] = (shard_of(parameter) and shard_of(parameter).dim, state["weight"].clone())
+    for label, parameter, weight in whole_weights(engine):
+        weights[label] = (shard_of(parameter) and shard_of(parameter).dim, weight.clone())
     return [losses, weights]
 
 

@@ -1,7 +1,5 @@
 """Folders read into tensor-parallel ranks and pipeline stages, and written from them."""
 
-import ctypes
-import gc
 import json
 from functools import cache
 from pathlib import Path
@@ -21,6 +19,7 @@ from parallel.layout import Layout
 from parallel.sharding import shard_of, slice_of
 from parallel.stages import balance
 from tests.family_fixtures import our_model, tokens
+from tests.memory import added_by
 from tests.ranks import run_ranks
 from tests.test_family_weights import equal, tensors
 
@@ -176,26 +175,9 @@ def large_folder() -> Path:
     return path
 
 
-def resident(key: str) -> int:
-    """Bytes of this process's memory: VmRSS now, VmHWM at most since `forget_peak`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
-
-
-def forget_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def peak_of(read) -> tuple[int, int]:
     """(bytes that `read` added at its peak, bytes of the parameters that it gave)."""
-    gc.collect()
-    # Once a block of its own is freed, C takes all of that size from one heap, where holes form.
-    torch.zeros((30 << 20) // 4)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier tests freed would be used again unseen
-    forget_peak()
-    before = resident("VmRSS")
-    parameters = read()
-    added = resident("VmHWM") - before
+    added, parameters = added_by(read)
     return added, sum(each.numel() * each.element_size() for each in parameters)
 
 

@@ -22,8 +22,8 @@ from parallel.engine import EngineSettings, build_engine
 from parallel.groups import make_grid
 from parallel.keys import key
 from parallel.layout import Layout
-from parallel.state import read_state
 from tests.ranks import run_ranks
+from tests.state_reading import whole_weights
 
 pytestmark = pytest.mark.ranks
 
@@ -150,9 +150,9 @@ def train(
         losses.append(engine.train_batch(mine, OPTIM.lr))
         norms.append(engine.grad_norm)
     weights = {}
-    for name, parameter, state in read_state(engine):
+    for name, parameter, weight in whole_weights(engine):
         shard = getattr(parameter, "shard", None)
-        weights[name] = (None if shard is None else shard.dim, state["weight"].clone())
+        weights[name] = (None if shard is None else shard.dim, weight.clone())
     return {"losses": losses, "norms": norms, "weights": weights, "grid": layout.coordinates}
 
 

@@ -120,18 +120,51 @@ def test_a_save_that_was_killed_is_no_checkpoint(tmp_path):
     assert names == ["step-00000002", "step-00000004"]
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
-    made = config(parallel={"tp": 2})
-    run(tmp_path, made)
-    newest = checkpoint.newest(tmp_path)
-    victim = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+def flip(victim: Path) -> None:
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1
     victim.write_bytes(content)
+
+
+def cut(victim: Path) -> None:
+    victim.write_bytes(victim.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink], ids=["bit", "truncated", "deleted"])
+def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capfd):
+    made = config(parallel={"tp": 2})
+    run(tmp_path, made)
+    before = exact(tmp_path)
+    newest = checkpoint.newest(tmp_path)
+    victim = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    damage(victim)
+    capfd.readouterr()
+    assert run(tmp_path, made)["code"] == DONE
+    what = "missing" if damage is Path.unlink else "damaged"
+    out = capfd.readouterr().out
+    assert f"Passed over: {victim} is {what}: it is not what checkpoint.json says" in out
+    assert "Going on from step 4" in out
+    assert exact(tmp_path) == before
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000004", "step-00000006", "step-00000006.damaged"]
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(tmp_path):
+    made = config()
+    run(tmp_path, made)
+    for folder in checkpoint.all_checkpoints(tmp_path):
+        flip(next(folder.glob("*.distcp")))
     outcome = run(tmp_path, made)
     assert outcome["code"] == DATA
-    assert f"{victim} is damaged" in outcome["sentence"]
-    assert f"delete {newest}" in outcome["sentence"]
+    assert f"no checkpoint of {tmp_path} is whole: " in outcome["sentence"]
+    assert "start over with run.fresh=true" in outcome["sentence"]
+    assert len(checkpoint.all_checkpoints(tmp_path)) == 2
+
+
+def test_some_checkpoints_stay_for_good(tmp_path):
+    run(tmp_path, config(checkpoint={"every": 1, "keep": 1, "keep_every": 2}))
+    steps = [checkpoint.read_manifest(p).step for p in checkpoint.all_checkpoints(tmp_path)]
+    assert steps == [2, 4, 6]
 
 
 def test_other_shards_are_refused(tmp_path):

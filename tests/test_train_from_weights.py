@@ -37,7 +37,7 @@ def built_and_saved(made: TrainConfig, run: str) -> None:
     """What a rank does before its first step, saved as a checkpoint of step 1."""
     parts = build(made)
     manifest = checkpoint.Manifest(1, 0, parts.index.hash, as_dict(made))
-    checkpoint.save(parts.engine, Path(run), manifest, keep=1)
+    checkpoint.Saver(parts.engine, Path(run), checkpoint.Keep(1)).save(manifest)
 
 
 @pytest.mark.ranks
@@ -161,7 +161,7 @@ def test_the_command_line_from_a_folder_to_a_folder(tmp_path):
     still = ["optim.lr=0", "train.steps=1", "train.global_batch_size=8", "train.micro_batch_size=4"]
     train = [
         "train",
-        *SMALL,
+        *(each for each in SMALL if not each.startswith("data.vocab_size=")),
         *still,
         "data.shards=shards",
         "parallel.tp=2",

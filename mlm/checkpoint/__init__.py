@@ -1,0 +1,41 @@
+"""Checkpoints: the canonical state under layout-free names, whole or not at all.
+
+`checkpoints/step-00001000/` holds what torch.distributed.checkpoint wrote (fp32 master weights
+under `weight/<name>`, the moments under `exp_avg/<name>` and `exp_avg_sq/<name>`; the names are
+the published ones) and `checkpoint.json`: step, config, data phase, tracker id, and the sha256 of
+every file. It is written aside, checked and renamed, so a folder of that name was whole. One that
+was imported is of step 0 and has no moments.
+"""
+
+from mlm.checkpoint.choice import choose, found_damaged
+from mlm.checkpoint.folder import (
+    FOLDER,
+    MANIFEST,
+    Imported,
+    Manifest,
+    all_checkpoints,
+    newest,
+    read_manifest,
+    save_import,
+    verify,
+)
+from mlm.checkpoint.state import restore
+from mlm.checkpoint.writing import Keep, Saver, prune
+
+__all__ = [
+    "FOLDER",
+    "MANIFEST",
+    "Imported",
+    "Keep",
+    "Manifest",
+    "Saver",
+    "all_checkpoints",
+    "choose",
+    "found_damaged",
+    "newest",
+    "prune",
+    "read_manifest",
+    "restore",
+    "save_import",
+    "verify",
+]

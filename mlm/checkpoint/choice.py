@@ -1,0 +1,73 @@
+"""Which checkpoint a run goes on from: the newest that is whole, found by all ranks together."""
+
+import shutil
+from pathlib import Path
+
+import torch.distributed as dist
+
+from mlm.checkpoint.folder import (
+    DAMAGED,
+    FOLDER,
+    PARTIAL,
+    all_checkpoints,
+    fault,
+    files_of,
+    remove,
+    step_of,
+)
+from mlm.errors import DataError
+
+
+def choose(run: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, None where there are none, and what is wrong with newer ones.
+
+    A collective: every rank reads some of the files to see that they are as they were written. What
+    is passed over loses its name, so that nothing takes it for a checkpoint again. Raises
+    `DataError` where there are checkpoints and none is whole.
+    """
+    first = dist.get_rank() == 0
+    if first:
+        clear_partial(run)
+    listed: list[list[Path]] = [all_checkpoints(run) if first else []]
+    dist.broadcast_object_list(listed)
+    passed: list[str] = []
+    for folder in reversed(listed[0]):
+        wrong = found_damaged(folder)
+        if wrong is None:
+            if first:
+                _set_aside([each for each in listed[0] if step_of(each) > step_of(folder)])
+            dist.barrier()
+            return folder, passed
+        passed.append(wrong)
+    if passed:
+        raise DataError(
+            f"no checkpoint of {run} is whole: {'; '.join(passed)}; put good copies in their "
+            f"place, or start over with run.fresh=true"
+        )
+    return None, passed
+
+
+def found_damaged(folder: Path) -> str | None:
+    """What is wrong with a checkpoint, None where it is whole; a collective."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    try:
+        mine = sorted(files_of(folder).items())[rank::world]
+        wrong = fault(folder, mine)
+    except DataError as error:
+        wrong = str(error).partition(";")[0]
+    found: list[str | None] = [None] * world
+    dist.all_gather_object(found, wrong)
+    return next((each for each in found if each is not None), None)
+
+
+def clear_partial(run: Path) -> None:
+    """Deletes what saves that did not come to their end have left; on one rank."""
+    for path in (run / FOLDER).glob(f"step-*{PARTIAL}"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _set_aside(folders: list[Path]) -> None:
+    for folder in folders:
+        target = folder.with_name(folder.name + DAMAGED)
+        remove(target)
+        folder.rename(target)

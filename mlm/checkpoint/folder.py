@@ -1,0 +1,188 @@
+"""The folders of checkpoints: names, manifests, checksums."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mlm.errors import DataError
+from mlm.weights import stored
+from mlm.weights.source import Weights
+
+FORMAT = 1
+FOLDER, MANIFEST = "checkpoints", "checkpoint.json"
+WHOLE = re.compile(r"step-\d{8,}")
+# Behind the name of what is no checkpoint: one that is written, deleted, found damaged.
+PARTIAL, GONE, DAMAGED = ".partial", ".gone.partial", ".damaged"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import keeps of its source, beside the weights.
+
+    head: the name of the model's class; config: the values of config.json
+    dtype: that the weights had, `bfloat16` and the like; dtypes: of those that had another
+    tokenizer: the hash of the tokenizer beside the checkpoints; None where there is none
+    model_max_length: tokens to which it cuts a text; None where its folder does not say
+    """
+
+    source: str
+    head: str
+    config: dict[str, Any]
+    dtype: str
+    dtypes: dict[str, str]
+    tokenizer: str | None
+    model_max_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint says of itself, beside its tensors."""
+
+    step: int
+    samples: int  # sequences that were trained on: the data phase
+    index: str  # hash of the index of the shards that they came from
+    config: dict[str, Any]
+    tracker_id: str | None = None
+    imported: Imported | None = None  # and then there is no index and no config of a run
+
+
+def folder_of(run: Path, step: int) -> Path:
+    return run / FOLDER / f"step-{step:08d}"
+
+
+def all_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run that were once whole, oldest first."""
+    found = (path.parent for path in (run / FOLDER).glob(f"step-*/{MANIFEST}"))
+    return sorted((path for path in found if WHOLE.fullmatch(path.name)), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint of a run; None where there is none."""
+    found = all_checkpoints(run)
+    return found[-1] if found else None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads a manifest; raises `DataError` where it is not one."""
+    values = _values(folder)
+    kept = {name: values[name] for name in values.keys() - {"format", "files"}}
+    try:
+        imported = kept.pop("imported", None)
+        return Manifest(**kept, imported=imported and Imported(**imported))
+    except TypeError:
+        raise _no_manifest(folder) from None
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, str]]:
+    """(bytes, sha256) of every file, as the manifest says; raises `DataError`."""
+    try:
+        listed = _values(folder)["files"].items()
+        return {name: (int(file["bytes"]), str(file["sha256"])) for name, file in listed}
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise _no_manifest(folder) from None
+
+
+def verify(folder: Path) -> None:
+    """Raises `DataError` naming the first file that is not what the manifest says."""
+    read_manifest(folder)
+    if wrong := fault(folder, files_of(folder).items()):
+        raise DataError(f"{wrong}; delete {folder} to go on from the checkpoint before")
+
+
+def fault(folder: Path, files: Iterable[tuple[str, tuple[int, str]]]) -> str | None:
+    """What is wrong with the first of `files` that is not as it was written; None: nothing is."""
+    for name, (size, expected) in files:
+        path = folder / name
+        try:
+            if path.stat().st_size == size and sha256(path) == expected:
+                continue
+        except FileNotFoundError:
+            return f"{path} is missing: it is not what {MANIFEST} says"
+        except OSError as error:
+            return f"{path} cannot be read ({error.strerror})"
+        return f"{path} is damaged: it is not what {MANIFEST} says"
+    return None
+
+
+def write_manifest(folder: Path, manifest: Manifest, files: dict[str, tuple[int, str]]) -> None:
+    """Writes it last, and lets all of the folder reach the disk. Raises OSError."""
+    listed = {name: {"bytes": size, "sha256": hashed} for name, (size, hashed) in files.items()}
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump({"format": FORMAT, **asdict(manifest), "files": listed}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    sync(folder)
+
+
+def put_in_place(aside: Path, final: Path) -> None:
+    """Gives a folder its name, in place of one that has it; raises OSError."""
+    remove(final)
+    aside.rename(final)
+    sync(final.parent)
+
+
+def remove(folder: Path) -> None:
+    """Deletes a checkpoint, if it is there; at no time does half of one have its name."""
+    aside = folder.with_name(folder.name + GONE)
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Lets the names in a folder reach the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_import(
+    weights: Weights, run: Path, imported: Imported, show: stored.Show | None = None
+) -> Path:
+    """Writes the checkpoint of an import, on this process alone, a part of a weight at a time.
+
+    `run` is new and the caller's to delete; show: as in `write_weights`. Raises OSError, and
+    DataError for what cannot be read.
+    """
+    folder = folder_of(run, 0)
+    folder.mkdir(parents=True)
+    stored.write_weights(weights, folder, show)
+    files = {path.name: (path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir())}
+    write_manifest(folder, Manifest(0, 0, "", {}, imported=imported), files)
+    return folder
+
+
+def _values(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / MANIFEST).read_text("utf-8"))
+        if values["format"] == FORMAT:
+            return values
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise _no_manifest(folder)
+
+
+def _no_manifest(folder: Path) -> DataError:
+    return DataError(
+        f"{folder / MANIFEST} is not the manifest of a checkpoint of format {FORMAT}; choose "
+        f"another checkpoint, or delete this one to go on from the one before"
+    )

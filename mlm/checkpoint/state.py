@@ -1,0 +1,91 @@
+"""The state of an engine as tiles of a checkpoint, in any layout."""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from mlm.errors import DataError, UserError
+from mlm.weights.stored import causes_of
+from mlm.weights.tiles import PART, LoadTiles, Tile
+from parallel.engine import Engine
+from parallel.groups import group_rank, group_size
+from parallel.sharding import Box, boxes, shard_of
+from parallel.state import Piece, loaded, pieces
+
+
+def restore(engine: Engine, folder: Path, step: int) -> None:
+    """Puts the state of a checkpoint, of `step` optimizer steps, into an engine of any layout; a
+    collective. Each rank reads what it keeps, into where it keeps it.
+
+    Raises `DataError` on every rank where a checkpoint has no such state.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            planner = LoadTiles(tiles(pieces(engine)))
+            dcp.load({}, storage_reader=dcp.FileSystemReader(folder), planner=planner)
+    except dcp.api.CheckpointException as error:
+        causes = causes_of(error)
+        cause = next((each for each in causes if isinstance(each, UserError)), causes[0])
+        if isinstance(cause, UserError | OSError):
+            raise DataError(f"{folder} cannot be gone on from: {cause}") from error
+        raise
+    loaded(engine, step)
+
+
+def tiles(found: Sequence[Piece]) -> Iterator[Tile]:
+    """The tiles of all pieces, labelled `<kind>/<name>`; they are views, to read and to write."""
+    for piece in found:
+        full, origin = _whole(piece)
+        done = 0
+        for box in boxes(piece.shape, piece.start, piece.start + _length(piece), PART):
+            places = tuple(a + b for a, b in zip(origin, box.offsets, strict=True))
+            for kind, flat in piece.tensors.items():
+                view = partial(_view, flat, done, box)
+                yield Tile(f"{kind}/{piece.name}", full, Box(places, box.sizes), view)
+            done += box.numel
+
+
+def own(engine: Engine) -> list[Piece]:
+    """The pieces that this rank writes: of copies, the first rank that has one writes it.
+
+    Copies are parameters that every tensor-parallel rank holds whole, and a tied one on a later
+    stage.
+    """
+    layers = engine.layers
+    here = {id(layer) for layer in getattr(engine.model, "local_layers", layers)}
+    later = {
+        layer.name
+        for layer in layers
+        if layer.tied is not None
+        and id(next(each for each in layers if each.tied == layer.tied)) not in here
+    }
+    first = group_rank(engine.grid.tp) == 0
+    return [
+        piece
+        for piece in pieces(engine)
+        if (first or shard_of(piece.parameter) is not None)
+        and not any(piece.name.startswith(f"{name}.") for name in later)
+    ]
+
+
+def _whole(piece: Piece) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of the whole parameter, and where this rank's slice begins in it."""
+    full, origin = list(piece.shape), [0] * len(piece.shape)
+    shard = shard_of(piece.parameter)
+    if shard is not None:
+        origin[shard.dim] = group_rank(shard.group) * full[shard.dim]
+        full[shard.dim] *= group_size(shard.group)
+    return tuple(full), tuple(origin)
+
+
+def _length(piece: Piece) -> int:
+    return len(next(iter(piece.tensors.values())))
+
+
+def _view(flat: Tensor, start: int, box: Box) -> Tensor:
+    return flat[start : start + box.numel].view(box.sizes)
