@@ -240,6 +240,16 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path):
         weights.read(last)
 
 
+def test_a_bin_is_damaged_wherever_it_is_cut(tmp_path):
+    """And never one that a user may not read."""
+    path = model_folder(tmp_path, "bin") / BIN
+    whole = path.read_bytes()
+    for size in range(0, len(whole), len(whole) // 60):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DataError, match=rf"{BIN} is .*damaged; copy it again"):
+            open_weights(tmp_path)
+
+
 def test_what_is_odd_but_whole_is_read(tmp_path):
     folder = model_folder(tmp_path)
     odd = torch.full((32, 32), float("nan"))

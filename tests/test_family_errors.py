@@ -182,6 +182,12 @@ LABELS: dict[str, tuple[str, Tensor, tuple]] = {
     "too few of several classes": (SEQUENCE, torch.ones(ROWS, 2), ((ROWS, 2), (ROWS, 3))),
     "a token's class too large": (TOKEN, torch.full((ROWS, SEQ), 3), (3, 2, -100)),
     "token classes of rows": (TOKEN, torch.tensor([0, 1]), ((2,), (ROWS, SEQ))),
+    "several whole classes": (
+        SEQUENCE,
+        torch.ones(ROWS, 3).long(),
+        ((ROWS, 3), (ROWS,), "int64", "floats (multi_label_classification)"),
+    ),
+    "two classes for each row": (SEQUENCE, torch.ones(ROWS, 2).long(), ((ROWS, 2), (ROWS,))),
     "token classes that are numbers": (TOKEN, torch.ones(ROWS, SEQ), ("float32",)),
 }
 
@@ -215,6 +221,13 @@ def test_choices_that_do_not_fit(models):
         model(choices, labels=torch.tensor([0, 2]))
     with refused((3,), ROWS):
         model(choices, labels=torch.tensor([0, 1, 0]))
+    with refused((ROWS, 2), (ROWS,)):
+        model(choices, labels=mask_of(ROWS, 2))
+    for wrong in (torch.arange(SEQ), mask_of(ROWS, SEQ), mask_of(2 * ROWS, 1, SEQ)):
+        for name in ("position_ids", "token_type_ids", "attention_mask"):
+            with refused(name, tuple(wrong.shape), "(batch, choices, seq_len)"):
+                model(choices, **{name: wrong})
+    model(choices, position_ids=torch.arange(2, SEQ + 2).view(1, 1, SEQ))
 
 
 def test_answers_that_do_not_fit(models):
@@ -228,6 +241,47 @@ def test_answers_that_do_not_fit(models):
         model(ids(), start_positions=place.float(), end_positions=place)
     with refused("num_labels=3", "start"):
         our_model(QUESTION, num_labels=3)
+
+
+@pytest.mark.parametrize("given", [[[5, 6]], "text", 3], ids=str)
+def test_what_is_no_tensor_is_refused(given, models):
+    of, due = type(given).__name__, "a tensor is due"
+    with refused("input_ids", of, due):
+        models[MODEL](given)
+    with refused("inputs_embeds", of, due):
+        models[MODEL](inputs_embeds=given)
+    for name in ("attention_mask", "token_type_ids", "position_ids", "head_mask"):
+        for model in (models[MODEL], models[MASKED], models[SEQUENCE], models[QUESTION]):
+            with refused(name, of, due):
+                model(ids(), **{name: given})
+    for cls_name in (MASKED, SEQUENCE, TOKEN):
+        with refused("labels", of, due):
+            models[cls_name](ids(), labels=given)
+    for name in ("start_positions", "end_positions"):
+        place = {each: torch.tensor([1, 2]) for each in ("start_positions", "end_positions")}
+        with refused(name, of, due):
+            models[QUESTION](ids(), **place | {name: given})
+    choices = tokens(2 * ROWS).view(ROWS, 2, SEQ)
+    for name in ("attention_mask", "labels", "position_ids", "head_mask"):
+        with refused(name, of, due):
+            models[CHOICE](choices, **{name: given})
+    with refused("input_ids", of, due):
+        models[CHOICE](given)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_vectors_are_cast_to_the_dtype_of_the_weights(dtype, models):
+    vectors = noise(ROWS, SEQ, HIDDEN).to(dtype)
+    for model in (models[MASKED], our_model(MASKED).eval().bfloat16()):
+        found = model(inputs_embeds=vectors).logits
+        assert found.dtype == model.dtype
+        assert torch.equal(found, model(inputs_embeds=vectors.to(model.dtype)).logits)
+    crossed = our_model("XLMRobertaXLForCausalLM", is_decoder=True, add_cross_attention=True)
+    found = crossed(ids(), encoder_hidden_states=vectors).logits
+    assert torch.equal(found, crossed(ids(), encoder_hidden_states=vectors.float()).logits)
+    for name, given in (("inputs_embeds", {}), ("encoder_hidden_states", {"input_ids": ids()})):
+        with refused(name, "int64"):
+            crossed(**given, **{name: vectors.long()})
 
 
 def test_a_misspelt_argument_is_refused():

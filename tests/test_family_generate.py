@@ -132,6 +132,23 @@ def test_the_end_is_that_of_the_config():
     ]
 
 
+def test_without_an_end_a_text_goes_on():
+    model = our_model(CAUSAL, is_decoder=True, eos_token_id=None).eval()
+    with torch.no_grad():
+        model.lm_head.bias[2] = 100.0  # what the usual end is
+    ids = tokens(2, 4)
+    found = model.generate(ids, max_new_tokens=5, min_new_tokens=2)
+    assert torch.equal(found, torch.cat([ids, torch.full((2, 5), 2)], dim=1))
+    assert model.generate(ids, max_new_tokens=5, eos_token_id=2).shape == (2, 5)
+    assert model.generate(ids, max_new_tokens=5, eos_token_id=torch.tensor([9, 2])).shape == (2, 5)
+
+
+def test_the_prompt_has_the_name_of_the_reference_too():
+    model, (ids, mask) = decoder(), prompts("left")
+    found = model.generate(inputs=ids, attention_mask=mask, token_type_ids=None)
+    assert torch.equal(found, model.generate(ids, mask))
+
+
 def test_the_end_is_kept_off_until_the_least_length():
     (ours, theirs), (ids, mask) = both(), prompts("left")
     end = int(ours.generate(ids, mask, max_new_tokens=2)[0, PROMPT + 1])
@@ -181,6 +198,14 @@ def test_lengths(given, length):
         ({"input_ids": tokens(4, PROMPT) + VOCAB}, "input_ids"),
         ({"input_ids": tokens(1, 4)[0]}, "input_ids"),
         ({"input_ids": tokens(2, 0)}, "input_ids"),
+        ({"input_ids": None}, "neither of input_ids and inputs"),
+        ({"inputs": tokens(4, PROMPT)}, "both of input_ids and inputs"),
+        ({"attention_mask": [[1] * PROMPT] * 4}, "attention_mask is of the type list"),
+        ({"encoder_hidden_states": [[1.0]]}, "encoder_hidden_states is of the type list"),
+        ({"token_type_ids": torch.zeros(4, PROMPT).long()}, "token_type_ids=<Tensor> is not serv"),
+        ({"position_ids": torch.zeros(4, PROMPT).long()}, "position_ids=<Tensor> is not served"),
+        ({"head_mask": torch.ones(3, 4)}, "head_mask=<Tensor> is not served"),
+        ({"past_key_values": ()}, "past_key_values=() is not served"),
     ],
 )
 def test_what_cannot_be_served_is_refused(given, named):

@@ -5,6 +5,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from tests.family_decoding import refusal
 from tests.family_fixtures import VOCAB
 from tests.family_prompts import NEW, decoder, prompts, source
 
@@ -128,3 +129,69 @@ def test_a_source_without_a_mask_is_repeated_for_each_draw():
     expected = model.generate(ids, mask, **given)
     found = model.generate(ids, mask, do_sample=True, top_k=1, num_return_sequences=3, **given)
     assert torch.equal(found, expected.repeat_interleave(3, dim=0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "off"),
+    [
+        ({"top_k": None}, {"top_k": 0}),
+        ({"top_k": None, "top_p": None, "temperature": None}, {"top_k": 0}),
+        ({"top_p": None, "top_k": 5}, {"top_p": 1.0, "top_k": 5}),
+        ({"temperature": None, "top_p": 0.7}, {"temperature": 1.0, "top_p": 0.7}),
+        ({"num_return_sequences": None, "min_new_tokens": None}, {}),
+    ],
+    ids=str,
+)
+def test_none_asks_for_nothing(asked, off):
+    """Of the likeliest tokens, of a part of the probability, of a temperature."""
+    model, (ids, mask) = decoder(), prompts("left")
+    found, expected = (
+        model.generate(
+            ids,
+            mask,
+            max_new_tokens=NEW,
+            do_sample=True,
+            generator=torch.Generator().manual_seed(5),
+            **given,
+        )
+        for given in (asked, off)
+    )
+    assert torch.equal(found, expected)
+    greedy = {**dict.fromkeys(asked), "do_sample": None}
+    assert torch.equal(
+        model.generate(ids, mask, max_new_tokens=NEW, **greedy),
+        model.generate(ids, mask, max_new_tokens=NEW),
+    )
+
+
+def test_without_top_k_all_tokens_are_drawn_from():
+    """Flattened by the temperature, more of them come than the 50 of the default."""
+    model, (ids, _) = decoder(), prompts()
+    given = {"max_new_tokens": 1, "do_sample": True, "temperature": 100.0}
+    found = model.generate(ids[:1], num_return_sequences=2_000, top_k=None, **given)
+    assert len(found[:, -1].unique()) > 60
+    found = model.generate(ids[:1], num_return_sequences=2_000, **given)
+    assert len(found[:, -1].unique()) <= 50
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"max_length": 20.0}, "max_length=20.0 is not a whole number"),
+        ({"max_new_tokens": 3.0}, "max_new_tokens=3.0 is not a whole number"),
+        ({"max_new_tokens": "3"}, "max_new_tokens='3' is not a whole number"),
+        ({"min_new_tokens": 1.0}, "min_new_tokens=1.0 is not a whole number"),
+        ({"top_k": 5.0}, "top_k=5.0 is not a whole number"),
+        ({"top_p": "0.5"}, "top_p='0.5' is not a number"),
+        ({"temperature": [1.0]}, "temperature=[1.0] is not a number"),
+        ({"do_sample": "yes"}, "do_sample='yes' is not True or False"),
+        ({"num_return_sequences": 2.0}, "num_return_sequences=2.0 is not a"),
+        ({"eos_token_id": 2.0}, "eos_token_id=2.0 is not a whole number"),
+        ({"eos_token_id": [2.0]}, "eos_token_id=[2.0] is not a whole number"),
+        ({"pad_token_id": "1"}, "pad_token_id='1' is not a whole number"),
+    ],
+    ids=str,
+)
+def test_what_is_asked_for_in_another_kind_is_refused(given, named):
+    ids, _ = prompts()
+    assert named in refusal(lambda: decoder().generate(ids, **given))

@@ -8,6 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
+from mlm.errors import DataError
+from mlm.family.config_kinds import check_kind
 from mlm.family.config_rules import check
 from mlm.model.config import LayerOptions, ModelConfig
 
@@ -28,9 +30,10 @@ LABELS = ("num_labels", "id2label", "label2id")
 class XLMRobertaXLConfig:
     """The reference's keys and defaults; they may be changed until a model is made of them.
 
-    A keyword that is not a key raises ValueError with the nearest one; keys of a file that are not
-    known are kept in `extra` and written again. `num_labels` follows `id2label` and the other way
-    round. `label_smoothing` (0: none) is ours.
+    A keyword that is not a key raises ValueError with the nearest one, and so does a value of
+    another kind than its key's; keys of a file that are not known are kept in `extra` and written
+    again. `num_labels` follows `id2label` and the other way round. `label_smoothing` (0: none) is
+    ours.
     """
 
     model_type: ClassVar[str] = "xlm-roberta-xl"
@@ -48,8 +51,8 @@ class XLMRobertaXLConfig:
     initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
     pad_token_id: int = 1
-    bos_token_id: int = 0
-    eos_token_id: int = 2
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
     position_embedding_type: str = "absolute"
     use_cache: bool = True
     classifier_dropout: float | None = None
@@ -78,11 +81,14 @@ class XLMRobertaXLConfig:
         self.update(given)
 
     def update(self, changes: Mapping[str, Any]) -> None:
-        """Sets several keys; raises ValueError at one that is not a key or not served."""
+        """Sets several keys; raises ValueError at one that is not a key, not of its kind or not
+        served."""
         for name, value in changes.items():
             if name not in LABELS:
                 self._set(name, value)
         labels = {name: changes[name] for name in LABELS if changes.get(name) is not None}
+        for name, value in labels.items():
+            check_kind(name, value)
         named = labels.get("id2label")
         if named is None and "label2id" in labels:
             named = {number: label for label, number in labels["label2id"].items()}
@@ -105,9 +111,6 @@ class XLMRobertaXLConfig:
                     f"{name}={value!r} is not served; leave it out, which means "
                     f"{NOT_SERVED[name][0]}"
                 )
-        elif name == "pruned_heads":
-            pruned = value or {}
-            self.pruned_heads = {int(layer): sorted(heads) for layer, heads in pruned.items()}
         elif name == "extra" or name not in self._keys():
             raise ValueError(f"{name}={value!r} is not a key of the config; {self._near(name)}")
         else:
@@ -125,6 +128,9 @@ class XLMRobertaXLConfig:
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in self._keys() and not isinstance(getattr(type(self), name, None), property):
             raise AttributeError(f"{name} is not a key of the config; {self._near(name)}")
+        check_kind(name, value)
+        if name == "pruned_heads":
+            value = {int(layer): sorted(heads) for layer, heads in (value or {}).items()}
         super().__setattr__(name, value)
 
     @property
@@ -214,7 +220,15 @@ class XLMRobertaXLConfig:
         """The config in a folder, or that of a run or checkpoint; raises ValueError."""
         from mlm.family.folder import config_values
 
-        return cls.from_dict(config_values(Path(path)), **changes)
+        path = Path(path)
+        try:
+            config = cls.from_dict(config_values(path))
+        except DataError:
+            raise
+        except ValueError as error:
+            raise DataError(f"{path if path.name == FILE else path / FILE} has {error}") from None
+        config.update(changes)
+        return config
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes `config.json` into a folder, which is made where it is missing."""

@@ -23,7 +23,7 @@ def check(config: "XLMRobertaXLConfig") -> None:
         "type_vocab_size",
     ):
         value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
+        if value < 1:
             raise ValueError(f"{name}={value!r} is not a whole number above 0; give one")
     if config.hidden_size % config.num_attention_heads:
         raise ValueError(
@@ -42,6 +42,7 @@ def check(config: "XLMRobertaXLConfig") -> None:
         value = getattr(config, name)
         if not 0 <= value < math.inf:
             raise ValueError(f"{name}={value} is not a number from 0 on; give one")
+    _check_pruned(config)
     _one_of("position_embedding_type", config.position_embedding_type, POSITIONS)
     if not callable(config.hidden_act):
         _one_of("hidden_act", config.hidden_act, (*ACTIVATIONS, "a function of a tensor"))
@@ -67,6 +68,22 @@ def check(config: "XLMRobertaXLConfig") -> None:
         raise ValueError(
             "add_cross_attention=True needs is_decoder=True; set both, or leave it out"
         )
+
+
+def _check_pruned(config: "XLMRobertaXLConfig") -> None:
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    for layer, gone in config.pruned_heads.items():
+        if not 0 <= layer < layers:
+            raise ValueError(
+                f"pruned_heads={config.pruned_heads} names layer {layer}, and there are {layers} "
+                f"layers, which count from 0; choose from 0 to {layers - 1}"
+            )
+        for head in gone:
+            if not 0 <= head < heads:
+                raise ValueError(
+                    f"pruned_heads={config.pruned_heads} names head {head} of layer {layer}, and "
+                    f"there are {heads} heads, which count from 0; choose from 0 to {heads - 1}"
+                )
 
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:

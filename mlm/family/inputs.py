@@ -46,6 +46,16 @@ def checked(
     output_hidden_states: bool | None = None,
 ) -> Inputs:
     """Raises ValueError at the first argument that does not fit the model or the others."""
+    check_tensors(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        token_type_ids=token_type_ids,
+        position_ids=position_ids,
+        head_mask=head_mask,
+        inputs_embeds=inputs_embeds,
+        encoder_hidden_states=encoder_hidden_states,
+        encoder_attention_mask=encoder_attention_mask,
+    )
     if (input_ids is None) == (inputs_embeds is None):
         both = "both" if input_ids is not None else "neither"
         raise ValueError(f"{both} of input_ids and inputs_embeds is given; give one of them")
@@ -58,6 +68,11 @@ def checked(
             raise ValueError(
                 f"inputs_embeds has the shape {shape}, and (batch, seq_len, "
                 f"hidden_size={config.hidden_size}) is due; give it so"
+            )
+        if not inputs_embeds.is_floating_point():
+            raise ValueError(
+                f"inputs_embeds is of the dtype {inputs_embeds.dtype}, and vectors are of floats; "
+                f"give ids as input_ids, or convert it"
             )
         batch, length = shape[:2]
     if 0 in (batch, length):
@@ -96,6 +111,16 @@ def checked(
         weights,
         states,
     )
+
+
+def check_tensors(**given: Any) -> None:
+    """Raises ValueError for an argument that is neither a tensor nor None."""
+    for name, value in given.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise ValueError(
+                f"{name} is of the type {type(value).__name__}, and a tensor is due; give "
+                f"torch.tensor(...) of it"
+            )
 
 
 def positions(
@@ -196,4 +221,9 @@ def _check_encoder(
         raise ValueError(
             f"encoder_hidden_states has the shape {shape}, and (batch, encoder_len, hidden_size)="
             f"({batch}, encoder_len, {config.hidden_size}) is due; give it so"
+        )
+    if not states.is_floating_point():
+        raise ValueError(
+            f"encoder_hidden_states is of the dtype {states.dtype}, and hidden states are floats; "
+            f"give those of an encoder"
         )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.generation import Generation
+from mlm.family.inputs import check_tensors
 from mlm.family.model import Headed
 from mlm.family.outputs import ModelOutput, returned
 from mlm.model.heads import LMHead
@@ -47,6 +48,7 @@ class XLMRobertaXLForMaskedLM(LanguageModel):
         Returns `loss` (the mean over the labels), `logits` (batch, seq_len, vocab_size),
         `hidden_states` and `attentions`.
         """
+        check_tensors(labels=labels)
         out = self.roberta.encode(
             self.dropout_key(),
             input_ids=input_ids,
@@ -116,6 +118,7 @@ class XLMRobertaXLForCausalLM(LanguageModel, Generation):
                 f"logits_to_keep={logits_to_keep} is given with labels, whose loss needs all "
                 f"logits; leave one of them out"
             )
+        check_tensors(labels=labels)
         out = self.roberta.encode(
             self.dropout_key(),
             input_ids=input_ids,

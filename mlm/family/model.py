@@ -86,7 +86,8 @@ class XLMRobertaXLModel(Pretrained):
         seq_len, hidden_size) in place of input_ids; attention_mask: (batch, earlier + seq_len) or
         (batch, seq_len, earlier + seq_len), the latter as it stands for a decoder, too; head_mask:
         (heads,) or (layers, heads), numbers that attention weights are multiplied by;
-        encoder_hidden_states: (batch, encoder_len, hidden_size) with its mask.
+        encoder_hidden_states: (batch, encoder_len, hidden_size) with its mask. Vectors of another
+        dtype than the weights' are cast to that.
 
         Returns `last_hidden_state` (batch, seq_len, hidden_size), `pooler_output` (batch,
         hidden_size), `past_key_values` (a `KeyValues`), `hidden_states` (layers + 1 of them, the
@@ -127,9 +128,10 @@ class XLMRobertaXLModel(Pretrained):
         )
         earlier = 0 if past is None else past.get_seq_length()
         positions, tokens = inputs.positions(config, asked, past)
-        words = asked.embeds
-        if words is None:
+        if asked.embeds is None:
             words = self.embeddings.word_embeddings(asked.ids)
+        else:
+            words = asked.embeds.to(self.dtype)
         x = self.embeddings.add(words, positions, asked.token_types, dropout_key)
         shape = (rows, length, earlier + length)
         mask, blind = added_mask("attention_mask", asked.mask, shape, config.is_decoder, x)
@@ -145,7 +147,7 @@ class XLMRobertaXLModel(Pretrained):
             attend = Attend(mask, blind, own and own[:2], None, factor, asked.weights)
             cross = None
             if asked.encoder_states is not None:
-                source = asked.encoder_states
+                source = asked.encoder_states.to(self.dtype)
                 past_cross = own and own[2:]
                 cross = Attend(cross_mask, cross_blind, past_cross, source, factor, asked.weights)
             out = self._run(layer, x, attend, dropout_key, cross)

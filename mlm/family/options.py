@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mlm.family.config_kinds import shown
 from mlm.weights.source import Weights
 
 LOADING: dict[str, tuple[Any, ...]] = {
@@ -79,8 +80,14 @@ GENERATING: dict[str, tuple[Any, ...]] = {
     "suppress_tokens": (None,),
     "typical_p": (None, 1.0),
 }
+# What a forward pass takes and generation makes itself, or has no use for.
+PROMPT: dict[str, tuple[Any, ...]] = dict.fromkeys(
+    ("head_mask", "inputs_embeds", "labels", "past_key_values", "position_ids", "token_type_ids"),
+    (None,),
+)
 FOLDERS = "models are read from and written to folders on this machine, as they are"
 NEXT_TOKEN = "the next token is the likeliest one, or drawn by temperature, top_k and top_p"
+IDS_AND_MASK = "positions, token types and caches are made of input_ids and attention_mask"
 PATHS = {None: "auto", "eager": "unfused", "sdpa": "fused"}  # by their names in the reference
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -93,7 +100,7 @@ def without_unserved(
     what is `served`."""
     for name, value in given.items():
         if name in known and not any(value is each or value == each for each in known[name]):
-            raise ValueError(f"{name}={value!r} is not served: {served}; leave it out")
+            raise ValueError(f"{name}={shown(value)} is not served: {served}; leave it out")
     return {name: value for name, value in given.items() if name not in known}
 
 

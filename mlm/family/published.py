@@ -21,8 +21,9 @@ class AddedTokens(DataError):
 
 
 def tokenizer_of(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a Hugging Face folder, if it has one; raises DataError, and AddedTokens for
-    one with tokens that are not in its sentencepiece model."""
+    """The tokenizer of a Hugging Face folder, if it has one; raises DataError, also where its two
+    files contradict each other, and AddedTokens for one with tokens that are not in its
+    sentencepiece model."""
     if not Tokenizer.is_in(folder):
         return None
     tokenizer, file = Tokenizer.load(folder), folder / JSON_FILE
@@ -30,7 +31,7 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
         added = json.loads(file.read_text("utf-8"))["added_tokens"]
         found = {int(token["id"]): str(token["content"]) for token in added}
     except (OSError, ValueError, KeyError, TypeError):
-        return tokenizer  # transformers makes one of the sentencepiece model, too
+        found = {}  # what else is wrong with the file is said below
     known = tokenizer.special.values()
     for id, text in sorted(found.items()):
         if id not in known:
@@ -39,6 +40,7 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
                 f"the id {id}, and they are not served here; leave {JSON_FILE} out of the folder, "
                 f"with {MODEL_FILE} in it, to go on without them"
             )
+    tokenizer.check_beside(folder)
     return tokenizer
 
 

@@ -5,10 +5,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from mlm.family.config import XLMRobertaXLConfig
+from mlm.family.inputs import check_tensors
 from mlm.family.model import Headed
 from mlm.family.outputs import ModelOutput, returned
 from mlm.model.heads import ClassificationHead, LinearHead
-from mlm.model.losses import classification_loss, mean_cross_entropy, span_loss, token_loss
+from mlm.model.losses import (
+    classification_loss,
+    mean_cross_entropy,
+    one_of_each,
+    span_loss,
+    token_loss,
+)
 
 
 class TaskModel(Headed):
@@ -49,6 +56,7 @@ class LabelledModel(TaskModel):
 
         Returns `loss`, `logits`, `hidden_states` and `attentions`.
         """
+        check_tensors(labels=labels)
         dropout_key = self.dropout_key()
         out = self.roberta.encode(
             dropout_key,
@@ -144,14 +152,6 @@ class XLMRobertaXLForMultipleChoice(TaskModel):
         Returns `loss`, `logits` (batch, choices), and `hidden_states` and `attentions` of
         (batch * choices) rows.
         """
-        some = input_ids if input_ids is not None else inputs_embeds
-        due = 3 if input_ids is not None else 4
-        if some is not None and some.dim() != due:
-            raise ValueError(
-                f"the input has the shape {tuple(some.shape)}, and (batch, choices, seq_len"
-                f"{', hidden_size' if due == 4 else ''}) is due; give a row for each choice"
-            )
-        dropout_key = self.dropout_key()
         rows = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -159,6 +159,10 @@ class XLMRobertaXLForMultipleChoice(TaskModel):
             "position_ids": position_ids,
             "inputs_embeds": inputs_embeds,
         }
+        check_tensors(labels=labels, **rows)
+        some = input_ids if input_ids is not None else inputs_embeds
+        _check_choices(rows, some)
+        dropout_key = self.dropout_key()
         out = self.roberta.encode(
             dropout_key,
             head_mask=head_mask,
@@ -170,7 +174,8 @@ class XLMRobertaXLForMultipleChoice(TaskModel):
         logits = self.classifier(out.pooler_output, dropout_key).view(-1, some.shape[1])
         loss = None
         if labels is not None:
-            loss = mean_cross_entropy(logits, labels.reshape(-1), self.config.label_smoothing)
+            labels = one_of_each(labels, len(logits))
+            loss = mean_cross_entropy(logits, labels, self.config.label_smoothing)
         return returned(
             self.as_object(return_dict),
             loss=loss,
@@ -178,6 +183,22 @@ class XLMRobertaXLForMultipleChoice(TaskModel):
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
+
+
+def _check_choices(rows: dict[str, Tensor | None], some: Tensor | None) -> None:
+    """Raises ValueError unless all have the batch and the choices of `some`, ids or vectors, or one
+    row for all."""
+    for name, given in rows.items():
+        if given is None or some is None:
+            continue
+        sizes = (3, 4) if name == "attention_mask" else (4,) if name == "inputs_embeds" else (3,)
+        first = tuple(given.shape[:2])
+        if given.dim() not in sizes or first not in (tuple(some.shape[:2]), (1, 1)):
+            more = ", hidden_size" if name == "inputs_embeds" else ""
+            raise ValueError(
+                f"{name} has the shape {tuple(given.shape)}, and (batch, choices, seq_len{more}) "
+                f"of one batch is due; give a row for each choice"
+            )
 
 
 class XLMRobertaXLForQuestionAnswering(TaskModel):
@@ -219,6 +240,7 @@ class XLMRobertaXLForQuestionAnswering(TaskModel):
                 "one of start_positions and end_positions is given; the loss needs both, so give "
                 "both or none"
             )
+        check_tensors(start_positions=start_positions, end_positions=end_positions)
         dropout_key = self.dropout_key()
         out = self.roberta.encode(
             dropout_key,

@@ -22,8 +22,9 @@ from torch import Tensor
 from mlm.errors import UserError
 from mlm.family.folder import config_values
 from mlm.family.published import BARE
-from mlm.hf.ids import check_ids, lines, sample_of
+from mlm.hf.ids import check_ids, check_source_ids, lines, sample_of
 from mlm.hf.plain import Read, Sample, plain_outputs
+from mlm.text.ids import JSON_FILE
 from mlm.trained import HF_CONFIG, Trained
 from mlm.weights.source import Weights
 from mlm.weights.stored import parts_of
@@ -75,13 +76,26 @@ def check_import(source: Trained, made: Trained, original: bool) -> str:
     how, of = "what was imported, read again from its files", f"those of {source.path}"
     largest = _agree(found, expected, sample, how, of)
     _same_bits(made.weights, source.weights.read, source.path)
-    said = f"Its files were read again: {_compared(made, sample, largest)}"
+    said = f"Its files were read again: {_same_ids(source, made)}{_compared(made, sample, largest)}"
     reason = None if original else _not_asked(made)
     if original or reason:
         return f"{said}. {reason}." if reason else f"{said}."
     version, theirs = _transformers(source, source.path, sample)
     largest = _agree(found, theirs, sample, how, f"{of} in transformers {version}")
     return f"{said}; from its source in transformers {version}, by at most {largest:.1e}."
+
+
+def _same_ids(source: Trained, made: Trained) -> str:
+    """The part of a sentence that says of what ids were compared; raises UserError."""
+    if source.tokenizer is None or made.tokenizer is None:
+        return ""
+    own = source.tokenizer.model_path
+    beside = own.parent / JSON_FILE
+    files = [own, *([beside] if beside != own and beside.is_file() else [])]
+    for path in files:
+        check_source_ids(made.tokenizer, path, lines())
+    names = " and ".join(path.name for path in files)
+    return f"ids are equal to those of {names} on {len(lines())} lines, "
 
 
 def rounding(trained: Trained, before: Trained) -> str:

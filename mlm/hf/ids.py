@@ -1,6 +1,9 @@
 """Real text as ids, for comparisons, and the comparison of the ids of two tokenizers."""
 
+import json
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import tokenizers
 import torch
@@ -10,13 +13,15 @@ from torch import Tensor
 from mlm.errors import UserError
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.hf.plain import Sample
+from mlm.text.charsmap import normalizer
 from mlm.text.corpus import documents, languages, sample_corpus
-from mlm.text.ids import FIRST_PIECE, SHIFT
+from mlm.text.ids import FIRST_PIECE, JSON_FILE, SHIFT, UNK
 from mlm.text.tokenizer import Tokenizer
 
 LANGUAGES = ("en", "de", "ru", "ar", "hi", "zh-Hans")  # whose logits are compared
 TOKENS = 48  # of a text at most
 SOURCE = 5  # hidden states that a decoder attends to
+Encode = Callable[[str], list[int]]  # a line to its ids, without special ones
 TIE = 1e-5  # between scores of two segmentations, relative: what sentencepiece's fp32 cannot tell
 
 
@@ -33,7 +38,7 @@ def sample_of(tokenizer: Tokenizer | None, config: XLMRobertaXLConfig) -> Sample
     if tokenizer is None:
         lengths = torch.linspace(limit, max(1, limit // 4), len(LANGUAGES)).long()
         ids = torch.randint(config.vocab_size, (len(LANGUAGES), limit), generator=generator)
-        ids[ids == config.pad_token_id] = config.eos_token_id
+        ids[ids == config.pad_token_id] = (config.pad_token_id + 1) % config.vocab_size
         ids[torch.arange(limit) >= lengths[:, None]] = config.pad_token_id
     else:
         ids, lengths = padded(tokenizer, [lines()[name] for name in LANGUAGES], limit)
@@ -63,14 +68,55 @@ def check_ids(ours: Tokenizer, theirs: tokenizers.Tokenizer, texts: dict[str, st
             f"the exported tokenizer has {theirs.get_vocab_size()} ids in place of {ours.size}, so "
             f"nothing was written; check {ours.model_path} for a piece that stands in it twice"
         )
+    if language := _apart(ours, lambda text: _ids_of(theirs, text), texts):
+        raise UserError(
+            f"the exported tokenizer gives other ids than sentencepiece to a line of "
+            f"{language}, {texts[language][:40]!r}, so nothing was written; report this with "
+            f"the model {ours.model_path}"
+        )
+
+
+def check_source_ids(made: Tokenizer, path: Path, texts: dict[str, str]) -> None:
+    """Raises UserError where a tokenizer gives other ids than the file that it was made of, or that
+    lies beside that one: a sentencepiece model or a `tokenizer.json`, read by their libraries."""
+    encode = _library(made, path) if path.name == JSON_FILE else _sentencepiece(path)
+    if language := _apart(made, encode, texts):
+        raise UserError(
+            f"{path} gives other ids than the tokenizer that was imported to a line of {language}, "
+            f"{texts[language][:40]!r}, so nothing was written; give the files of one tokenizer, "
+            f"and report this where they are"
+        )
+
+
+def _sentencepiece(path: Path) -> Encode:
+    """A sentencepiece model as it is, with XLM-R's ids made of its own."""
+    processor = SentencePieceProcessor(model_proto=path.read_bytes())
+    return lambda text: [id + SHIFT if id else UNK for id in processor.encode(text)]
+
+
+def _library(made: Tokenizer, path: Path) -> Encode:
+    """A `tokenizer.json` without tokens of its user's, and with its rules applied as sentencepiece
+    does, since the library applies them to grapheme clusters; that the rules are the same is known
+    by now."""
+    values = json.loads(path.read_text("utf-8"))
+    known = made.special.values()
+    values["added_tokens"] = [each for each in values["added_tokens"] if each["id"] in known]
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(values))
+    theirs.normalizer = normalizer(made.charsmap)
+    return lambda text: _ids_of(theirs, text)
+
+
+def _ids_of(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def _apart(ours: Tokenizer, encode: Encode, texts: dict[str, str]) -> str | None:
+    """The first language to whose line the two give other ids."""
     for language, ids in zip(texts, ours.encode(list(texts.values())), strict=True):
-        found = theirs.encode(texts[language], add_special_tokens=False).ids
+        found = encode(texts[language])
         if found != ids.tolist() and not tie(ours, found, ids.tolist()):
-            raise UserError(
-                f"the exported tokenizer gives other ids than sentencepiece to a line of "
-                f"{language}, {texts[language][:40]!r}, so nothing was written; report this with "
-                f"the model {ours.model_path}"
-            )
+            return language
+    return None
 
 
 def tie(tokenizer: Tokenizer, found: list[int], ids: list[int]) -> bool:

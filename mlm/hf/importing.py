@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from mlm.hf.check import check_import
 from mlm.progress import progress
 from mlm.text.folder import new_folder
 from mlm.text.ids import JSON_FILE, MODEL_FILE
+from mlm.text.json_file import sentencepiece_model
 from mlm.text.tokenizer import Tokenizer
 from mlm.trained import (
     HF_CONFIG,
@@ -45,8 +47,8 @@ def import_model(
     head: the name of a classification head in an original checkpoint, to be taken in place of the
         language model's
 
-    Weights go through memory in parts. What was written is read again and compared with the source
-    before the folder gets its name. Raises UserError, and then `out` is not there.
+    Weights go through memory in parts. What was written is read again and compared with the source,
+    ids included, before the folder gets its name. Raises UserError, and then `out` is not there.
     """
     folder, place = Path(out), Path(path)
     if folder.exists() or folder.is_symlink():
@@ -136,18 +138,28 @@ def _tokenizer(path: Path, given: str | None) -> Tokenizer | None:
 
 
 def _given(tokenizer: str, beside: Path) -> Tokenizer:
-    """The tokenizer that was asked for; raises DataError where it is not the one `beside` the
-    weights, if one can be read there."""
-    found, own = Tokenizer.load(Path(tokenizer)), None
-    if Tokenizer.is_in(beside):
-        with suppress(DataError):  # damaged, maybe: why another one is given
-            own = Tokenizer.load(beside)
-    if own is not None and not found.same_ids(own):
-        raise DataError(
-            f"tokenizer={tokenizer} gives other ids than {own.model_path}, which the model was "
-            f"trained with; leave it out, or move that file away if it is not the model's"
-        )
+    """The tokenizer that was asked for; raises DataError where its own files contradict each other,
+    or where it is not that of a file `beside` the weights, if one can be read there."""
+    found = Tokenizer.load(Path(tokenizer))
+    found.check_beside(Path(tokenizer))
+    for own in _beside(beside):
+        if not found.same_ids(own):
+            raise DataError(
+                f"tokenizer={tokenizer} gives other ids than {own.model_path}, which the model was "
+                f"trained with; leave it out, or move that file away if it is not the model's"
+            )
     return found
+
+
+def _beside(folder: Path) -> Iterator[Tokenizer]:
+    """The tokenizers of a folder's files, of those that can be read: others are damaged, maybe, and
+    the reason why another one is given."""
+    with suppress(DataError):
+        if (folder / MODEL_FILE).is_file():
+            yield Tokenizer.load(folder)
+    with suppress(DataError):
+        if (path := folder / JSON_FILE).is_file():
+            yield Tokenizer(sentencepiece_model(path), path)
 
 
 def _imported(source: Trained) -> checkpoint.Imported:

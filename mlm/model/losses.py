@@ -34,6 +34,11 @@ def mean_cross_entropy(
     return total / counted.sum().clamp(min=1)
 
 
+def one_of_each(labels: Tensor, rows: int) -> Tensor:
+    """Labels as (rows,), such as of (rows, 1); others as they are, for the loss to refuse."""
+    return labels.reshape(-1) if labels.numel() == rows else labels
+
+
 def checked_labels(labels: Tensor, classes: int, ignored: int = IGNORED) -> Tensor:
     """Which labels count, bool; raises ValueError at one that is neither a class nor `ignored`."""
     if labels.is_floating_point():
@@ -78,7 +83,13 @@ def classification_loss(
     """
     problem = problem or problem_of(labels, logits.shape[-1])
     if problem == "single_label_classification":
-        return mean_cross_entropy(logits, labels.reshape(-1), smoothing)
+        if labels.shape == logits.shape and not labels.is_floating_point():
+            raise ValueError(
+                f"labels of the dtype {labels.dtype} have the shape {tuple(labels.shape)}, and "
+                f"{problem} asks for {tuple(labels.shape[:1])}; give one label to each row, or "
+                f"several as floats (multi_label_classification)"
+            )
+        return mean_cross_entropy(logits, one_of_each(labels, len(logits)), smoothing)
     if smoothing:
         raise ValueError(
             f"label_smoothing={smoothing} is for single labels, and this is {problem}; set it to 0"
@@ -118,7 +129,10 @@ def span_loss(
     """
     outside = start_logits.shape[1]
     losses = [
-        mean_cross_entropy(logits, places.reshape(-1).clamp(0, outside), smoothing, outside)
-        for logits, places in ((start_logits, starts), (end_logits, ends))
+        mean_cross_entropy(logits, places.clamp(0, outside), smoothing, outside)
+        for logits, places in (
+            (start_logits, one_of_each(starts, len(start_logits))),
+            (end_logits, one_of_each(ends, len(end_logits))),
+        )
     ]
     return torch.stack(losses).mean()

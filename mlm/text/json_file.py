@@ -1,7 +1,8 @@
 """The sentencepiece model that a `tokenizer.json` was made of.
 
 transformers 5 saves a tokenizer without the model itself. Pieces, scores and the rules of the
-normalisation are all in the file, so that the model made of them gives the same ids.
+normalisation are all in the file, so that the model made of them gives the same ids. Steps that
+sentencepiece has not, or lacks here, would give others, and a file with them is refused.
 """
 
 import base64
@@ -13,22 +14,27 @@ from typing import Any
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from mlm.errors import DataError
+from mlm.text.charsmap import APART, SINGLE
 from mlm.text.ids import BOS, EOS, FIRST_PIECE, PAD, SPACE, UNK
 
 HEAD = ("truncation", "padding", "added_tokens")  # what stands before the vocabulary
 # What may stand beside the rules: it only does on graphemes what sentencepiece does without them.
 NORMALIZERS = {"Precompiled", "Replace", "NFC", "Strip"}
+BLANKS = r" {2,}"  # which become one, or the piece of one
+ENDS = r"\A +| +\z"
+MISSING = "put sentencepiece.bpe.model beside it, from where the model came from"
 
 
-def sentencepiece_model(path: Path) -> bytes:
-    """The model of a `tokenizer.json`; raises DataError unless it is one like XLM-R's."""
+def sentencepiece_model(path: Path, remedy: str = MISSING) -> bytes:
+    """The model of a `tokenizer.json`; raises DataError, with the remedy, unless it is one like
+    XLM-R's."""
     try:
         return _model(json.loads(path.read_text("utf-8"))).SerializeToString(deterministic=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise DataError(
-            f"{path} holds no tokenizer like XLM-R's ({error}); put sentencepiece.bpe.model beside "
-            f"it, from where the model came from"
-        ) from None
+    except (KeyError, IndexError, TypeError, AttributeError):
+        error: Exception | str = "some of it is missing"
+    except (OSError, ValueError, RuntimeError) as found:
+        error = found
+    raise DataError(f"{path} holds no tokenizer like XLM-R's ({error}); {remedy}")
 
 
 def read_head(path: Path) -> dict[str, Any]:
@@ -52,12 +58,10 @@ def _model(values: dict[str, Any]) -> ModelProto:
     for id, name in names.items():
         if vocabulary[id][0] != name:
             raise ValueError(f"its id {id} is {vocabulary[id][0]!r} and not {name!r}")
-    found = _steps(values.get("pre_tokenizer"))
-    if not any(step["type"] == "Metaspace" and step["replacement"] == SPACE for step in found):
-        raise ValueError("it puts no blank before words")
+    if values["model"].get("unk_id") != UNK or values["model"].get("byte_fallback"):
+        raise ValueError("what it has no piece for is not <unk>")
     steps = _steps(values.get("normalizer"))
-    if others := {step["type"] for step in steps} - NORMALIZERS:
-        raise ValueError(f"it normalises by {min(others)}")
+    _check_steps(steps, _steps(values.get("pre_tokenizer")))
 
     model = ModelProto()
     kinds = {"<unk>": model.SentencePiece.UNKNOWN}
@@ -70,6 +74,45 @@ def _model(values: dict[str, Any]) -> ModelProto:
     model.normalizer_spec.name = "nmt_nfkc" if rules else "identity"
     model.normalizer_spec.precompiled_charsmap = base64.b64decode("".join(rules[:1]))
     return model
+
+
+def _check_steps(steps: list[dict[str, Any]], cuts: list[dict[str, Any]]) -> None:
+    """Raises ValueError unless normaliser and pre-tokenizer do what sentencepiece does: its rules,
+    one blank where there are several, none at the end, and one before the first word."""
+    if others := {step["type"] for step in steps} - NORMALIZERS:
+        raise ValueError(f"it normalises by {min(others)}")
+    if others := {step["type"] for step in cuts} - {"WhitespaceSplit", "Metaspace"}:
+        raise ValueError(f"it cuts by {min(others)}")
+    spaces = [step for step in cuts if step["type"] == "Metaspace"]
+    if not spaces or not all(map(_puts_blanks, spaces)):
+        raise ValueError("it puts no blank before words")
+    replaced = [step for step in steps if step["type"] == "Replace"]
+    for step in replaced:
+        if not _without_effect(step):
+            raise ValueError(f"it replaces {step['pattern']} by {step['content']!r}")
+    rules = any(step["type"] == "Precompiled" for step in steps)
+    words = any(step["type"] == "WhitespaceSplit" for step in cuts)
+    blanks = any(step["pattern"] == {"Regex": BLANKS} for step in replaced)
+    if not rules and words:  # where no rule makes blanks of tabs and line ends
+        raise ValueError("it cuts at white space, of which no rule of its normaliser makes blanks")
+    if not blanks and not words:
+        raise ValueError("its normaliser leaves several blanks as they are")
+
+
+def _puts_blanks(step: dict[str, Any]) -> bool:
+    """Whether a step puts a blank before every word, as it is said in new and old files."""
+    always = step.get("prepend_scheme", "always") == "always"
+    return always and step.get("add_prefix_space", True) and step["replacement"] == SPACE
+
+
+def _without_effect(step: dict[str, Any]) -> bool:
+    """Whether what is replaced is blanks that sentencepiece takes away, too, or one of the marks
+    that an export puts in and takes out again."""
+    pattern, content = step["pattern"], step["content"]
+    if content in (APART, SINGLE) or pattern in ({"String": APART}, {"String": SINGLE}):
+        return True
+    blanks = pattern == {"Regex": BLANKS} and content in (" ", SPACE)
+    return blanks or (pattern == {"Regex": ENDS} and not content)
 
 
 def _steps(value: dict[str, Any] | None) -> list[dict[str, Any]]:

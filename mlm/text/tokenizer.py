@@ -69,12 +69,25 @@ class Tokenizer:
 
     def same_ids(self, other: "Tokenizer") -> bool:
         """Whether both give the same ids, also where one was made of a `tokenizer.json`."""
-        return self.hash == other.hash or self._rules() == other._rules()
+        return self.hash == other.hash or _rules(self.model) == _rules(other.model)
 
-    def _rules(self) -> tuple[list[tuple[str, float]], bytes]:
-        model = ModelProto.FromString(self.model)
-        pieces = [(piece.piece, piece.score) for piece in model.pieces[CONTROLS:]]
-        return pieces, model.normalizer_spec.precompiled_charsmap
+    def check_beside(self, folder: Path) -> None:
+        """Raises DataError where a folder has a `tokenizer.json` that gives other ids. Read as a
+        whole, which takes seconds for a large vocabulary."""
+        path = folder / JSON_FILE
+        if not path.is_file() or path == self.model_path:
+            return
+        away = f"move it away, so that {self.model_path} counts, or copy both again"
+        if _rules(sentencepiece_model(path, away)) != _rules(self.model):
+            raise DataError(
+                f"{path} gives other ids than {self.model_path}; move the one away that the model "
+                f"was not trained with"
+            )
+
+    @cached_property
+    def charsmap(self) -> bytes:
+        """The rules that text is normalised by, as sentencepiece keeps them."""
+        return ModelProto.FromString(self.model).normalizer_spec.precompiled_charsmap
 
     @cached_property
     def padded_size(self) -> int:
@@ -136,6 +149,15 @@ class Tokenizer:
         """The piece of each id; special ones as `<s>`. Raises IndexError at an id >= size."""
         mask, name = self.mask, self._processor.id_to_piece
         return ["<mask>" if id == mask else name(id) for id in map(int, ids)]
+
+
+def _rules(model: bytes) -> tuple[Any, ...]:
+    """All that the ids are made by: pieces with their scores, and how text is normalised."""
+    made = ModelProto.FromString(model)
+    spec = made.normalizer_spec
+    blanks = spec.add_dummy_prefix, spec.remove_extra_whitespaces, spec.escape_whitespaces
+    pieces = [(piece.piece, piece.score) for piece in made.pieces[CONTROLS:]]
+    return pieces, spec.precompiled_charsmap, blanks
 
 
 def _begins_like_xlmr(model: bytes) -> bool:

@@ -62,7 +62,11 @@ class Settings:
 
 def open_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer of a Hugging Face folder, of the folder that `mlm tokenizer` wrote, of a run
-    folder or of a checkpoint, and the Settings that are given there; raises UserError."""
+    folder or of a checkpoint, and the Settings that are given there; raises UserError.
+
+    Where a folder has the sentencepiece model, the vocabulary of a `tokenizer.json` beside it is
+    not read: megabytes, of which `mlm import` sees that they say the same.
+    """
     if not path.is_dir():
         what = "a file" if path.exists() else "no folder here"
         raise UserError(

@@ -5,6 +5,7 @@ it asked for and nothing beside it, and a file that is cut under its reader is a
 signal. Torch's files are mapped, and nothing but plain tensors is taken from them.
 """
 
+import errno
 import json
 import math
 import os
@@ -188,8 +189,11 @@ def load_pickle(path: Path, plain: Sequence[Any] = ()) -> Any:
     try:
         with torch.serialization.safe_globals(list(plain)):
             return _loaded(path)
-    except OSError:
-        raise
+    except OSError as error:
+        # Places that a file names behind its end, or before its beginning, are no place to go to.
+        if error.errno != errno.EINVAL:
+            raise
+        raise DataError(f"{path} is cut short, or damaged; {AGAIN}") from None
     except UnpicklingError as error:
         if (found := _REFUSED.search(str(error))) is None:
             raise DataError(f"{path} is no file of torch.save, or damaged; {AGAIN}") from None
