@@ -22,6 +22,7 @@ from mlm.outcome import OUTCOME, STOP
 
 PR_SET_PDEATHSIG = 1
 LOG_LINES = 12
+LOOK = 0.5  # seconds between two looks at a run that goes on
 TORCHRUN = "torch/distributed/elastic"
 
 
@@ -84,7 +85,7 @@ def run(command: list[str], folder: Path, env: dict[str, str], log: IO[bytes]) -
             preexec_fn=_end_with(os.getpid()) if sys.platform == "linux" else None,
         )
         with _stopping(child, folder) as asked:
-            code = child.wait()
+            code = _wait(child, folder)
     (folder / STOP).unlink(missing_ok=True)
     if len(asked) > 1:
         return Outcome(FAILED, "the ranks were killed; the last checkpoint stands")
@@ -140,6 +141,28 @@ def _stopping(child: subprocess.Popen, folder: Path) -> Iterator[list[int]]:
             signal.signal(number, handler)
         if child.poll() is None:
             _kill(child)
+
+
+def _wait(child: subprocess.Popen, folder: Path) -> int:
+    """Waits for torchrun's end, and kills ranks that are stopped once no other is left of a run
+    that has its outcome: torchrun's SIGTERM does not reach them, and its SIGKILL takes 30 s."""
+    while True:
+        try:
+            return child.wait(LOOK)
+        except subprocess.TimeoutExpired:
+            if (folder / OUTCOME).exists():
+                _kill_stopped(child)
+
+
+def _kill_stopped(child: subprocess.Popen) -> None:
+    try:
+        ranks = psutil.Process(child.pid).children()
+        states = [rank.status() for rank in ranks]
+        if set(states) <= {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}:
+            for rank in ranks:
+                rank.kill()
+    except psutil.NoSuchProcess:
+        return  # it ends
 
 
 def _kill(child: subprocess.Popen) -> None:

@@ -94,6 +94,11 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class WatchdogConfig:
+    seconds: float = 600.0  # without a move, after which the run ends and says why; 0: never
+
+
+@dataclass(frozen=True)
 class TrackerConfig:
     kind: Literal["wandb", "none"] = "wandb"
     project: str = "polymlm"
@@ -124,6 +129,7 @@ class TrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 

@@ -1,6 +1,7 @@
 """Loss on held-out text, overall and by language."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,8 +33,13 @@ class Losses:
         return {name: total / count for name, total, count in rows if count}
 
 
-def evaluate(engine: Engine, heldout: HeldOutBatches) -> Losses:
-    """Scores all held-out blocks, spread over the data ranks; a collective, equal on all ranks."""
+def evaluate(
+    engine: Engine, heldout: HeldOutBatches, going_on: Callable[[], None] = lambda: None
+) -> Losses:
+    """Scores all held-out blocks, spread over the data ranks; a collective, equal on all ranks.
+
+    going_on: is called again and again, as long as it goes on.
+    """
     layout = engine.grid.layout
     languages = heldout.reader.index.languages
     found = torch.zeros(len(languages), 2, dtype=torch.float64, device=engine.device)
@@ -45,6 +51,7 @@ def evaluate(engine: Engine, heldout: HeldOutBatches) -> Losses:
             replace(heldout.micro_batch(n * layout.dp + engine.grid.dp_rank), losses=found)
             for n in numbers
         ]
+        going_on()
         engine.evaluate(batches)
     return gather(engine, found, languages)
 

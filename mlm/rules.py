@@ -54,6 +54,7 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
             "checkpoint.every": (config.checkpoint.every, 0),
             "checkpoint.keep": (config.checkpoint.keep, 1),
             "checkpoint.keep_every": (config.checkpoint.keep_every, 0),
+            "watchdog.seconds": (config.watchdog.seconds, 0),
             "schedule.warmup_steps": (config.schedule.warmup_steps, 0),
             "schedule.decay_steps": (config.schedule.decay_steps, 0),
             "schedule.end_lr": (config.schedule.end_lr, 0),

@@ -1,6 +1,7 @@
 """Tokens per second, and how much of the hardware's arithmetic they are."""
 
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -25,21 +26,28 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 class Stopwatch:
-    """Seconds of the steps since the last look, and the part of them spent waiting for data."""
+    """Seconds of the steps since the last look, and parts of them: spent waiting for data, and
+    this rank's own, in which it did not wait for others.
 
-    def __init__(self) -> None:
+    others: seconds so far that this rank has spent in collectives.
+    """
+
+    def __init__(self, others: Callable[[], float] = lambda: 0.0) -> None:
+        self.others = others
         self.steps, self.data = 0, 0.0
-        self.started = time.perf_counter()
+        self.started, self.waited_before = time.perf_counter(), others()
 
     def waited(self, since: float) -> None:
         """Counts the time since `since` (of `time.perf_counter`) as waiting for data."""
         self.data += time.perf_counter() - since
 
-    def look(self) -> tuple[float, float]:
-        """Mean `(seconds_step, seconds_data)` since the last look, and starts anew."""
+    def look(self) -> tuple[float, float, float]:
+        """Mean `(seconds_step, seconds_data, own)` since the last look, and starts anew."""
         steps = max(self.steps, 1)
-        means = (time.perf_counter() - self.started) / steps, self.data / steps
-        self.__init__()
+        seconds = time.perf_counter() - self.started
+        own = max(0.0, seconds - (self.others() - self.waited_before))
+        means = seconds / steps, self.data / steps, own / steps
+        self.__init__(self.others)
         return means
 
     def pause(self) -> "Pause":
@@ -52,7 +60,8 @@ class Pause:
         self.watch = watch
 
     def __enter__(self) -> None:
-        self.began = time.perf_counter()
+        self.began, self.waited = time.perf_counter(), self.watch.others()
 
     def __exit__(self, *_: object) -> None:
         self.watch.started += time.perf_counter() - self.began
+        self.watch.waited_before += self.watch.others() - self.waited

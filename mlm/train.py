@@ -24,9 +24,12 @@ from mlm.evaluate import evaluate, gather
 from mlm.optimizer import learning_rate
 from mlm.outcome import STOP, make_room, write_outcome
 from mlm.report import Report
+from mlm.stragglers import Pace
 from mlm.throughput import Stopwatch, peak_flops
 from mlm.tracker import Tracker
+from mlm.watchdog import Watchdog
 from mlm.world import agree, log_to_file, settled, start_process_group
+from parallel.recorder import Recorder, recording
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
@@ -50,7 +53,8 @@ def main(config_path: str) -> int:
             make_room(run)
         config = settled(load(TrainConfig, yaml.safe_load(path.read_text("utf-8"))))
         device = start_process_group(config.train.device)
-        sentence = _train(config, run, device, progress)
+        with recording(device) as recorder:
+            sentence = _train(config, run, recorder, progress)
         code = DONE
     except UserError as error:
         code, sentence = error.code, str(error)
@@ -71,7 +75,7 @@ def main(config_path: str) -> int:
     return code
 
 
-def _train(config: TrainConfig, run: Path, device: torch.device, progress: Progress) -> str:
+def _train(config: TrainConfig, run: Path, recorder: Recorder, progress: Progress) -> str:
     found, passed = checkpoint.choose(run)
     parts = build(config, resuming=found is not None)
     manifest = None if found is None else _resume(parts, found)
@@ -84,9 +88,13 @@ def _train(config: TrainConfig, run: Path, device: torch.device, progress: Progr
         report.say(f"Passed over: {wrong}")
     report.say(_opening(config, parts, start))
     code = FAILED
+
+    def stalled(sentence: str) -> None:
+        write_outcome(run, FAILED, sentence, progress.step, progress.eval_loss)
+
     try:
-        with report:
-            _loop(config, run, parts, report, progress)
+        with report, Watchdog(run, config.watchdog.seconds, parts.grid, recorder, stalled) as dog:
+            _loop(config, run, parts, report, progress, dog)
         code = DONE
     except StopRequested as stop:
         code = stop.code
@@ -102,7 +110,14 @@ def _train(config: TrainConfig, run: Path, device: torch.device, progress: Progr
     )
 
 
-def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress: Progress) -> None:
+def _loop(
+    config: TrainConfig,
+    run: Path,
+    parts: Parts,
+    report: Report,
+    progress: Progress,
+    dog: Watchdog,
+) -> None:
     train, engine = config.train, parts.engine
     languages = parts.index.languages
     losses = torch.zeros(len(languages), 2, dtype=torch.float64, device=engine.device)
@@ -112,13 +127,14 @@ def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress
     peak = peak_flops(engine.device)
 
     kept = checkpoint.Keep(config.checkpoint.keep, config.checkpoint.keep_every)
-    saver = checkpoint.Saver(engine, run, kept, config.checkpoint.background)
+    saver = checkpoint.Saver(engine, run, kept, config.checkpoint.background, dog.moved)
     begun = start
 
     def save(done: int) -> None:
         nonlocal begun
         if done > begun:
             begun = done
+            dog.at("save")
             saver.save(
                 checkpoint.Manifest(
                     step=done,
@@ -130,17 +146,19 @@ def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress
             )
 
     def score(done: int) -> None:
-        scored = evaluate(engine, parts.heldout)
+        scored = evaluate(engine, parts.heldout, lambda: dog.at("evaluate"))
         progress.eval_loss = scored.mean
         report.evaluation(done, done * tokens_per_step, scored, entropy)
 
     with Prefetcher(lambda step: own_batches(parts, step), start) as feed:
         _freeze_garbage()
-        watch = Stopwatch()
+        pace, watch = Pace(parts.grid, engine.device), Stopwatch(dog.recorder.seconds)
         for step in range(start, train.steps):
+            dog.at("data")
             batches, error = _next(feed, watch)
             asked = report.shown and (run / STOP).exists()
             masked = sum(batch.masked_tokens for batch in batches)
+            dog.at("step")
             agreed = agree(parts.grid, engine.device, masked, asked, error or saver.look())
             if agreed.stop:
                 save(step)
@@ -157,10 +175,12 @@ def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress
             _check_numbers(loss, engine.grad_norm, done, saver)
             report.step(done)
             if done % train.log_every == 0 or done in (1, train.steps):
+                dog.at("log")
                 by_language = gather(engine, losses, languages).by_language
                 losses.zero_()
-                seconds, waiting = watch.look()
+                seconds, waiting, own = watch.look()
                 speed = tokens_per_step / seconds
+                ranks, slow = pace.row(own)
                 report.step_metrics(
                     {
                         "step": done,
@@ -174,8 +194,11 @@ def _loop(config: TrainConfig, run: Path, parts: Parts, report: Report, progress
                         "seconds_data": waiting,
                         "seconds_step": seconds,
                         "loss_by_language": by_language,
+                        **ranks,
                     }
                 )
+                if slow is not None:
+                    report.say(slow)
             with watch.pause():
                 # Scored first, so that a checkpoint's evaluation is never missing after a resume.
                 if config.eval.every and done % config.eval.every == 0 and done < train.steps:
@@ -216,11 +239,8 @@ def _check_numbers(loss: float, grad_norm: float, step: int, saver: checkpoint.S
     """Raises on all ranks alike: both numbers are the same on every rank."""
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         saver.wait()
-        left = (
-            f"the checkpoint of step {saver.last} stands"
-            if saver.last
-            else "nothing was saved before"
-        )
+        stands = f"the checkpoint of step {saver.last} stands"
+        left = stands if saver.last else "nothing was saved before"
         raise NumbersError(
             f"step {step} gave loss {loss} and gradient norm {grad_norm}, which are not finite; "
             f"lower optim.lr or lengthen schedule.warmup_steps, and start again; {left}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launch import local
 from tests.launch_fixtures import ROOT
 
 # Ranks that work until they are asked to stop; argument 2 is what they do then.
@@ -27,6 +28,20 @@ for _ in range(600):
         sys.exit(1)
 """
 
+# What torchrun is while it waits for a rank that is stopped.
+# Argument 2: whether the run has failed.
+STOPPED = """
+import json, os, pathlib, signal, subprocess, sys
+folder = pathlib.Path(sys.argv[1])
+inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+os.kill(inner.pid, signal.SIGSTOP)
+if sys.argv[2] == "fails":
+    (folder / "outcome.json").write_text(json.dumps({"code": 1, "sentence": "rank 0 stalled"}))
+(folder / "working").write_text(str(inner.pid))
+inner.wait()
+sys.exit(1)
+"""
+
 # The launcher around them, as a process of its own, since it handles its signals.
 LAUNCHER = """
 import os, sys
@@ -39,9 +54,9 @@ print(left.code, left.sentence)
 """
 
 
-def launched(folder: Path, does: str) -> subprocess.Popen:
+def launched(folder: Path, does: str, script: str = WORKING) -> subprocess.Popen:
     (folder / "logs").mkdir()
-    (folder / "ranks.py").write_text(WORKING)
+    (folder / "ranks.py").write_text(script)
     command = [sys.executable, "-c", LAUNCHER, str(folder / "ranks.py"), str(folder), does]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
@@ -90,3 +105,22 @@ def test_the_ranks_end_with_a_launcher_that_is_killed(tmp_path):
         wait_for(lambda: dead(ranks.pid))
     finally:
         os.kill(int((tmp_path / "working").read_text()), signal.SIGKILL)
+
+
+def test_a_rank_that_is_stopped_is_killed_once_the_run_has_failed(tmp_path):
+    process = launched(tmp_path, "fails", STOPPED)
+    out, _ = process.communicate(timeout=50)
+    assert out == "1 rank 0 stalled\n"
+    wait_for(lambda: dead(int((tmp_path / "working").read_text())))
+
+
+def test_a_rank_that_is_stopped_in_a_run_that_goes_on_is_left_alone(tmp_path):
+    """Whoever has stopped it may let it go on."""
+    process = launched(tmp_path, "goes on", STOPPED)
+    inner = int((tmp_path / "working").read_text())
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=4 * local.LOOK)
+    assert psutil.Process(inner).status() == psutil.STATUS_STOPPED
+    os.kill(inner, signal.SIGKILL)
+    out, _ = process.communicate(timeout=50)
+    assert out.startswith("1 a rank died")

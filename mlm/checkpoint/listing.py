@@ -21,7 +21,6 @@ from mlm.checkpoint.folder import (
 from mlm.checkpoint.writing import Keep, prune
 from mlm.errors import DataError, UserError
 
-
 WIDE = 160  # characters
 
 

@@ -51,10 +51,19 @@ class Saver:
 
     background: training goes on as soon as a rank's own state is copied; the copy is written while
         it does. One save at a time: the next waits for it.
+    moved: is called as the writing goes on
     """
 
-    def __init__(self, engine: Engine, run: Path, keep: Keep, background: bool = False) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        run: Path,
+        keep: Keep,
+        background: bool = False,
+        moved: Callable[[], None] = lambda: None,
+    ) -> None:
         self.engine, self.run, self.keep, self.background = engine, run, keep, background
+        self.moved = moved
         # Of its own, since collectives of a thread must not meet those of training.
         self.group: Any = dist.new_group(backend="gloo")
         self.thread: Thread | None = None
@@ -130,7 +139,7 @@ class Saver:
         """This rank's files, (bytes, sha256) by name, read again to see that they are on the disk
         as they were written."""
         writer = _Writer(aside, per_thread_copy_ahead=0)
-        planner = SaveTiles(found)
+        planner = SaveTiles(found, self.moved)
         dcp.save({}, storage_writer=writer, planner=planner, process_group=self.group)
         if wrong := fault(aside, writer.disk.files.items()):
             raise UserError(wrong)

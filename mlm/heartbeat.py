@@ -1,0 +1,114 @@
+"""What each rank says of itself while it trains, and which one the others wait for.
+
+`heartbeats/rank-00003` of a run folder is a file of one size, written over in place. Clocks of
+different hosts are never compared: a reader counts by its own how long a file stays the same.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+FOLDER = "heartbeats"
+BYTES = 512
+ENDED = "the end"  # the phase of a rank that has left the training loop
+
+
+@dataclass(frozen=True)
+class Beat:
+    """A heartbeat.
+
+    number: of the beat; moves: phases that the main thread has begun; calls: its collectives
+    collective: the one that it is in, "" outside of any; still: seconds since it last moved
+    dumped: whether the stacks are in this rank's log, since a rank has stalled
+    """
+
+    number: int
+    moves: int
+    calls: int
+    phase: str
+    collective: str
+    still: float
+    dumped: bool
+    host: str
+    process: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a rank knows of a rank.
+
+    stage: the pipeline stage; silent: seconds without a new beat; beat: None where none was seen
+    """
+
+    rank: int
+    stage: int
+    silent: float
+    beat: Beat | None
+
+
+def path_of(run: Path, rank: int) -> Path:
+    return run / FOLDER / f"rank-{rank:05d}"
+
+
+def write(path: Path, beat: Beat) -> None:
+    """Opens and closes the file: other hosts of a network file system see it only then."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    try:
+        os.pwrite(handle, json.dumps(asdict(beat)).encode().ljust(BYTES)[:BYTES], 0)
+    finally:
+        os.close(handle)
+
+
+def read(path: Path) -> Beat | None:
+    """The beat in a file; None where there is none, or a half-written one."""
+    with suppress(OSError, ValueError, TypeError):
+        return Beat(**json.loads(path.read_bytes()))
+    return None
+
+
+def culprit(seen: Sequence[Seen], silence: float) -> tuple[int, str]:
+    """The rank that the others wait for, and what it does.
+
+    seen: all ranks of a run in which nobody moves; silence: seconds without a beat after which a
+    process does not run any more. A process that does not run comes first; then a rank outside of
+    any collective, as the others cannot go on without it; then the one that is behind.
+    """
+    gone = [one for one in seen if one.beat is None or one.silent > silence]
+    if gone:
+        first = gone[0]
+        others = ", ".join(str(one.rank) for one in gone[1:])
+        also = f"; so are ranks {others}" if len(gone) > 2 else f"; so is rank {others}"
+        return first.rank, (
+            f"{_where(first)}stopped, dead or without its file system"
+            f"{_phase(first)}{also if others else ''}"
+        )
+    issued = {one.stage: 0 for one in seen}
+    for one in seen:
+        assert one.beat is not None
+        issued[one.stage] = max(issued[one.stage], one.beat.calls)
+
+    def behind(one: Seen) -> tuple[int, int, float]:
+        """Stages call different numbers of collectives; ranks of one stage call the same."""
+        assert one.beat is not None
+        return one.beat.moves, one.beat.calls - issued[one.stage], one.beat.still
+
+    free = [one for one in seen if one.beat is not None and not one.beat.collective]
+    found = min(free or seen, key=behind)
+    assert found.beat is not None
+    if free:
+        return found.rank, f"{_where(found)}in no collective{_phase(found)}"
+    return found.rank, (
+        f"{_where(found)}it waits in {found.beat.collective}{_phase(found)}, as all do, and is the "
+        f"one that is behind; see the network"
+    )
+
+
+def _where(one: Seen) -> str:
+    return "" if one.beat is None else f"process {one.beat.process} on {one.beat.host}, "
+
+
+def _phase(one: Seen) -> str:
+    return "" if one.beat is None else f", in phase {one.beat.phase}"
