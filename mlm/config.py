@@ -99,6 +99,11 @@ class WatchdogConfig:
 
 
 @dataclass(frozen=True)
+class ChecksConfig:
+    replicas_every: int = 100  # steps, and before every checkpoint; 0: never
+
+
+@dataclass(frozen=True)
 class TrackerConfig:
     kind: Literal["wandb", "none"] = "wandb"
     project: str = "polymlm"
@@ -130,6 +135,7 @@ class TrainConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    checks: ChecksConfig = field(default_factory=ChecksConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 

@@ -29,6 +29,12 @@ class NumbersError(UserError):
     code = NUMBERS
 
 
+class DriftError(UserError):
+    """Ranks that should hold the same and do not: a fault of a machine, not of the user's."""
+
+    code = FAILED
+
+
 class StopRequested(UserError):
     """The run was asked to stop; its state is saved and the same command goes on from it."""
 

@@ -19,6 +19,7 @@ from mlm.build import Parts, build, own_batches, prepared
 from mlm.config import TrainConfig, as_dict, load
 from mlm.data.entropy import unigram_entropy
 from mlm.data.prefetch import Prefetcher
+from mlm.drift import check_batches_agree, check_weights_agree
 from mlm.errors import CONFIG, DONE, FAILED, DataError, NumbersError, StopRequested, UserError
 from mlm.evaluate import evaluate, gather
 from mlm.optimizer import learning_rate
@@ -125,6 +126,7 @@ def _loop(
     start = progress.step
     tokens_per_step = train.global_batch_size * config.data.seq_len
     peak = peak_flops(engine.device)
+    checks = config.checks.replicas_every
 
     kept = checkpoint.Keep(config.checkpoint.keep, config.checkpoint.keep_every)
     saver = checkpoint.Saver(engine, run, kept, config.checkpoint.background, dog.moved)
@@ -134,6 +136,8 @@ def _loop(
         nonlocal begun
         if done > begun:
             begun = done
+            if checks:  # so that every checkpoint is one whose replicas agreed
+                check_weights_agree(engine, saver, done)
             dog.at("save")
             saver.save(
                 checkpoint.Manifest(
@@ -169,10 +173,15 @@ def _loop(
                 )
             lr = learning_rate(step, train.steps, config.optim.lr, config.schedule)
             ready = prepared(batches, parts, config.seed, step, agreed.masked_tokens, losses)
+            checked = checks and (step + 1) % checks == 0
+            if checked:
+                check_batches_agree(engine, ready, saver, step + 1)
             loss = engine.train_batch(ready, lr)
             done = progress.step = step + 1
             watch.steps += 1
             _check_numbers(loss, engine.grad_norm, done, saver)
+            if checked:
+                check_weights_agree(engine, saver, done)
             report.step(done)
             if done % train.log_every == 0 or done in (1, train.steps):
                 dog.at("log")

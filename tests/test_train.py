@@ -7,6 +7,7 @@ import os
 import subprocess
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -116,8 +117,9 @@ def test_numbers_that_are_not_finite_end_the_run(tmp_path):
 
 @pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
 def test_a_loss_or_a_norm_that_is_not_finite_is_enough(loss, norm):
+    saver = SimpleNamespace(last=4, wait=lambda: None)
     with pytest.raises(NumbersError, match=r"step 7 gave .*the checkpoint of step 4 stands"):
-        mlm.train._check_numbers(loss, norm, 7, 4)
+        mlm.train._check_numbers(loss, norm, 7, saver)
 
 
 def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
