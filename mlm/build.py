@@ -73,7 +73,12 @@ def build(config: TrainConfig, resuming: bool = False) -> Parts:
         DTYPES[train.dtype],
         train.recompute,
     )
-    engine = build_engine(layers, grid, lambda named: make_adamw(named, config.optim), settings)
+    # On a CPU the fused optimizer rounds the end of a data rank's part otherwise than the rest, and
+    # the parts of two stages end at different places of the tied embedding.
+    fused = train.device == "cuda" or grid.pp is None or grid.dp is None
+    engine = build_engine(
+        layers, grid, lambda named: make_adamw(named, config.optim, fused), settings
+    )
     if first is not None and DTYPES[train.dtype] != torch.float32:
         first.masters(engine)
     flops = training_flops_per_token(config.model, data.seq_len, masked)

@@ -18,8 +18,14 @@ def decays(name: str) -> bool:
     return leaf[-1] != "bias" and "norm" not in leaf[0].lower()
 
 
-def make_adamw(named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW (Loshchilov & Hutter 2019) over named parameters, in two groups."""
+def make_adamw(
+    named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig, fused: bool = True
+) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over named parameters, in two groups.
+
+    fused: one kernel, which on a CPU rounds the last few numbers of a tensor otherwise than the
+    rest; without it, a number's new value does not depend on its place.
+    """
     groups = [
         {"params": [p for n, p in named if decays(n)], "weight_decay": config.weight_decay},
         {"params": [p for n, p in named if not decays(n)], "weight_decay": 0.0},
@@ -29,7 +35,7 @@ def make_adamw(named: Sequence[tuple[str, nn.Parameter]], config: OptimConfig) -
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
-        fused=True,
+        fused=fused,
     )
 
 

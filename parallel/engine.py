@@ -154,8 +154,12 @@ def build_engine(
             mpu=mpu,
             dist_init_required=False,
         )
-    kind = _Pipelined if layout.zero == 1 else _Plain
-    return kind(engine, model, optimizer, layers, grid)
+    if layout.zero > 1:
+        return _Plain(engine, model, optimizer, layers, grid)
+    from parallel.pipeline import keep_tied_copies_equal
+
+    keep_tied_copies_equal(engine, grid.dp)
+    return _Pipelined(engine, model, optimizer, layers, grid)
 
 
 def _deepspeed_config(settings: EngineSettings, zero: int, parameters: int) -> dict[str, Any]:

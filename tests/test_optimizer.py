@@ -24,6 +24,21 @@ def test_matrices_decay_and_biases_and_norms_do_not():
     assert all(group["fused"] for group in optimizer.param_groups)
 
 
+def test_without_the_fused_kernel_a_step_does_not_depend_on_the_place():
+    """Tied weights have other places in each stage's part, and stay equal."""
+    generator = torch.Generator().manual_seed(1)
+    values, *gradients = torch.randn(4, 100, generator=generator)
+    found = []
+    for count in range(1, 100):
+        weight = torch.nn.Parameter(values[:count].clone())
+        optimizer = make_adamw([("weight", weight)], OptimConfig(), fused=False)
+        for gradient in gradients:
+            weight.grad = gradient[:count].clone()
+            optimizer.step()
+        found.append(weight.detach())
+    assert all(torch.equal(found[-1][: len(part)], part) for part in found)
+
+
 @given(
     kind=st.sampled_from(KINDS),
     steps=st.integers(1, 400),
