@@ -21,6 +21,7 @@ from mlm.errors import FAILED, REQUEUE, UserError
 from mlm.outcome import OUTCOME, STOP
 
 PR_SET_PDEATHSIG = 1
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 LOG_LINES = 12
 LOOK = 0.5  # seconds between two looks at a run that goes on
 TORCHRUN = "torch/distributed/elastic"
@@ -70,9 +71,10 @@ def environment(processes: int) -> dict[str, str]:
 def run(command: list[str], folder: Path, env: dict[str, str], log: IO[bytes]) -> Outcome:
     """Runs `command` to its end, with its errors in `log`, and returns what it left as outcome.
 
-    The first interrupt asks the ranks to save and end, through the file `stop`; the second kills
-    them. The command lives in a session of its own, and ends when this process does. What it and
-    the ranks leave in the folder for temporary files (torchrun and W&B do) is deleted.
+    The first signal asks the ranks to save and end, through the file `stop`; the second kills them,
+    unless it is SIGUSR1, a scheduler's warning. The command lives in a session of its own, and ends
+    when this process does. What it and the ranks leave in the folder for temporary files (torchrun
+    and W&B do) is deleted.
     """
     start = log.seek(0, os.SEEK_END)
     with TemporaryDirectory(prefix="polymlm-", ignore_cleanup_errors=True) as temporary:
@@ -126,6 +128,8 @@ def _stopping(child: subprocess.Popen, folder: Path) -> Iterator[list[int]]:
     asked: list[int] = []
 
     def stop(number: int, frame: object) -> None:
+        if asked and number == signal.SIGUSR1:
+            return
         asked.append(number)
         if len(asked) == 1:
             (folder / STOP).touch()
@@ -133,7 +137,7 @@ def _stopping(child: subprocess.Popen, folder: Path) -> Iterator[list[int]]:
         else:
             _kill(child)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in STOPS}
     try:
         yield asked
     finally:

@@ -111,8 +111,8 @@ def test_a_batch_that_differs_stops_before_its_step(parallel, field, tmp_path, m
     ("parallel", "train"),
     [
         ({"tp": 2, "pp": 2}, {"dtype": "bf16"}),
-        ({"dp": 2, "zero": 2}, {"dtype": "bf16"}),
-        ({"tp": 2, "dp": 2, "zero": 3}, {"dtype": "bf16"}),
+        pytest.param({"dp": 2, "zero": 2}, {"dtype": "bf16"}, marks=pytest.mark.slow),
+        pytest.param({"tp": 2, "dp": 2, "zero": 3}, {"dtype": "bf16"}, marks=pytest.mark.slow),
         ({"pp": 2, "dp": 3}, {}),
         pytest.param({"pp": 2, "dp": 3}, {"dtype": "bf16"}, marks=pytest.mark.slow),
         pytest.param({"dp": 2}, {}, marks=pytest.mark.slow),

@@ -15,6 +15,7 @@ from torch import nn
 
 import mlm
 from mlm import checkpoint
+from mlm.checkpoint.folder import sha256, write_manifest
 from mlm.config import TrainConfig
 from mlm.errors import DataError, UserError
 from mlm.family import saving
@@ -256,7 +257,8 @@ def test_runs_and_imports_are_read_as_folders_are(folder, tmp_path):
         stored.write_weights(open_weights(folder), step)
         imported = checkpoint.Imported("", MASKED, config_values(folder), "float32", {}, None)
         manifest = checkpoint.Manifest(1, 8, "", config or {}, None, None if config else imported)
-        checkpoint._write_manifest(step, manifest)
+        files = {each.name: (each.stat().st_size, sha256(each)) for each in step.iterdir()}
+        write_manifest(step, manifest, files)
         for path in (tmp_path / run, step):
             made = mlm.XLMRobertaXLForMaskedLM.from_pretrained(path)
             assert equal(dict(made.state_dict()), state)

@@ -191,7 +191,7 @@ def test_cut_and_foreign_files_are_refused(tmp_path):
 )
 def test_damage_on_the_way_is_found_and_leaves_nothing(name, row, sentence, tmp_path, monkeypatch):
     source = folder_of(model(MASKED), tmp_path / "source")
-    write = stored._InParts.resolve_data
+    write = stored.SaveTiles.resolve_data
 
     def wrong(self, item):
         made = write(self, item)
@@ -199,7 +199,7 @@ def test_damage_on_the_way_is_found_and_leaves_nothing(name, row, sentence, tmp_
             made[row] += 0.5
         return made
 
-    monkeypatch.setattr(stored._InParts, "resolve_data", wrong)
+    monkeypatch.setattr(stored.SaveTiles, "resolve_data", wrong)
     with pytest.raises(UserError, match=sentence):
         import_model(str(source), str(tmp_path / "out"))
     assert left_nothing(tmp_path, "source")
@@ -208,7 +208,7 @@ def test_damage_on_the_way_is_found_and_leaves_nothing(name, row, sentence, tmp_
 def test_large_weights_are_compared_to_their_end(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "PART", 100)
     source = folder_of(model(MASKED), tmp_path / "source")
-    right = stored._InParts.resolve_data
+    right = stored.SaveTiles.resolve_data
 
     def wrong(self, item):
         made = right(self, item)
@@ -216,7 +216,7 @@ def test_large_weights_are_compared_to_their_end(tmp_path, monkeypatch):
             made[-1] += 0.5
         return made
 
-    monkeypatch.setattr(stored._InParts, "resolve_data", wrong)
+    monkeypatch.setattr(stored.SaveTiles, "resolve_data", wrong)
     with pytest.raises(UserError, match=rf"differs from .*source in {POSITIONS}"):
         import_model(str(source), str(tmp_path / "out"))
     assert left_nothing(tmp_path, "source")
@@ -236,7 +236,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(stored._InParts, "resolve_data", full)
+        patched.setattr(stored.SaveTiles, "resolve_data", full)
         with pytest.raises(UserError, match="out cannot be written: No space left on device; free"):
             import_model(str(source), str(tmp_path / "out"))
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)

@@ -107,7 +107,14 @@ def same(one: Path, other: Path) -> None:
         assert torch.equal(ours[label], tensor), label
 
 
-@pytest.mark.parametrize("target", LAYOUTS)
+# Each target from every source; the others with the full counts.
+QUICK = ("2-2-1", "1-1-2-z3")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in LAYOUTS],
+)
 def test_every_checkpoint_goes_on_in_every_layout(target, tmp_path):
     sources = {name: source(name) for name in LAYOUTS}
     made = config_of(target)
@@ -122,7 +129,10 @@ def test_every_checkpoint_goes_on_in_every_layout(target, tmp_path):
             assert abs(one - other) <= 1e-5 * abs(other), (name, target)
 
 
-@pytest.mark.parametrize(("target", "dtype"), [("2-2-1", "bf16"), ("1-1-2-z3", "bf16")])
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [("2-2-1", "bf16"), pytest.param("1-1-2-z3", "bf16", marks=pytest.mark.slow)],
+)
 def test_a_checkpoint_goes_on_in_another_dtype(target, dtype, tmp_path):
     """The masters and moments are the same, and so is what bf16 rounds them to."""
     folder, expected = source("1-1-1")

@@ -77,13 +77,26 @@ def dead(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_an_interrupt_lets_the_ranks_save(number, tmp_path):
     process = launched(tmp_path, "stops")
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
     assert out == "75 saved\n"
     assert err == "mlm: saving and stopping; once more to kill\n"
+
+
+def test_a_second_warning_kills_nothing(tmp_path):
+    process = launched(tmp_path, "does not stop")
+    process.send_signal(signal.SIGUSR1)
+    wait_for((tmp_path / "stop").exists)
+    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGUSR1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert out == "1 the ranks were killed; the last checkpoint stands\n"
 
 
 def test_a_second_interrupt_kills_the_ranks_in_their_own_sessions(tmp_path):
