@@ -84,6 +84,11 @@ def checkpoints(composed: Composed) -> None:
             f"keep_every={config.keep_every} is given without keep, and then nothing is deleted; "
             f"add keep=N, the number of the newest that stay"
         )
+    if config.keep is not None and not config.verify:
+        raise UserError(
+            f"keep={config.keep} is given with verify=false, and what is deleted must not be the "
+            f"only whole one; leave verify=false out"
+        )
     for name, value, low in (("keep", config.keep, 1), ("keep_every", config.keep_every, 0)):
         if value is not None and value < low:
             raise UserError(f"{name}={value} is below {low}; give {low} or more")

@@ -67,6 +67,7 @@ def test_what_is_asked_wrongly_deletes_nothing(run, capfd, tmp_path):
         (["keep=0"], "keep=0 is below 1; give 1 or more"),
         (["keep=1", "keep_every=-2"], "keep_every=-2 is below 0"),
         (["keep_every=2"], "keep_every=2 is given without keep"),
+        (["keep=1", "verify=false"], "keep=1 is given with verify=false"),
     ):
         assert main(["checkpoints", str(run), *arguments]) == CONFIG
         assert said in capfd.readouterr().err

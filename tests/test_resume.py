@@ -149,6 +149,21 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capfd):
     assert names == ["step-00000004", "step-00000006", "step-00000006.damaged"]
 
 
+def test_a_checkpoint_that_has_lost_its_manifest_is_told(tmp_path, capfd):
+    made = config()
+    run(tmp_path, made)
+    newest = checkpoint.newest(tmp_path)
+    (newest / checkpoint.MANIFEST).unlink()
+    capfd.readouterr()
+    assert run(tmp_path, made)["code"] == DONE
+    out = capfd.readouterr().out
+    assert f"Passed over: {newest / checkpoint.MANIFEST} is not the manifest" in out
+    assert "Going on from step 4" in out
+    for folder in checkpoint.all_checkpoints(tmp_path):
+        (folder / checkpoint.MANIFEST).unlink()
+    assert run(tmp_path, made)["code"] == DATA  # and not begun anew
+
+
 def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(tmp_path):
     made = config()
     run(tmp_path, made)

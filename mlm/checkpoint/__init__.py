@@ -7,7 +7,7 @@ every file. It is written aside, checked and renamed, so a folder of that name w
 was imported is of step 0 and has no moments.
 """
 
-from mlm.checkpoint.choice import choose, found_damaged
+from mlm.checkpoint.choice import choose
 from mlm.checkpoint.folder import (
     FOLDER,
     MANIFEST,
@@ -20,7 +20,7 @@ from mlm.checkpoint.folder import (
     verify,
 )
 from mlm.checkpoint.state import restore
-from mlm.checkpoint.writing import Keep, Saver, prune
+from mlm.checkpoint.writing import Keep, Saver
 
 __all__ = [
     "FOLDER",
@@ -31,9 +31,7 @@ __all__ = [
     "Saver",
     "all_checkpoints",
     "choose",
-    "found_damaged",
     "newest",
-    "prune",
     "read_manifest",
     "restore",
     "save_import",

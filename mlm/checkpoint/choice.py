@@ -9,7 +9,7 @@ from mlm.checkpoint.folder import (
     DAMAGED,
     FOLDER,
     PARTIAL,
-    all_checkpoints,
+    all_named,
     fault,
     files_of,
     remove,
@@ -27,12 +27,12 @@ def choose(run: Path) -> tuple[Path | None, list[str]]:
     """
     first = dist.get_rank() == 0
     if first:
-        clear_partial(run)
-    listed: list[list[Path]] = [all_checkpoints(run) if first else []]
+        _clear_partial(run)
+    listed: list[list[Path]] = [all_named(run) if first else []]
     dist.broadcast_object_list(listed)
     passed: list[str] = []
     for folder in reversed(listed[0]):
-        wrong = found_damaged(folder)
+        wrong = _damage(folder)
         if wrong is None:
             if first:
                 _set_aside([each for each in listed[0] if step_of(each) > step_of(folder)])
@@ -47,7 +47,7 @@ def choose(run: Path) -> tuple[Path | None, list[str]]:
     return None, passed
 
 
-def found_damaged(folder: Path) -> str | None:
+def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, None where it is whole; a collective."""
     rank, world = dist.get_rank(), dist.get_world_size()
     try:
@@ -60,7 +60,7 @@ def found_damaged(folder: Path) -> str | None:
     return next((each for each in found if each is not None), None)
 
 
-def clear_partial(run: Path) -> None:
+def _clear_partial(run: Path) -> None:
     """Deletes what saves that did not come to their end have left; on one rank."""
     for path in (run / FOLDER).glob(f"step-*{PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)

@@ -58,8 +58,13 @@ def folder_of(run: Path, step: int) -> Path:
 
 def all_checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run that were once whole, oldest first."""
-    found = (path.parent for path in (run / FOLDER).glob(f"step-*/{MANIFEST}"))
-    return sorted((path for path in found if WHOLE.fullmatch(path.name)), key=step_of)
+    return [folder for folder in all_named(run) if (folder / MANIFEST).is_file()]
+
+
+def all_named(run: Path) -> list[Path]:
+    """All that has the name of a checkpoint, oldest first; what has lost its manifest, too."""
+    found = (path for path in (run / FOLDER).glob("step-*") if WHOLE.fullmatch(path.name))
+    return sorted((path for path in found if path.is_dir()), key=step_of)
 
 
 def step_of(folder: Path) -> int:
