@@ -1,5 +1,6 @@
 """The parts of a pretraining run, made from its config on every rank."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mlm.start import first_weights
 from parallel.engine import Engine, EngineSettings, build_engine
 from parallel.groups import ProcessGrid, make_grid
 from parallel.keys import key
+from parallel.state import reset
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -33,6 +35,7 @@ class Parts:
     grid: ProcessGrid
     engine: Engine
     flops_per_token: float  # forward and backward
+    begin_again: Callable[[], None]  # puts back the state that the engine was built with
 
 
 def build(config: TrainConfig, resuming: bool = False) -> Parts:
@@ -79,10 +82,17 @@ def build(config: TrainConfig, resuming: bool = False) -> Parts:
     engine = build_engine(
         layers, grid, lambda named: make_adamw(named, config.optim, fused), settings
     )
-    if first is not None and DTYPES[train.dtype] != torch.float32:
-        first.masters(engine)
+    exact = None if DTYPES[train.dtype] == torch.float32 else first  # masters are not rounded
+    if exact is not None:
+        exact.masters(engine)
+
+    def begin_again() -> None:
+        reset(engine, DTYPES[train.dtype])
+        if exact is not None:
+            exact.masters(engine)
+
     flops = training_flops_per_token(config.model, data.seq_len, masked)
-    return Parts(index, batches, heldout, grid, engine, flops)
+    return Parts(index, batches, heldout, grid, engine, flops, begin_again)
 
 
 def own_batches(parts: Parts, step: int) -> list[MicroBatch]:

@@ -104,6 +104,12 @@ class ChecksConfig:
 
 
 @dataclass(frozen=True)
+class GuardConfig:
+    spike: float = 10.0  # deviations above the running median that refuse a step; 0: never
+    rollbacks: int = 4  # from one checkpoint to the next, before the run gives up
+
+
+@dataclass(frozen=True)
 class TrackerConfig:
     kind: Literal["wandb", "none"] = "wandb"
     project: str = "polymlm"
@@ -136,6 +142,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     checks: ChecksConfig = field(default_factory=ChecksConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
 

@@ -67,6 +67,13 @@ class Report:
         if self.bar is not None:
             self.bar.update(self.task, completed=done)
 
+    def back(self, step: int) -> None:
+        """The run has gone back to `step`: what it told of later ones is told again."""
+        if self.shown:
+            _drop_after(self.path, step, max(step, self.steps))
+            self.start, self.began = step, time.monotonic()
+            self.step(step)
+
     def step_metrics(self, row: dict[str, Any]) -> None:
         """The figures of a logged step."""
         self._keep(row)
@@ -126,7 +133,9 @@ def _drop_after(path: Path, start: int, steps: int) -> None:
         again = row["step"] > start or ("eval_loss" in row and row["step"] == steps)
         if not again:
             kept.append(line)
-    path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    aside = path.with_name(path.name + ".new")  # a kill must not take the rows that stay
+    aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    aside.replace(path)
 
 
 def _plain(value: Any) -> Any:

@@ -56,6 +56,8 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
             "checkpoint.keep_every": (config.checkpoint.keep_every, 0),
             "watchdog.seconds": (config.watchdog.seconds, 0),
             "checks.replicas_every": (config.checks.replicas_every, 0),
+            "guard.spike": (config.guard.spike, 0),
+            "guard.rollbacks": (config.guard.rollbacks, 0),
             "schedule.warmup_steps": (config.schedule.warmup_steps, 0),
             "schedule.decay_steps": (config.schedule.decay_steps, 0),
             "schedule.end_lr": (config.schedule.end_lr, 0),

@@ -22,6 +22,9 @@ from parallel.groups import ProcessGrid
 from parallel.stages import StageLayer, WholeModel, balance, canonical_name
 
 NEVER = 10**12  # steps between two lines that DeepSpeed prints
+SLACK = 1e-3  # of a sum of squares in another order
+
+Judge = Callable[[float, float], bool]  # of a step's loss and gradient norm; True: apply it
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ class Engine:
 
     Made by `build_engine`. A micro-batch is any object with `inputs` (the first layer's tensor)
     and `to(device)`; layers see it as their second argument.
+
+    judge: sees the loss and the gradient norm of each step before weights and moments change, and
+        where it says no on one rank, they change on none. None: only a norm that is not finite is
+        refused
+    applied: whether the last step changed them
+    refused_by: the highest rank that said no to the last step; None where the norm is not finite
     """
 
     def __init__(self, engine, model: nn.Module, optimizer, layers, grid: ProcessGrid):
@@ -45,17 +54,28 @@ class Engine:
         self.layers: Sequence[StageLayer] = layers
         self.grid = grid
         self.device: torch.device = engine.device
+        self.judge: Judge | None = None
+        self.applied, self.refused_by = True, None
+        self._judged = False  # the step that is under way
+        self._gradient = 0.0  # its norm on this rank
+        self._step, engine.optimizer.step = engine.optimizer.step, self._look_and_step
+        self._apply, optimizer.step = optimizer.step, self._apply_if_good
 
     def train_batch(self, batches: Sequence[Any], lr: float) -> float:
         """One optimizer step over this data rank's micro-batches.
 
         Returns the mean of the layers' losses over all micro-batches of all data ranks, the same
         number on every rank. A layer that scales the sum of its losses by
-        `grad_accum_steps * dp / N` thus gives the mean over N, exactly.
+        `grad_accum_steps * dp / N` thus gives the mean over N, exactly. A step that is not
+        `applied` may be made again, as if it had not been.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        return self._train_batch([batch.to(self.device) for batch in batches])
+        self._judged, self.refused_by = False, None
+        loss = self._train_batch([batch.to(self.device) for batch in batches])
+        # DeepSpeed itself leaves out a step whose norm is not finite, on all ranks.
+        self.applied = self.refused_by is None and not self.deepspeed.optimizer.overflow
+        return loss
 
     def evaluate(self, batches: Sequence[Any]) -> None:
         """Forward passes without gradients or dropout; layers keep what they find."""
@@ -71,6 +91,50 @@ class Engine:
         data ranks."""
         return [(canonical_name(self.layers, n), p) for n, p in self.model.named_parameters()]
 
+    def _look_and_step(self) -> None:
+        """What DeepSpeed calls when the gradients of a step are complete."""
+        if self.judge is not None and self.grid.tp is not None:
+            self._gradient = float(nn.utils.get_total_norm(self._gradients()))
+        self._step()
+
+    def _apply_if_good(self) -> None:
+        """What it then calls to change this rank's masters, once for each group of them."""
+        if self.judge is not None and not self._judged:
+            self._judged = True
+            self.refused_by = self._refused_by(self.judge)
+        if self.refused_by is None:
+            self._apply()
+
+    def _refused_by(self, judge: Judge) -> int | None:
+        """The highest rank that refuses the step that is due; a collective."""
+        layout = self.grid.layout
+        found = torch.tensor(self._own_loss(), dtype=torch.float64, device=self.device)
+        if layout.world_size > 1:
+            dist.all_reduce(found)
+        loss, norm = float(found) / (layout.tp * layout.dp), self._global_norm()
+        # The norm has parameters that are not sharded from the first tensor-parallel rank alone;
+        # here the others see to it that theirs are no worse.
+        good = judge(loss, norm) and self._gradient <= norm * (1 + SLACK)
+        refusing = torch.tensor(-1 if good else self.grid.rank, device=self.device)
+        if layout.world_size > 1:
+            dist.all_reduce(refusing, dist.ReduceOp.MAX)
+        return int(refusing) if refusing >= 0 else None
+
+    def _global_norm(self) -> float:
+        return float(self.deepspeed.optimizer._global_grad_norm)
+
+    def _gradients(self) -> list[torch.Tensor]:
+        """Those of this rank's masters, before they are clipped."""
+        wrapped = self.deepspeed.optimizer
+        if hasattr(wrapped, "fp32_groups_gradient_flat_partition"):  # stage 1 in bf16
+            return list(wrapped.fp32_groups_gradient_flat_partition)
+        groups = wrapped.averaged_gradients.values()
+        return [each for group in groups for each in group or () if each is not None]
+
+    def _own_loss(self) -> float:
+        """The mean loss of this data rank's micro-batches, where they end; 0 on other stages."""
+        raise AssertionError("an engine is made by build_engine")
+
     def _train_batch(self, batches: Sequence[Any]) -> float:
         raise AssertionError("an engine is made by build_engine")
 
@@ -80,6 +144,11 @@ class Engine:
 
 class _Pipelined(Engine):
     model: Any  # a PipelineStages, whose module imports DeepSpeed
+
+    def _own_loss(self) -> float:
+        if not self.grid.is_last_stage:
+            return 0.0
+        return float(self.deepspeed.total_loss) / self.deepspeed.gradient_accumulation_steps()
 
     def _train_batch(self, batches: Sequence[Any]) -> float:
         self.model.batches = iter(batches)
@@ -94,15 +163,18 @@ class _Pipelined(Engine):
 class _Plain(Engine):
     def _train_batch(self, batches: Sequence[Any]) -> float:
         self.deepspeed.train()
-        total = torch.zeros((), device=self.device)
+        self._total = total = torch.zeros((), device=self.device)
         for batch in batches:
             loss = self.deepspeed(batch.inputs, batch)
             self.deepspeed.backward(loss)
-            self.deepspeed.step()
             total += loss.detach()
+            self.deepspeed.step()
         if self.grid.dp is not None:
             dist.all_reduce(total, group=self.grid.dp)
         return float(total) / (len(batches) * self.grid.layout.dp)
+
+    def _own_loss(self) -> float:
+        return float(self._total) / self.deepspeed.gradient_accumulation_steps()
 
     def _evaluate(self, batches: Sequence[Any]) -> None:
         self.deepspeed.eval()

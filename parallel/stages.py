@@ -77,6 +77,14 @@ def run_layers(layers, modules, x, batch, recompute: bool) -> Any:
     return x
 
 
+def name_of(layers: Sequence[StageLayer], layer: StageLayer) -> str:
+    """What the names of a layer's parameters begin with in a checkpoint: of tied layers, the name
+    of the first."""
+    if layer.tied is None:
+        return layer.name
+    return next(each.name for each in layers if each.tied == layer.tied)
+
+
 def canonical_name(layers: Sequence[StageLayer], local_name: str) -> str:
     """The checkpoint name of a parameter of a `WholeModel` or of a stage.
 

@@ -6,7 +6,7 @@ the optimizer steps on, so that a checkpoint is written from them and read into 
 and no rank holds more than its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.engine import Engine
+from parallel.stages import StageLayer, name_of
 
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 SPREAD = 1 << 22  # numbers that are sent at once
@@ -64,6 +65,30 @@ def loaded(engine: Engine, step: int) -> None:
         _spread(wrapped)
     for partition in _partitions(engine):
         engine.optimizer.state[partition]["step"].fill_(float(step))
+
+
+def reset(engine: Engine, dtype: torch.dtype) -> None:
+    """Puts back what a new engine of `dtype` has: initial weights, and no moments; a collective
+    over the data ranks. Layers are built again, one after the other."""
+    found = {piece.name: piece for piece in pieces(engine)}
+    own: Sequence[StageLayer] = getattr(engine.model, "local_layers", engine.layers)
+    for name, layer in {name_of(engine.layers, layer): layer for layer in reversed(own)}.items():
+        for local, value in layer.build().named_parameters():
+            piece = found.get(f"{name}.{local}")
+            if piece is not None:
+                weight = piece.tensors["weight"]
+                flat = value.detach().to(dtype).flatten()
+                weight.copy_(flat[piece.start : piece.start + len(weight)])
+                for kind in KINDS[1:]:
+                    piece.tensors[kind].zero_()
+    loaded(engine, 0)
+
+
+def pass_over(engine: Engine) -> None:
+    """Counts an optimizer step that is not made, so that counting goes by steps of the run."""
+    _make_states(engine)
+    for partition in _partitions(engine):
+        engine.optimizer.state[partition]["step"] += 1
 
 
 def _spread(wrapped: Any) -> None:

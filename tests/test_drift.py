@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-import mlm.train
+import mlm.loop
 from mlm import checkpoint
 from mlm.drift import _ranks
 from mlm.errors import DONE, FAILED
@@ -89,7 +89,7 @@ def test_no_checkpoint_of_replicas_that_differ_is_written(tmp_path, monkeypatch)
     ("parallel", "field"), [({"tp": 2}, "input_ids"), ({"pp": 2}, "dropout_key")]
 )
 def test_a_batch_that_differs_stops_before_its_step(parallel, field, tmp_path, monkeypatch):
-    prepared = mlm.train.prepared
+    prepared = mlm.loop.prepared
 
     def differing(*arguments):
         batches = prepared(*arguments)
@@ -98,7 +98,7 @@ def test_a_batch_that_differs_stops_before_its_step(parallel, field, tmp_path, m
             batches[1] = replace(batches[1], **{field: value ^ 1})
         return batches
 
-    monkeypatch.setattr(mlm.train, "prepared", differing)
+    monkeypatch.setattr(mlm.loop, "prepared", differing)
     outcome = run(tmp_path, config(parallel=parallel, checks={"replicas_every": 3}))
     assert (outcome["code"], outcome["step"]) == (FAILED, 2)
     axis = "tensor" if "tp" in parallel else "pipeline"

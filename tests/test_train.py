@@ -2,19 +2,18 @@
 
 import errno
 import json
-import math
 import os
 import subprocess
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+import mlm.loop
 import mlm.train
 from mlm import checkpoint
 from mlm.data.reader import TokenReader
-from mlm.errors import CONFIG, DATA, DONE, FAILED, NUMBERS, REQUEUE, NumbersError
+from mlm.errors import CONFIG, DATA, DONE, FAILED, REQUEUE
 from mlm.model.flops import training_flops_per_token
 from mlm.outcome import make_room, write_outcome
 from mlm.report import Report
@@ -70,7 +69,7 @@ def test_evaluation_does_not_depend_on_the_layout(tmp_path):
 
 def test_the_logged_loss_is_the_mean_over_the_masked_tokens_of_its_step(tmp_path, monkeypatch):
     """Sums of the languages' figures, which count every token once, against the loss."""
-    gather = mlm.train.gather
+    gather = mlm.loop.gather
 
     def kept(*arguments):
         found = gather(*arguments)
@@ -79,8 +78,8 @@ def test_the_logged_loss_is_the_mean_over_the_masked_tokens_of_its_step(tmp_path
                 file.write(json.dumps([sum(found.sums), sum(found.counts)]) + "\n")
         return found
 
-    monkeypatch.setattr(mlm.train, "gather", kept)
-    monkeypatch.setattr(mlm.train, "peak_flops", lambda device: 1e9)
+    monkeypatch.setattr(mlm.loop, "gather", kept)
+    monkeypatch.setattr(mlm.loop, "peak_flops", lambda device: 1e9)
     made = config(parallel={"tp": 2, "dp": 2}, train={"steps": 3})
     run(tmp_path, made)
     sums = [json.loads(line) for line in (tmp_path / "sums.jsonl").read_text().splitlines()]
@@ -107,19 +106,6 @@ def test_a_run_with_dropout_is_the_same_in_every_layout(tmp_path):
     for other in found[1:]:
         for ours, theirs in zip(other, found[0], strict=True):
             assert ours == pytest.approx(theirs, rel=1e-5)
-
-
-def test_numbers_that_are_not_finite_end_the_run(tmp_path):
-    outcome = run(tmp_path, config(optim={"lr": 1e30, "clip": 0.0}, train={"steps": 50}))
-    assert outcome["code"] == NUMBERS
-    assert "not finite; lower optim.lr" in outcome["sentence"]
-
-
-@pytest.mark.parametrize(("loss", "norm"), [(math.nan, 1.0), (1.0, math.inf)])
-def test_a_loss_or_a_norm_that_is_not_finite_is_enough(loss, norm):
-    saver = SimpleNamespace(last=4, wait=lambda: None)
-    with pytest.raises(NumbersError, match=r"step 7 gave .*the checkpoint of step 4 stands"):
-        mlm.train._check_numbers(loss, norm, 7, saver)
 
 
 def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):

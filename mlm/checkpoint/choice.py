@@ -18,12 +18,13 @@ from mlm.checkpoint.folder import (
 from mlm.errors import DataError
 
 
-def choose(run: Path) -> tuple[Path | None, list[str]]:
+def choose(run: Path, at_most: int | None = None) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from, None where there are none, and what is wrong with newer ones.
 
+    at_most: the newest of so many steps is taken, or where there is none, the oldest of more
     A collective: every rank reads some of the files to see that they are as they were written. What
-    is passed over loses its name, so that nothing takes it for a checkpoint again. Raises
-    `DataError` where there are checkpoints and none is whole.
+    is newer loses its name, so that nothing takes it for a checkpoint again. Raises `DataError`
+    where there are checkpoints and none is whole.
     """
     first = dist.get_rank() == 0
     if first:
@@ -31,7 +32,11 @@ def choose(run: Path) -> tuple[Path | None, list[str]]:
     listed: list[list[Path]] = [all_named(run) if first else []]
     dist.broadcast_object_list(listed)
     passed: list[str] = []
-    for folder in reversed(listed[0]):
+    order = listed[0][::-1]
+    if at_most is not None:
+        later = [folder for folder in listed[0] if step_of(folder) > at_most]
+        order = order[len(later) :] + later
+    for folder in order:
         wrong = _damage(folder)
         if wrong is None:
             if first:

@@ -1,0 +1,80 @@
+"""`incidents.jsonl`: what went wrong with the numbers of a run, and what was done about it."""
+
+import json
+import math
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+INCIDENTS = "incidents.jsonl"
+REFUSED, ROLLED_BACK, LEFT_OUT = "refused", "rolled back", "left out"
+
+
+class Incidents:
+    """The incidents of a run, of all its starts; made on every rank together.
+
+    Rank 0 writes them, each to the disk before the run goes on. `what` is one of: `refused`, a
+    step that was made but not applied; `rolled back`, to the checkpoint of step `to`; `left out`,
+    a step whose batch, the samples from the first to the last of `samples`, is not trained on.
+    `step` is counted as in the metrics, from 1.
+    """
+
+    def __init__(self, run: Path, global_batch_size: int) -> None:
+        self.path, self.batch = run / INCIDENTS, global_batch_size
+        self.first = dist.get_rank() == 0
+        found = [_read(self.path) if self.first else []]
+        dist.broadcast_object_list(found)
+        self.rows: list[dict[str, Any]] = found[0]
+
+    @property
+    def left_out(self) -> set[int]:
+        """The steps that are left out, counted from 0."""
+        return {row["step"] - 1 for row in self.rows if row["what"] == LEFT_OUT}
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many there were of each kind that there was."""
+        return dict(Counter(row["what"].replace(" ", "_") for row in self.rows))
+
+    def refused(self, step: int, why: str, loss: float, norm: float) -> None:
+        numbers = {"loss": _number(loss), "grad_norm": _number(norm)}
+        self._add({"what": REFUSED, "step": step + 1, "why": why, **numbers})
+
+    def rolled_back(self, step: int, to: int) -> None:
+        self._add({"what": ROLLED_BACK, "step": step + 1, "to": to})
+
+    def leave_out(self, step: int) -> None:
+        samples = [step * self.batch, (step + 1) * self.batch - 1]
+        self._add({"what": LEFT_OUT, "step": step + 1, "samples": samples})
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if not self.first:
+            return
+        with self.path.open("a+b") as file:
+            if file.tell():  # what a kill has left half-written stays a line of its own
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps({"time": round(time.time(), 3), **row}).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # half-written
+    return rows
+
+
+def _number(value: float) -> float | str:
+    """JSON has no number for what is not finite."""
+    return value if math.isfinite(value) else str(value)
