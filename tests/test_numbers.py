@@ -158,7 +158,7 @@ def test_a_gradient_that_is_nan_once_on_one_rank_leaves_no_trace(
         assert f"Step {step} is not applied: " in capfd.readouterr().out
         same(folder, whole(made))
         assert what(folder) == [("refused", step)]
-        assert re.search("not finite|on rank 3 is wrong", incidents(folder)[0]["why"])
+        assert re.search("not finite|on rank [13] is wrong", incidents(folder)[0]["why"])
     assert metrics(folder)[-1]["incidents"] == {"refused": 1}
 
 
@@ -169,7 +169,7 @@ def test_a_gradient_that_is_huge_once_leaves_no_trace(parallel, train, whole, fa
     assert faulty(tmp_path, made, at(6, do=gradient_of(1e20)), enough=4)["code"] == DONE
     same(tmp_path, whole(made))
     assert what(tmp_path) == [("refused", 6)]
-    assert re.match("gradient norm|the gradient on rank 3", incidents(tmp_path)[0]["why"])
+    assert re.match("gradient norm|the gradient on rank [13]", incidents(tmp_path)[0]["why"])
 
 
 @pytest.mark.parametrize("value", [torch.nan, pytest.param(1e20, marks=pytest.mark.slow)])

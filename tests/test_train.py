@@ -18,6 +18,7 @@ from mlm.model.flops import training_flops_per_token
 from mlm.outcome import make_room, write_outcome
 from mlm.report import Report
 from parallel.engine import Engine
+from tests.test_resume import exact
 from tests.training_fixtures import config, evaluations, metrics, run
 
 pytestmark = pytest.mark.ranks
@@ -162,9 +163,17 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(small_disk: Path):
+@pytest.mark.parametrize("background", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(
+    background, small_disk: Path, tmp_path
+):
     """The first checkpoint fits and the second does not."""
-    made = config(parallel={"tp": 2}, model={"hidden_size": 64}, checkpoint={"every": 2, "keep": 9})
+    made = config(
+        parallel={"tp": 2},
+        model={"hidden_size": 64},
+        checkpoint={"every": 2, "keep": 9, "background": background},
+    )
+    assert run(tmp_path / "whole", made)["code"] == DONE
     folder = small_disk / "run"
     folder.mkdir()
     probe = small_disk / "filler"
@@ -182,6 +191,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(small_disk: Pa
     assert not list((folder / "checkpoints").glob("*.partial"))
     probe.write_bytes(b"")
     assert run(folder, made)["code"] == DONE
+    assert exact(folder) == exact(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("code", [DONE, FAILED, REQUEUE])
