@@ -15,7 +15,9 @@ from statistics import median
 WINDOW, ENOUGH = 64, 16  # steps that a median is of; with fewer than these there is none
 NEAR = 16  # steps after one that is left out in which trouble is the same trouble
 MAD = 1.4826  # of a normal distribution, a standard deviation over its median absolute deviation
-LOSS_NOISE, NORM_NOISE = 0.04, 0.25  # the least deviation of a logarithm: 10 are 1.5 and 12 times
+# The least deviation of a logarithm: 10 are twice the loss, and 1,100 times the gradient norm, as
+# norms of young models leap by 40 (measured), and clipping makes that harmless.
+LOSS_NOISE, NORM_NOISE = 0.07, 0.7
 
 
 class Median:
@@ -68,6 +70,7 @@ class Guard:
         self.loss = Median("loss", LOSS_NOISE)
         self.norm = Median("gradient norm", NORM_NOISE)
         self.left_out = set(left_out)
+        self._last = -1  # the last step that the medians know of
         self.rollbacks = 0  # since there was a new checkpoint
         self._tried: set[int] = set()  # steps that it was gone back for
 
@@ -79,10 +82,13 @@ class Guard:
         """Whether a step is to be applied."""
         return self.fault(loss, norm) is None
 
-    def applied(self, loss: float, norm: float) -> None:
-        """A step was applied."""
-        self.loss.add(loss)
-        self.norm.add(norm)
+    def applied(self, step: int, loss: float, norm: float) -> None:
+        """A step was applied. Those that are made again after going back add nothing, so that what
+        was refused is measured by what it was measured by before."""
+        if step > self._last:
+            self._last = step
+            self.loss.add(loss)
+            self.norm.add(norm)
 
     def remedy(self, step: int) -> Remedy:
         """What to do about a step that was refused again."""

@@ -155,7 +155,7 @@ class Loop:
             norm = engine.grad_norm
             self.watch.steps += 1
             if engine.applied:
-                self.guard.applied(loss, norm)
+                self.guard.applied(step, loss, norm)
                 return Numbers(loss, norm, lr)
             self.losses.copy_(before)
             alone = f"the gradient on rank {engine.refused_by} is wrong: it is not that of others"

@@ -156,6 +156,7 @@ KILLS = [kill_a_rank, kill_a_rank_that_saves, kill_a_rank, kill_a_rank_that_star
 OTHERS = [ask_the_starter, kill_the_starter, stop_a_rank]
 
 
+@pytest.mark.timeout(1800)  # of the many
 @pytest.mark.parametrize(
     "faults",
     [

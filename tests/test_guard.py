@@ -11,8 +11,8 @@ from mlm.guard import ENOUGH, NEAR, WINDOW, Guard, Median, Remedy
 def settled(spike: float = 10.0, rollbacks: int = 4, steps: int = WINDOW) -> Guard:
     """One that has seen steps of loss about 6 and gradient norm about 1."""
     guard, noise = Guard(spike, rollbacks), random.Random(1)
-    for _ in range(steps):
-        guard.applied(6.0 + noise.gauss(0, 0.05), math.exp(noise.gauss(0, 0.2)))
+    for step in range(steps):
+        guard.applied(step, 6.0 + noise.gauss(0, 0.05), math.exp(noise.gauss(0, 0.2)))
     return guard
 
 
@@ -28,23 +28,23 @@ def test_what_is_not_finite_is_refused_from_the_first_step_on(wrong, spike):
 
 def test_a_spike_is_refused_with_its_median_and_its_limit():
     guard = settled()
-    assert guard.judge(8.0, 8.0)
-    why = guard.fault(9.5, 1.0)
+    assert guard.judge(11.0, 900.0)
+    why = guard.fault(13.0, 1.0)
     assert why is not None
-    assert why.startswith("loss 9.5 is far above 6.0")
-    assert "the median of the last 64 steps (guard.spike=10 allows 8.9" in why
-    assert "gradient norm 30 is far above" in str(guard.fault(6.0, 30.0))
+    assert why.startswith("loss 13 is far above 6.0")
+    assert "the median of the last 64 steps (guard.spike=10 allows 12.1" in why
+    assert "gradient norm 3000 is far above" in str(guard.fault(6.0, 3000.0))
     assert guard.judge(0.01, 0.0001)  # what is low is no spike
     assert guard.judge(0.0, 0.0)
 
 
 def test_a_spike_of_a_noisy_run_is_farther_away():
-    quiet, noisy, noise = Median("loss", 0.04), Median("loss", 0.04), random.Random(2)
+    quiet, noisy, noise = Median("loss", 0.07), Median("loss", 0.07), random.Random(2)
     for _ in range(WINDOW):
         quiet.add(2.0)
         noisy.add(math.exp(noise.gauss(math.log(2.0), 0.3)))
-    assert quiet.fault(4.0, 10.0) is not None
-    assert noisy.fault(4.0, 10.0) is None
+    assert quiet.fault(5.0, 10.0) is not None
+    assert noisy.fault(5.0, 10.0) is None
     assert noisy.fault(400.0, 10.0) is not None
 
 
@@ -59,11 +59,22 @@ def test_a_falling_loss_and_a_slow_rise_are_no_spikes():
     for step in range(2000):
         loss, norm = 2 + 10 * math.exp(-step / 100), 5.0 if step < 300 else 0.5
         assert guard.judge(loss, norm), step
-        guard.applied(loss, norm)
+        guard.applied(step, loss, norm)
     for step in range(500):
         loss = 2 + step / 100
         assert guard.judge(loss, 0.5), step
-        guard.applied(loss, 0.5)
+        guard.applied(2000 + step, loss, 0.5)
+
+
+def test_steps_that_are_made_again_do_not_change_the_measure():
+    """Else the same step could be refused the first time and applied the second."""
+    guard = settled()
+    before = guard.fault(13.0, 1.0)
+    for step in range(40, WINDOW):
+        guard.applied(step, 1.0, 1.0)
+    assert guard.fault(13.0, 1.0) == before
+    guard.applied(WINDOW, 1.0, 1.0)
+    assert guard.fault(13.0, 1.0) != before
 
 
 def test_a_step_that_is_refused_again_takes_the_run_back_and_then_goes():
