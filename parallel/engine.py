@@ -7,6 +7,7 @@ and in bf16 it takes another optimizer.
 
 import io
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -57,7 +58,7 @@ class Engine:
         self.judge: Judge | None = None
         self.applied, self.refused_by = True, None
         self._judged = False  # the step that is under way
-        self._gradient = 0.0  # its norm on this rank
+        self._loss = self._own_norm = 0.0  # its mean loss, the norm of this rank's gradients
         self._step, engine.optimizer.step = engine.optimizer.step, self._look_and_step
         self._apply, optimizer.step = optimizer.step, self._apply_if_good
 
@@ -92,9 +93,22 @@ class Engine:
         return [(canonical_name(self.layers, n), p) for n, p in self.model.named_parameters()]
 
     def _look_and_step(self) -> None:
-        """What DeepSpeed calls when the gradients of a step are complete."""
-        if self.judge is not None and self.grid.tp is not None:
-            self._gradient = float(nn.utils.get_total_norm(self._gradients()))
+        """What DeepSpeed calls when the gradients of a step are complete.
+
+        Its norm does not have the gradients of all ranks: of what is not sharded, and of copies of
+        a tied weight, it takes one, and in bf16 each data rank goes by its own copy of them all.
+        """
+        if self.judge is not None:
+            layout, gradients = self.grid.layout, self._gradients()
+            self._own_norm = float(nn.utils.get_total_norm(gradients))
+            wrong = not math.isfinite(self._own_norm)
+            found = torch.tensor([self._own_loss(), wrong], dtype=torch.float64, device=self.device)
+            if layout.world_size > 1:
+                dist.all_reduce(found)
+            loss, wrongs = found.tolist()
+            self._loss = loss / (layout.tp * layout.dp)
+            if wrongs and gradients:  # so that all leave this step out, and none waits for another
+                gradients[0].view(-1)[:1] = math.inf
         self._step()
 
     def _apply_if_good(self) -> None:
@@ -107,27 +121,19 @@ class Engine:
 
     def _refused_by(self, judge: Judge) -> int | None:
         """The highest rank that refuses the step that is due; a collective."""
-        layout = self.grid.layout
-        found = torch.tensor(self._own_loss(), dtype=torch.float64, device=self.device)
-        if layout.world_size > 1:
-            dist.all_reduce(found)
-        loss, norm = float(found) / (layout.tp * layout.dp), self._global_norm()
-        # The norm has parameters that are not sharded from the first tensor-parallel rank alone;
-        # here the others see to it that theirs are no worse.
-        good = judge(loss, norm) and self._gradient <= norm * (1 + SLACK)
+        norm = float(self.deepspeed.optimizer._global_grad_norm)
+        # What a rank has is a part of the whole, also where the norm does not look.
+        good = judge(self._loss, norm) and self._own_norm <= norm * (1 + SLACK)
         refusing = torch.tensor(-1 if good else self.grid.rank, device=self.device)
-        if layout.world_size > 1:
+        if self.grid.layout.world_size > 1:
             dist.all_reduce(refusing, dist.ReduceOp.MAX)
         return int(refusing) if refusing >= 0 else None
 
-    def _global_norm(self) -> float:
-        return float(self.deepspeed.optimizer._global_grad_norm)
-
     def _gradients(self) -> list[torch.Tensor]:
-        """Those of this rank's masters, before they are clipped."""
+        """Those of a step that this rank has, reduced and not yet clipped."""
         wrapped = self.deepspeed.optimizer
-        if hasattr(wrapped, "fp32_groups_gradient_flat_partition"):  # stage 1 in bf16
-            return list(wrapped.fp32_groups_gradient_flat_partition)
+        if hasattr(wrapped, "fp32_groups_gradients_flat"):  # stage 1 in bf16
+            return list(wrapped.fp32_groups_gradients_flat)
         groups = wrapped.averaged_gradients.values()
         return [each for group in groups for each in group or () if each is not None]
 

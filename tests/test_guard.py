@@ -109,6 +109,16 @@ def test_trouble_behind_what_is_left_out_takes_ever_more_of_what_came_before():
     assert guard.remedy(104 + NEAR) == Remedy(back=True)  # far enough to be other trouble
 
 
+def test_trouble_behind_what_is_left_out_is_not_gone_back_for_once_more_in_vain():
+    """Also where the step has been gone back for before."""
+    guard = settled()
+    assert guard.remedy(101) == Remedy(back=True)
+    assert guard.remedy(100) == Remedy(back=True)
+    assert guard.remedy(100) == Remedy(leave_out=range(100, 101))
+    guard.left_out.add(100)
+    assert guard.remedy(101) == Remedy(back=True, leave_out=range(99, 102))
+
+
 def test_a_checkpoint_lets_the_count_begin_anew():
     guard = settled(rollbacks=2)
     assert guard.remedy(100).back

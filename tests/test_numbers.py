@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -227,19 +228,104 @@ def test_a_loss_that_leaps_takes_the_run_back(whole, faulty, tmp_path):
     assert incidents(tmp_path)[0]["why"].startswith("loss ")
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parallel", "dtype", "value"),
+    [
+        ({"dp": 2}, "bf16", torch.nan),
+        ({"pp": 2}, "bf16", 1e20),
+        *(
+            pytest.param(parallel, dtype, value, marks=pytest.mark.slow)
+            for parallel in ({"dp": 2}, {"tp": 2}, {"pp": 2}, {"dp": 2, "zero": 3})
+            for dtype in ("bf16", "fp32")
+            for value in (torch.nan, 1e20)
+        ),
+    ],
+)
+def test_a_gradient_that_goes_wrong_once_it_is_reduced_leaves_no_trace(
+    parallel, dtype, value, whole, tmp_path, monkeypatch
+):
+    """One rank alone has it, and the others wait for it with the next collective."""
+    made, look, looks = config(parallel=parallel, train={"dtype": dtype}), Engine._look_and_step, []
+
+    def spoil(self):
+        looks.append(1)
+        if len(looks) == 3 and self.grid.rank == 1:
+            self._gradients()[0].view(-1)[0] = value
+        look(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "_look_and_step", spoil)
+        assert run(tmp_path, made)["code"] == DONE
+    assert what(tmp_path) == [("refused", 3)]
+    same(tmp_path, whole(made))
+
+
+def test_what_is_told_of_languages_and_of_numbers_knows_nothing_of_what_was_refused(
+    whole, faulty, tmp_path
+):
+    """In the middle of what one row tells, and of what one checkpoint holds."""
+    made = config(train={"log_every": 6}, checkpoint={"every": 6})
+    for name, fault in (("once", NAN), ("state", SPOILT)):
+        assert faulty(tmp_path / name, made, at(4, do=fault))["code"] == DONE
+        same(tmp_path / name, whole(made))
+        text = (tmp_path / name / "incidents.jsonl").read_text()
+        assert "NaN" not in text
+        assert "Infinity" not in text
+
+
+def test_the_way_back_waits_for_a_save_that_goes_on(faulty, tmp_path, monkeypatch):
+    write = checkpoint.Saver._write
+
+    def slow(self, *arguments):
+        time.sleep(2)
+        write(self, *arguments)
+
+    monkeypatch.setattr(checkpoint.Saver, "_write", slow)
+    assert faulty(tmp_path, config(), at(3, do=SPOILT))["code"] == DONE
+    assert incidents(tmp_path)[-1]["to"] == 2
+
+
+def test_a_run_goes_back_once_for_each_trouble_where_checkpoints_lie_between(faulty, tmp_path):
+    made = config(train={"steps": 8}, guard={"rollbacks": 1})
+    assert faulty(tmp_path, made, at(3, 7, do=SPOILT))["code"] == DONE
+    each = [[("refused", s), ("refused", s), ("rolled back", s)] for s in (3, 7)]
+    assert what(tmp_path) == each[0] + each[1]
+
+
 def test_a_damaged_checkpoint_is_passed_over_on_the_way_back(whole, faulty, tmp_path, capfd):
-    made = config(parallel={"dp": 2}, train={"steps": 8}, checkpoint={"background": False})
+    made = config(train={"steps": 8}, checkpoint={"background": False})
 
     def spoil(engine, here):
         SPOILT(engine, here)
-        if here:
-            next(checkpoint.newest(tmp_path).glob("*.distcp")).unlink()
+        next(checkpoint.newest(tmp_path).glob("*.distcp")).unlink()
 
     assert faulty(tmp_path, made, at(7, do=spoil))["code"] == DONE
     assert "Passed over: " in capfd.readouterr().out
     same(tmp_path, whole(made))
     assert incidents(tmp_path)[-1]["to"] == 4
+    kept = [path.name for path in checkpoint.all_checkpoints(tmp_path)]
+    assert kept == ["step-00000006", "step-00000008"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("parallel", "dtype"),
+    [
+        ({}, "bf16"),
+        ({"dp": 2, "zero": 2}, "bf16"),
+        ({"tp": 2}, "fp32"),
+        ({"dp": 2, "zero": 3}, "bf16"),
+    ],
+)
+def test_a_run_that_began_with_weights_begins_again_with_them(
+    parallel, dtype, whole, faulty, tmp_path
+):
+    from tests.test_train_from_weights import source_of, starting
+
+    source = source_of(tmp_path / "source")
+    made = starting(source, train={"dtype": dtype}, parallel=parallel)
+    assert faulty(tmp_path / "run", made, at(2, do=SPOILT))["code"] == DONE
+    same(tmp_path / "run", whole(made))
 
 
 def test_checkpoints_that_are_gone_are_not_begun_anew(faulty, tmp_path):
@@ -297,6 +383,22 @@ def test_trouble_that_goes_on_takes_more_batches_and_then_ends_the_run(last, fau
         assert (outcome["code"], outcome["step"]) == (NUMBERS, 14)
         assert back == [(11, 10), (12, 8), (13, 6), (14, 2)]
         assert re.match("step 15: .* is not finite, also after 4 returns", outcome["sentence"])
+
+
+def test_what_a_run_ends_with_is_its_last_good_checkpoint(faulty, tmp_path):
+    made = config(train={"steps": 20}, checkpoint={"every": 2, "keep": 9}, guard={"rollbacks": 2})
+    outcome = faulty(tmp_path, made, at(11, 12, 13, times=10**6, do=NAN))
+    assert (outcome["code"], outcome["step"]) == (NUMBERS, 12)
+    assert "(guard.rollbacks=2); the checkpoint of step 8 stands" in outcome["sentence"]
+    assert checkpoint.newest(tmp_path).name == "step-00000008"
+
+
+def test_only_what_is_still_to_come_is_left_out(faulty, tmp_path):
+    """Step 8 is in the one checkpoint that there is."""
+    made = config(train={"steps": 12}, checkpoint={"every": 4, "keep": 1})
+    assert faulty(tmp_path, made, at(9, 10, times=10**6, do=NAN))["code"] == DONE
+    out = [row["step"] for row in incidents(tmp_path) if row["what"] == "left out"]
+    assert out == [9, 10]
 
 
 def test_a_learning_rate_that_is_too_high_ends_the_run(tmp_path):
