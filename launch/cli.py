@@ -40,6 +40,7 @@ VERBS = {
         "launch.verbs:checkpoints",
         ("run",),
     ),
+    "audit": Verb("shows what a run was trained on", "AuditConfig", "launch.verbs:audit", ("run",)),
     "fill": Verb(
         "fills the masks of a text", "FillConfig", "launch.verbs:fill", ("path", "texts"), True
     ),
@@ -163,7 +164,7 @@ def _completion(arguments: list[str]) -> list[str]:
 
 
 def _overview() -> str:
-    rows = [f"  {name:<10} {verb.summary}" for name, verb in VERBS.items()]
+    rows = [f"  {name:<11} {verb.summary}" for name, verb in VERBS.items()]
     return "\n".join(
         [
             "mlm COMMAND [SETTING=VALUE ...]: pretraining of multilingual masked language models.",

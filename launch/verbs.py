@@ -6,6 +6,7 @@ from rich.console import Console
 
 from launch.compose import Composed
 from mlm.config import (
+    AuditConfig,
     CheckpointsConfig,
     ExportConfig,
     FillConfig,
@@ -102,3 +103,19 @@ def checkpoints(composed: Composed) -> None:
         return
     with held(run):
         show(run, config.verify, Keep(config.keep, config.keep_every))
+
+
+def audit(composed: Composed) -> None:
+    """`mlm audit RUN`."""
+    config = load(AuditConfig, composed.settings)
+    if config.rows < 0:
+        raise UserError(f"rows={config.rows} is below 0; give 0 for all of them, or more")
+    if config.step is not None and config.every:
+        raise UserError("step and every=true are both given; leave one out")
+    from mlm.audit import Audit
+
+    found = Audit(Path(config.run))
+    if config.step is not None:
+        found.show_step(config.step, config.rows, Console())
+    else:
+        found.show(config.every, Console())

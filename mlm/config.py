@@ -220,6 +220,18 @@ class CheckpointsConfig:
     keep_every: int = 0  # but leave steps that this divides
 
 
+@dataclass(frozen=True)
+class AuditConfig:
+    """`mlm audit RUN`: what a run was trained on, and whether its ledger agrees."""
+
+    __pydantic_config__ = STRICT
+
+    run: str = "???"  # a run folder
+    step: int | None = None  # show the batch of this step, counted as in the metrics, from 1
+    rows: int = 4  # of the batch that is shown; 0: all
+    every: bool = False  # compare all steps of the ledger, and not some
+
+
 def defaults(schema: type) -> dict[str, Any]:
     """The defaults of a config dataclass as plain nested dicts and lists, for Hydra's store."""
     return as_dict(schema())

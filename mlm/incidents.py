@@ -26,14 +26,14 @@ class Incidents:
     def __init__(self, run: Path, global_batch_size: int) -> None:
         self.path, self.batch = run / INCIDENTS, global_batch_size
         self.first = dist.get_rank() == 0
-        found = [_read(self.path) if self.first else []]
+        found = [read_incidents(run) if self.first else []]
         dist.broadcast_object_list(found)
         self.rows: list[dict[str, Any]] = found[0]
 
     @property
     def left_out(self) -> set[int]:
         """The steps that are left out, counted from 0."""
-        return {row["step"] - 1 for row in self.rows if row["what"] == LEFT_OUT}
+        return steps_left_out(self.rows)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -65,8 +65,14 @@ class Incidents:
             os.fsync(file.fileno())
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    rows = []
+def steps_left_out(rows: list[dict[str, Any]]) -> set[int]:
+    """The steps, counted from 0, whose batches rows of incidents leave out."""
+    return {row["step"] - 1 for row in rows if row["what"] == LEFT_OUT}
+
+
+def read_incidents(run: Path) -> list[dict[str, Any]]:
+    """The incidents of a run, those that a kill has left half-written passed over."""
+    path, rows = run / INCIDENTS, []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             rows.append(json.loads(line))

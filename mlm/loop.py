@@ -14,6 +14,7 @@ from mlm.batch import MicroBatch
 from mlm.build import Parts, own_batches, prepared
 from mlm.config import TrainConfig, as_dict
 from mlm.data.entropy import unigram_entropy
+from mlm.data.ledger import Ledger
 from mlm.data.prefetch import Prefetcher
 from mlm.drift import check_batches_agree, check_weights_agree
 from mlm.errors import DataError, NumbersError, StopRequested, UserError
@@ -26,7 +27,7 @@ from mlm.report import Report
 from mlm.stragglers import Pace
 from mlm.throughput import Stopwatch, peak_flops
 from mlm.watchdog import Watchdog
-from mlm.world import agree
+from mlm.world import Agreement, agree
 from parallel.state import pass_over
 
 TRIES = 2  # of a step, before the state itself is in doubt
@@ -75,6 +76,7 @@ class Loop:
             self.engine, run, kept, config.checkpoint.background, dog.moved
         )
         self.saved = progress.step  # the step of the last save, which may be going on
+        self.ledger = Ledger(run, progress.step) if report.shown else None
         self.incidents = Incidents(run, config.train.global_batch_size)
         guard = config.guard
         self.guard = Guard(guard.spike, guard.rollbacks, self.incidents.left_out)
@@ -99,14 +101,16 @@ class Loop:
         steps = self.config.train.steps
         while self.progress.step < steps:
             step = self.progress.step
-            batches, masked = self._batches(feed)
+            batches, agreed = self._batches(feed)
             numbers = None
             if step not in self.guard.left_out:
-                numbers = self._take(step, batches, masked)
+                numbers = self._take(step, batches, agreed.masked_tokens)
                 if numbers is None and not self._remedied(step):
                     return
             if numbers is None:
                 pass_over(self.engine)
+            if self.ledger is not None:
+                self.ledger.add(0 if numbers is None else agreed.digest)
             done = self.progress.step = step + 1
             if _due(done, self.config.checks.replicas_every):
                 check_weights_agree(self.engine, self.saver, done)
@@ -121,18 +125,17 @@ class Loop:
                 if _due(done, self.config.checkpoint.every) and numbers is not None:
                     self._save()
 
-    def _batches(self, feed: Prefetcher) -> tuple[list[MicroBatch], int]:
-        """This data rank's next micro-batches, and the masked tokens of the global batch.
+    def _batches(self, feed: Prefetcher) -> tuple[list[MicroBatch], Agreement]:
+        """This data rank's next micro-batches, and what all know of the global batch.
 
         Raises on all ranks what a rank has met, or that the run is to stop.
         """
         self.dog.at("data")
         batches, error = _next(feed, self.watch)
         asked = self.report.shown and (self.run / STOP).exists()
-        own = sum(batch.masked_tokens for batch in batches)
         self.dog.at("step")
         error = error or self.saver.look()
-        agreed = agree(self.parts.grid, self.engine.device, own, asked, error)
+        agreed = agree(self.parts.grid, self.engine.device, batches, asked, error)
         if agreed.stop:
             self._save()
             self.saver.wait()
@@ -140,7 +143,7 @@ class Loop:
                 f"stopped as asked after step {self.progress.step}, which is saved; start the run "
                 f"again, without run.fresh, to go on"
             )
-        return batches, agreed.masked_tokens
+        return batches, agreed
 
     def _take(self, step: int, batches: list[MicroBatch], masked: int) -> Numbers | None:
         """Makes a step; None: it was refused, and has left no trace."""
@@ -206,6 +209,8 @@ class Loop:
             self.losses.zero_()
             self.progress.step = self.saved = to
             self.report.back(to)
+            if self.ledger is not None:
+                self.ledger.back(to)
             self.incidents.rolled_back(step, to)
             self.report.say(f"Going back from step {step + 1} to step {to}")
 
@@ -242,12 +247,23 @@ class Loop:
                 "seconds_data": waiting,
                 "seconds_step": seconds,
                 "loss_by_language": by_language,
+                **self._exposure(done),
                 **ranks,
                 **({"incidents": counts} if counts else {}),
             }
         )
         if slow is not None:
             self.report.say(slow)
+
+    def _exposure(self, done: int) -> dict[str, dict[str, float]]:
+        """Tokens of text, and epochs, that the first `done` steps have of each language."""
+        order = self.parts.batches.order
+        counts = order.samples_per_language(done * self.config.train.global_batch_size)
+        tokens, epochs = counts * (order.seq_len - 1), counts / order.blocks
+        return {
+            "tokens_by_language": dict(zip(self.languages, tokens.tolist(), strict=True)),
+            "epochs_by_language": dict(zip(self.languages, epochs.tolist(), strict=True)),
+        }
 
     def _score(self) -> None:
         scored = evaluate(self.engine, self.parts.heldout, lambda: self.dog.at("evaluate"))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from mlm.batch import MicroBatch
 from mlm.config import TrainConfig
 from mlm.errors import UserError
 from parallel.groups import ProcessGrid
@@ -52,27 +54,35 @@ def start_process_group(device: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks know before a step: masked tokens of the global batch, and a wish to stop."""
+    """What all ranks know before a step: of the global batch its masked tokens and its digest, and
+    a wish to stop."""
 
     masked_tokens: int
+    digest: int
     stop: bool
 
 
 def agree(
-    grid: ProcessGrid, device: torch.device, masked_tokens: int, stop: bool, error: UserError | None
+    grid: ProcessGrid,
+    device: torch.device,
+    batches: Sequence[MicroBatch],
+    stop: bool,
+    error: UserError | None,
 ) -> Agreement:
     """One collective per step: counts the global batch, and no rank stops or fails alone.
 
-    masked_tokens: of this data rank's micro-batches. Raises the first failing rank's error on
-    every rank.
+    batches: this data rank's micro-batches. Raises the first failing rank's error on every rank.
     """
-    layout = grid.layout
-    votes = torch.tensor([masked_tokens, stop, error is not None], dtype=torch.int64, device=device)
-    dist.all_reduce(votes)
-    masked, stops, errors = votes.tolist()
+    own = [0, 0]
+    if grid.tp_rank == 0 and grid.pp_rank == 0:  # the others of a data rank have the same
+        digests = torch.tensor([batch.digest for batch in batches], dtype=torch.int64)
+        own = [sum(batch.masked_tokens for batch in batches), int(digests.sum())]
+    votes = torch.tensor([*own, stop, error is not None], dtype=torch.int64, device=device)
+    dist.all_reduce(votes)  # of int64, which wraps around
+    masked, digest, stops, errors = votes.tolist()
     if errors:
         raise_together(error)
-    return Agreement(masked // (layout.tp * layout.pp), stops > 0)
+    return Agreement(masked, digest, stops > 0)
 
 
 def raise_together(error: UserError | None) -> None:

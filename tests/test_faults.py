@@ -67,7 +67,7 @@ class Run:
 
     def end(self) -> tuple[int, str, str]:
         """Its code and what it printed, when it has ended by itself."""
-        out, err = self.process.communicate(timeout=PATIENCE)
+        out, err = self.process.communicate(timeout=5 * PATIENCE)
         return self.process.returncode, out, err
 
     def wait_for(self, holds: Callable[[], bool]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import mlm.loop
 import mlm.train
 from mlm import checkpoint
+from mlm.data.index import Index
 from mlm.data.reader import TokenReader
 from mlm.errors import CONFIG, DATA, DONE, FAILED, REQUEUE
 from mlm.model.flops import training_flops_per_token
@@ -37,6 +38,12 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert [row["tokens"] for row in rows] == [256, 512, 1024, 1536]
     assert [row["lr"] for row in rows[:2]] == pytest.approx([1.5e-3, 3e-3])  # two steps of warm-up
     assert set(rows[-1]["loss_by_language"]) <= {"el", "en", "ja", "sw"}
+    tokens, epochs = rows[-1]["tokens_by_language"], rows[-1]["epochs_by_language"]
+    assert sum(tokens.values()) == 6 * 8 * 31
+    blocks = {name: epochs[name] and tokens[name] / 31 / epochs[name] for name in tokens}
+    index = Index.open(Path(str(made.data.shards)))
+    for name, text in zip(index.languages, index.train_tokens, strict=True):
+        assert blocks[name] == pytest.approx(text // 31 * (tokens[name] > 0))
     scored = evaluations(tmp_path)
     assert [row["step"] for row in scored] == [3, 6]
     assert scored[-1]["eval_loss"] == outcome["eval_loss"]

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from mlm.batch import MicroBatch
+from mlm.data.ledger import batch_digest
 from mlm.data.masking import Masking, maskable, masked_positions
 from mlm.data.order import SampleOrder
 from mlm.data.reader import TokenReader
@@ -47,7 +48,8 @@ class TrainingBatches:
         self._reader.gather("train", languages, blocks * (seq_len - 1), ids[:, 1:])
         lengths = np.full(len(numbers), seq_len, np.int64)
         keys = [key(self._seed, "mask", number) for number in numbers.tolist()]
-        return _micro_batch(ids, lengths, languages, self._masking(ids, lengths, np.array(keys)))
+        masked = self._masking(ids, lengths, np.array(keys))
+        return _micro_batch(ids, lengths, languages, masked, batch_digest(numbers, *masked))
 
 
 class HeldOutBatches:
@@ -123,6 +125,7 @@ def _micro_batch(
     lengths: np.ndarray,
     languages: np.ndarray,
     masked: tuple[np.ndarray, np.ndarray, np.ndarray],
+    digest: int = 0,
 ) -> MicroBatch:
     input_ids, positions, targets = (torch.from_numpy(array) for array in masked)
     return MicroBatch(
@@ -131,4 +134,5 @@ def _micro_batch(
         positions=positions,
         targets=targets,
         languages=torch.from_numpy(languages.astype(np.int64)),
+        digest=digest,
     )

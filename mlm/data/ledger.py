@@ -1,0 +1,60 @@
+"""The ledger of a run, `ledger.bin`: a hash of each batch that it was trained on, 8 bytes a step.
+
+The hash of a batch is the sum of those of its rows, modulo 2^64, and so the same however the rows
+were divided over ranks and micro-batches; that of a row is one of its sample number, its masked
+ids, its masked positions and its targets. 0 stands for a batch that was left out.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from mlm.data.draw import bits
+
+LEDGER = "ledger.bin"
+ROW = np.dtype("<u8")
+
+
+class Ledger:
+    """Writes the ledger, on one rank. Raises OSError."""
+
+    def __init__(self, run: Path, steps: int) -> None:
+        """Keeps the rows of the first `steps`; later ones are written again."""
+        self.file = (run / LEDGER).open("r+b" if (run / LEDGER).exists() else "w+b", buffering=0)
+        self.back(steps)
+
+    def back(self, steps: int) -> None:
+        """Goes on behind the first `steps`."""
+        self.file.truncate(steps * ROW.itemsize)
+        self.file.seek(0, 2)
+
+    def add(self, digest: int) -> None:
+        """The batch of the next step: int64, as `batch_digest` gives it."""
+        self.file.write(np.array(digest, np.int64).astype(ROW).tobytes())
+
+
+def read_ledger(run: Path) -> np.ndarray:
+    """The hashes of the steps of a run, (steps,) uint64; none where it has no ledger."""
+    path = run / LEDGER
+    if not path.is_file() or path.stat().st_size < ROW.itemsize:
+        return np.empty(0, ROW)
+    return np.memmap(path, ROW, "r", shape=(path.stat().st_size // ROW.itemsize,))
+
+
+def batch_digest(
+    numbers: np.ndarray, ids: np.ndarray, positions: np.ndarray, targets: np.ndarray
+) -> int:
+    """The sum of the hashes of rows, modulo 2^64, as an int64.
+
+    numbers: (rows,) of the samples; ids: (rows, seq_len); positions, targets: (rows, masked)
+    """
+    words = np.concatenate([ids, positions, targets], axis=1).astype(np.uint64)
+    sums = (words * _weights(words.shape[1])).sum(axis=1, dtype=np.uint64)
+    return int(bits(sums, numbers.astype(np.uint64)).sum(dtype=np.uint64).astype(np.int64))
+
+
+@lru_cache(4)
+def _weights(count: int) -> np.ndarray:
+    """Odd, so that no word that differs is lost."""
+    return bits(np.zeros(1, np.uint64), np.arange(count, dtype=np.uint64)) | np.uint64(1)
