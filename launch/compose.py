@@ -56,7 +56,7 @@ def compose(
     if parsed.multirun and verb != "train":
         raise UserError(f"-m is given to mlm {verb}, but only mlm train runs sweeps; leave it out")
     defaults = mlm.config.defaults(getattr(mlm.config, schema))
-    ConfigStore.instance().store(f"{verb}_schema", node=defaults)
+    ConfigStore.instance().store(f"{verb}_schema", node=_node(defaults))
     kept: list[tuple[DictConfig, Any]] = []
 
     def collect(settings: DictConfig) -> float | None:
@@ -72,6 +72,15 @@ def compose(
         jobs = [_composed(settings, job, given) for settings, job in kept]
     for composed in jobs:  # one or none; outside of Hydra, which would write about its errors
         task(composed)
+
+
+def _node(defaults: dict[str, Any]) -> DictConfig:
+    """Defaults for Hydra, which refuses keys that they lack, but where a value is by language."""
+    node = OmegaConf.create(defaults)
+    for key in _keys(defaults):
+        if OmegaConf.select(node, key) == {}:
+            OmegaConf.set_struct(OmegaConf.select(node, key), False)
+    return node
 
 
 def _parse(verb: str, arguments: Sequence[str]) -> Any:

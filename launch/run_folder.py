@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import yaml
 
-from mlm.config import TrainConfig, as_dict
+from mlm.config import TrainConfig, as_dict, defaults
 from mlm.errors import DataError, UserError
 from mlm.outcome import OUTCOME, STOP
 
@@ -37,6 +37,7 @@ FREE_SETTINGS = (
     "data.tokenizer",
     "data.workers",
 )
+BY_LANGUAGE = ("data.weights", "data.max_epochs_of")  # values that are dicts
 
 
 def run_name(given: str | None, model: str | None, run_dir: Path) -> str:
@@ -90,10 +91,11 @@ def check_same_run(folder: Path, before: dict[str, Any], config: TrainConfig) ->
 
     A `model.vocab_size` that is still open in `config` is not compared.
     """
-    old = {"weights": None, **dict(_settings(before))}
+    # What an older version did not know yet, a run of it had as it is by default.
+    old = dict(_settings(defaults(TrainConfig))) | dict(_settings(before))
     for name, value in _settings(as_dict(config)):
         section = name.partition(".")[0]
-        if section in FREE_SECTIONS or name in FREE_SETTINGS or name not in old:
+        if section in FREE_SECTIONS or name in FREE_SETTINGS:
             continue
         if name == "model.vocab_size" and value is None:
             continue
@@ -178,7 +180,7 @@ def _lock(log: IO[bytes], folder: Path) -> None:
 def _settings(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
     for name, value in tree.items():
-        inner = isinstance(value, dict)
+        inner = isinstance(value, dict) and prefix + name not in BY_LANGUAGE
         rows += _settings(value, f"{prefix}{name}.") if inner else [(prefix + name, value)]
     return rows
 

@@ -19,9 +19,9 @@ class MicroBatch:
     languages: (micro_batch,) int64, the row's language, as an index into the shards' languages
     loss_scale: what the sum of the losses of the masked tokens is multiplied by
     dropout_key: a key (seed, step, micro-batch) that every dropout mask is derived from
-    digest: of all that it is trained on, for the ledger; sums of them count modulo 2^64
     losses: (languages, 2) float64 or None; sums of losses and counts of masked tokens per
         language are added to it by the stage that holds the head
+    digest: of all that it is trained on, for the ledger; sums of them count modulo 2^64
     """
 
     input_ids: Tensor
@@ -31,8 +31,8 @@ class MicroBatch:
     languages: Tensor
     loss_scale: float = 1.0
     dropout_key: int = 0
-    digest: int = 0
     losses: Tensor | None = None
+    digest: int = 0
 
     @property
     def inputs(self) -> Tensor:

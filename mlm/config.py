@@ -44,6 +44,11 @@ class DataConfig:
     vocab_size: int = 250002  # of a tokenizer that is trained here, special ids included
     seq_len: int = 512
     alpha: float = 0.3
+    # (step, alpha) points, to which alpha goes on straight lines, and where it stays at the end
+    alpha_schedule: tuple[tuple[int, float], ...] = ()
+    weights: dict[str, float] = field(default_factory=dict)  # of languages, 1 where not given
+    max_epochs: float | None = None  # of a language; null: as many as its share makes
+    max_epochs_of: dict[str, float] = field(default_factory=dict)  # of single languages
     mask_ratio: float = 0.15
     shuffle_window: int = 16  # chunks of 512 blocks among which blocks are shuffled
     workers: int | None = None  # processes that prepare a corpus; null: one per core

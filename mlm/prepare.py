@@ -15,6 +15,7 @@ from rich.console import Console
 from mlm.config import TokenizerConfig, TrainConfig
 from mlm.data import shards
 from mlm.data.index import FILE, Index
+from mlm.data.mix import Mix, limits
 from mlm.data.order import SampleOrder
 from mlm.errors import UserError
 from mlm.progress import progress
@@ -135,16 +136,36 @@ def check_data(config: TrainConfig) -> DataFacts:
 
 
 def sample_order(config: TrainConfig, index: Index) -> SampleOrder:
-    """The order of a run's samples; raises `DataError` where a language has no whole block."""
-    data = config.data
-    return SampleOrder(
+    """The order of a run's samples; raises `DataError` where a language has no whole block, and
+    `UserError` for a mix that these languages do not give."""
+    data, batch = config.data, config.train.global_batch_size
+    for name, given in (("weights", data.weights), ("max_epochs_of", data.max_epochs_of)):
+        for language in given:
+            if language not in index.languages:
+                raise UserError(
+                    f"data.{name} has {language}, which is no language of {index.folder}; they are "
+                    f"{', '.join(index.languages)}"
+                )
+    factors = [data.weights.get(name, 1.0) for name in index.languages]
+    if not any(factors):
+        raise UserError("data.weights leaves out all languages; give one of them more than 0")
+    blocks = [tokens // (data.seq_len - 1) for tokens in index.train_tokens]
+    mix = Mix(
         index.train_tokens,
-        index.languages,
-        data.seq_len,
-        data.alpha,
-        config.seed,
-        data.shuffle_window,
+        [(0, data.alpha), *((step * batch, alpha) for step, alpha in data.alpha_schedule)],
+        factors,
+        limits(blocks, index.languages, data.max_epochs, data.max_epochs_of),
     )
+    order = SampleOrder(
+        index.train_tokens, index.languages, data.seq_len, mix, config.seed, data.shuffle_window
+    )
+    if mix.samples is not None and mix.samples < config.train.steps * batch:
+        raise UserError(
+            f"train.steps={config.train.steps} takes {config.train.steps * batch:,} samples, and "
+            f"{mix.samples:,} are what data.max_epochs and data.max_epochs_of allow; choose "
+            f"train.steps={mix.samples // batch} or less, or more epochs"
+        )
+    return order
 
 
 def corpus_key(corpus: Path, made_by: Sequence[str | int | float], show: Show) -> str:

@@ -7,7 +7,7 @@ from mlm.errors import UserError
 from parallel.layout import Layout, LayoutError
 
 if TYPE_CHECKING:
-    from mlm.config import TrainConfig
+    from mlm.config import DataConfig, TrainConfig
 
 
 def check_train(config: "TrainConfig", degrees: Layout) -> None:
@@ -86,8 +86,7 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
             )
     if not 0 < data.mask_ratio < 1:
         raise UserError(f"data.mask_ratio={data.mask_ratio} is not between 0 and 1; 0.15 is usual")
-    if not 0 <= data.alpha <= 1:
-        raise UserError(f"data.alpha={data.alpha} is not between 0 and 1; XLM-R's is 0.3")
+    _check_mix(data)
     if model.hidden_size % model.num_attention_heads:
         raise UserError(
             f"model.hidden_size={model.hidden_size} is not a multiple of "
@@ -110,6 +109,34 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
             degrees.grad_accum_steps(train.global_batch_size, train.micro_batch_size)
     except LayoutError as error:
         raise UserError(str(error)) from None
+
+
+def _check_mix(data: "DataConfig") -> None:
+    before = 0
+    for name, step, alpha in [
+        ("data.alpha", 1, data.alpha),
+        *(("data.alpha_schedule", *point) for point in data.alpha_schedule),
+    ]:
+        if not 0 <= alpha <= 1:
+            raise UserError(f"{name}={alpha} is not between 0 and 1; XLM-R's is 0.3")
+        if name != "data.alpha" and step <= before:
+            raise UserError(
+                f"data.alpha_schedule has step {step} behind step {before}; give [step, alpha] "
+                f"pairs of growing steps from 1 on"
+            )
+        before = step if name != "data.alpha" else 0
+    for language, weight in data.weights.items():
+        if not 0 <= weight < math.inf:
+            raise UserError(
+                f"data.weights.{language}={weight} is not a finite number of 0 or more; 1 is what "
+                f"a language has that is not given, and 0 leaves it out"
+            )
+    for name, epochs in [
+        ("data.max_epochs", data.max_epochs),
+        *((f"data.max_epochs_of.{name}", epochs) for name, epochs in data.max_epochs_of.items()),
+    ]:
+        if epochs is not None and not 0 < epochs < math.inf:
+            raise UserError(f"{name}={epochs} is not a finite number above 0; give one, or null")
 
 
 def _at_least(rows: dict[str, tuple[float | None, float]]) -> None:

@@ -13,6 +13,7 @@ from mlm.data.entropy import unigram_entropy
 from mlm.data.heldout import PURPOSE
 from mlm.data.index import Index
 from mlm.data.masking import Masking
+from mlm.data.mix import Mix
 from mlm.data.order import SampleOrder
 from mlm.data.prefetch import Prefetcher
 from mlm.data.reader import TokenReader
@@ -32,7 +33,8 @@ def reader():
 
 def training(reader, micro=4, seed=1):
     index = reader.index
-    order = SampleOrder(index.train_tokens, index.languages, SEQ_LEN, 0.3, seed)
+    mix = Mix(index.train_tokens, [(0, 0.3)])
+    order = SampleOrder(index.train_tokens, index.languages, SEQ_LEN, mix, seed)
     return TrainingBatches(reader, order, MASKING, seed, micro, 16)
 
 

@@ -56,6 +56,18 @@ def test_a_schedule_is_chosen_by_its_group(kind):
     assert (schedule.kind, schedule.warmup_steps) == (kind, 10)
 
 
+@pytest.mark.parametrize(
+    "given", [["data.weights={sw: 2, no: 0.5}"], ["data.weights.sw=2", "data.weights.no=0.5"]]
+)
+def test_a_value_for_each_language_takes_any_language(given):
+    assert config(*given).data.weights == {"sw": 2.0, "no": 0.5}
+    assert config("data.max_epochs_of.sw=3").data.max_epochs_of == {"sw": 3.0}
+    assert config("data.alpha_schedule=[[9,0.5],[20,1]]").data.alpha_schedule == (
+        (9, 0.5),
+        (20, 1.0),
+    )
+
+
 def test_no_tracker_is_the_word_none():
     assert config("tracker=none").tracker.kind == "none"
     assert config().tracker.kind == "wandb"
@@ -168,6 +180,10 @@ def test_what_hydra_refuses_is_one_sentence(argument, sentence, capfd):
         ("model.initializer_range=-1", "model.initializer_range=-1.0 is below 0"),
         ("model.intermediate_size=0", "model.intermediate_size=0 is below 1"),
         ("model.max_position_embeddings=1", "model.max_position_embeddings=1 is below 10"),
+        ("data.weights=2", "data.weights=2 is not possible: it should be a valid dictionary"),
+        ("data.weights={sw: much}", "data.weights.sw='much' is not possible: it should be a valid"),
+        ("data.alpha_schedule=[[5]]", "data.alpha_schedule.0=[5] has too few values; give it 2"),
+        ("guard.spike=-1", "guard.spike=-1.0 is below 0; give 0 or more"),
         ("model.pad_token_id=7", "model.pad_token_id=7 is not what every tokenizer here has, 1"),
     ],
 )

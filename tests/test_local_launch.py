@@ -147,12 +147,29 @@ def test_the_same_run_goes_on_and_another_one_is_refused(corpus, ranks, capfd):
         "model.hidden_size=32": "model.hidden_size=64, not 32",
         "data.seq_len=16": "data.seq_len=32, not 16",
         "train.global_batch_size=64": "train.global_batch_size=16, not 64",
+        "data.weights={en: 2}": "data.weights={}, not {'en': 2.0}",
+        "data.max_epochs=50": "data.max_epochs=None, not 50.0",
     }.items():
         assert train(*given, setting) == 2
         assert f"runs/a holds a run with {now}; give another run.name, or run.fresh=true" in (
             capfd.readouterr().err
         )
     assert (ranks / "runs" / "a" / "metrics.jsonl").read_text() == "kept\n"
+
+
+def test_a_run_of_a_version_that_lacked_a_setting_had_its_default(corpus, ranks, capfd):
+    given = [f"data.corpus={corpus}", "run.name=a"]
+    assert train(*given) == 0
+    path = ranks / "runs" / "a" / "config.yaml"
+    written = yaml.safe_load(path.read_text())
+    for name in ("weights", "alpha_schedule", "max_epochs", "max_epochs_of"):
+        del written["data"][name]
+    del written["guard"]
+    path.write_text(yaml.safe_dump(written))
+    capfd.readouterr()
+    assert train(*given, "data.weights.en=2") == 2
+    assert "holds a run with data.weights={}, not {'en': 2.0}" in capfd.readouterr().err
+    assert train(*given) == 0
 
 
 def test_a_run_keeps_the_vocabulary_that_it_was_given(corpus, ranks, capfd):

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlm.data.draw import bits, permutation
-from mlm.data.order import CHUNK, ROUND, SampleOrder, quotas
+from mlm.data.mix import ROUND, Mix
+from mlm.data.order import CHUNK, SampleOrder
 from mlm.errors import DataError
 
 NAMES = ("de", "en", "sw")
@@ -13,7 +14,11 @@ TOKENS = (90_000, 4_000_000, 700)
 
 
 def order(tokens=TOKENS, names=NAMES, seq_len=8, alpha=0.3, seed=1, window=16):
-    return SampleOrder(tokens, names, seq_len, alpha, seed, window)
+    return SampleOrder(tokens, names, seq_len, Mix(tokens, [(0, alpha)]), seed, window)
+
+
+def quotas(tokens, alpha):
+    return Mix(tokens, [(0, alpha)]).quotas(10**9)
 
 
 def test_bits_are_those_of_splitmix64():
@@ -47,7 +52,7 @@ def test_a_permutation_is_one_and_is_keyed():
 )
 @settings(max_examples=60, deadline=None)
 def test_an_epoch_visits_every_block_once(blocks, window, epoch, seed):
-    one = SampleOrder([blocks * 7 + 3], ["en"], 8, 0.3, seed, window)
+    one = SampleOrder([blocks * 7 + 3], ["en"], 8, Mix([1], [(0, 0.3)]), seed, window)
     draws = np.arange(epoch * blocks, (epoch + 1) * blocks)
     visited = one.drawn_blocks(0, draws)
     assert np.array_equal(np.sort(visited), np.arange(blocks))
@@ -78,7 +83,7 @@ def test_a_run_is_drawn_by_language_quota_and_epoch():
             assert not np.array_equal(drawn[:total], drawn[total : 2 * total])
     for round in range(3):
         counts = np.bincount(languages[round * ROUND : (round + 1) * ROUND])
-        assert np.array_equal(counts, whole.quotas)
+        assert np.array_equal(counts, whole.mix.quotas(round))
 
 
 @given(st.integers(0, 5 * ROUND))

@@ -1,11 +1,11 @@
 """The order of samples: a pure function of a sample's number, without state.
 
-The run is cut into rounds. In each, a language has a whole number of samples, in proportion to
-n^alpha over its n training tokens (XLM-R, section 3.1), shuffled by a key of the round; so how
-often a language was drawn before any sample is arithmetic. The i-th drawing of a language takes
-block i of its epochs. A block is `seq_len - 1` tokens, block k being tokens [(seq_len - 1) k,
-(seq_len - 1)(k + 1)) of the stream. An epoch permutes chunks of 512 blocks, and the blocks inside
-each window of chunks, so that reads stay near each other while neighbours get far apart.
+The run is cut into rounds. In each, a language has a whole number of samples (`mix.py`), shuffled
+by a key of the round; so how often a language was drawn before any sample is arithmetic. The i-th
+drawing of a language takes block i of its epochs. A block is `seq_len - 1` tokens, block k being
+tokens [(seq_len - 1) k, (seq_len - 1)(k + 1)) of the stream. An epoch permutes chunks of 512
+blocks, and the blocks inside each window of chunks, so that reads stay near each other while
+neighbours get far apart.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from functools import lru_cache
 import numpy as np
 
 from mlm.data.draw import permutation
+from mlm.data.mix import ROUND, Mix
 from mlm.errors import DataError
 from parallel.keys import key
 
-ROUND = 1 << 16  # samples
 CHUNK = 512  # blocks, about 1 MiB of ids at 512 tokens
 ROUNDS_KEPT = 4
 
@@ -30,7 +30,7 @@ class SampleOrder:
         train_tokens: Sequence[int],
         language_names: Sequence[str],
         seq_len: int,
-        alpha: float,
+        mix: Mix,
         seed: int,
         shuffle_window: int = 16,
     ) -> None:
@@ -39,7 +39,7 @@ class SampleOrder:
         self.seq_len = seq_len
         self.languages = list(language_names)
         self.blocks = np.asarray(train_tokens, np.int64) // (seq_len - 1)
-        self.quotas = quotas(train_tokens, alpha)
+        self.mix = mix
         self._seed = seed
         self._window = shuffle_window
         # One or two windows of each language are in use at a time.
@@ -59,7 +59,7 @@ class SampleOrder:
             drawn, before = self._round(round)
             places = numbers[here] - round * ROUND
             languages[here] = drawn[places]
-            draws[here] = round * self.quotas[drawn[places]] + before[places]
+            draws[here] = self.mix.before(round)[drawn[places]] + before[places]
         blocks = np.empty(len(numbers), np.int64)
         for language in np.unique(languages).tolist():
             here = languages == language
@@ -82,7 +82,7 @@ class SampleOrder:
     def samples_per_language(self, samples_done: int) -> np.ndarray:
         """How many of the first `samples_done` samples each language had, (languages,) int64."""
         round, rest = divmod(samples_done, ROUND)
-        counts = round * self.quotas
+        counts = self.mix.before(round)
         if rest:
             drawn, _ = self._round(round)
             counts = counts + np.bincount(drawn[:rest], minlength=len(self.languages))
@@ -94,11 +94,13 @@ class SampleOrder:
 
     def _shuffled_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
         """The language of each sample of a round, and how often the round drew it before."""
-        order = permutation(ROUND, key(self._seed, "round", round))
-        drawn = np.repeat(np.arange(len(self.languages), dtype=np.int32), self.quotas)[order]
-        before = np.empty(ROUND, np.int64)
-        firsts = np.repeat(np.cumsum(self.quotas) - self.quotas, self.quotas)
-        before[np.argsort(drawn, kind="stable")] = np.arange(ROUND) - firsts
+        quotas = self.mix.quotas(round)
+        size = int(quotas.sum())  # ROUND, but for the last one of a run that ends
+        order = permutation(size, key(self._seed, "round", round))
+        drawn = np.repeat(np.arange(len(self.languages), dtype=np.int32), quotas)[order]
+        before = np.empty(size, np.int64)
+        firsts = np.repeat(np.cumsum(quotas) - quotas, quotas)
+        before[np.argsort(drawn, kind="stable")] = np.arange(size) - firsts
         return drawn, before
 
     def _shuffled_chunks(self, language: int, epoch: int) -> tuple[np.ndarray, int]:
@@ -115,27 +117,6 @@ class SampleOrder:
         blocks = blocks[blocks < self.blocks[language]]
         name = self.languages[language]
         return blocks[permutation(len(blocks), key(self._seed, "blocks", name, epoch, window))]
-
-
-def quotas(train_tokens: Sequence[int], alpha: float) -> np.ndarray:
-    """Samples of each language in a round, (languages,) int64, in proportion to n^alpha.
-
-    Largest remainder; a language whose part is below one sample gets one, so none is left out.
-    """
-    weights = np.asarray(train_tokens, np.float64) ** alpha
-    assert 0 < len(weights) <= ROUND
-    small = np.zeros(len(weights), bool)
-    while True:
-        exact = weights / weights[~small].sum() * (ROUND - small.sum())
-        # Rounded, so that the last bits of a machine's power function decide nothing.
-        exact = np.where(small, 1.0, np.round(exact, 6))
-        if not (exact < 1).any():
-            break
-        small |= exact < 1
-    whole = np.floor(exact).astype(np.int64)
-    left = ROUND - int(whole.sum())
-    whole[np.argsort(whole - exact, kind="stable")[:left]] += 1
-    return whole
 
 
 def _windows(
