@@ -83,8 +83,10 @@ def engine_settings(made) -> dict:
     for name in ("Masking", "TrainingBatches", "masked_lm_layers"):
         recording(name)
     recording("SampleOrder", mlm.prepare)
+    recording("Mix", mlm.prepare)
     found["blocks"] = len(build(made).heldout)
-    found["SampleOrder"] = found["SampleOrder"][2:]
+    found["SampleOrder"] = [found["SampleOrder"][2], *found["SampleOrder"][4:]]
+    found["Mix"] = found["Mix"][1:]
     found["TrainingBatches"] = found["TrainingBatches"][3:]
     found["masked_lm_layers"] = found["masked_lm_layers"][2:]
     return found
@@ -94,7 +96,13 @@ def engine_settings(made) -> dict:
 def test_the_engine_gets_the_settings_of_the_run():
     made = config(
         seed=5,
-        data={"mask_ratio": 0.3, "alpha": 0.7, "shuffle_window": 3},
+        data={
+            "mask_ratio": 0.3,
+            "alpha": 0.7,
+            "alpha_schedule": [[10, 0.5]],
+            "weights": {"en": 2.0},
+            "shuffle_window": 3,
+        },
         train={
             "dtype": "bf16",
             "recompute": True,
@@ -115,7 +123,9 @@ def test_the_engine_gets_the_settings_of_the_run():
         "eps": 1e-3,
         "layers": 4 + 5,
         "Masking": [0.3, 400],
-        "SampleOrder": [32, 0.7, 5, 3],  # tokens of a block, alpha, seed, window
+        "SampleOrder": [32, 5, 3],  # tokens of a block, seed, window
+        # Alphas at samples, weights, and limits, of which there are none.
+        "Mix": [[(0, 0.7), (80, 0.5)], [1.0, 2.0, 1.0, 1.0], [None] * 4],
         "TrainingBatches": [5, 4, 8],  # seed and sizes
         "masked_lm_layers": [5, "unfused", 32, 10, None],  # seed, path, tokens and masks of a block
     }

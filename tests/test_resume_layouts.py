@@ -46,8 +46,7 @@ def trained(parts: Parts, made: TrainConfig, steps: range) -> list[float]:
     found = torch.zeros(len(parts.index.languages), 2, dtype=torch.float64)
     for step in steps:
         batches = own_batches(parts, step)
-        masked = sum(batch.masked_tokens for batch in batches)
-        total = agree(parts.grid, engine.device, masked, False, None).masked_tokens
+        total = agree(parts.grid, engine.device, batches, False, None).masked_tokens
         lr = learning_rate(step, made.train.steps, made.optim.lr, made.schedule)
         losses.append(
             engine.train_batch(prepared(batches, parts, made.seed, step, total, found), lr)

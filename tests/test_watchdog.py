@@ -163,7 +163,7 @@ def test_a_rank_that_hangs_in_its_data_is_named_with_its_phase(tmp_path, monkeyp
         assert "train.py" in log(tmp_path, rank)
     assert "in hanging" in log(tmp_path, 1)  # the thread that makes batches
     # (behind it there may be those of a save in the background)
-    assert "all_reduce, 24 bytes, all ranks: has not returned\n" in log(tmp_path, 0)
+    assert "all_reduce, 32 bytes, all ranks: has not returned\n" in log(tmp_path, 0)
     assert "has not returned" not in log(tmp_path, 1)
 
 
