@@ -99,17 +99,22 @@ class Engine:
         a tied weight, it takes one, and in bf16 each data rank goes by its own copy of them all.
         """
         if self.judge is not None:
-            layout, gradients = self.grid.layout, self._gradients()
-            self._own_norm = float(nn.utils.get_total_norm(gradients))
-            wrong = not math.isfinite(self._own_norm)
-            found = torch.tensor([self._own_loss(), wrong], dtype=torch.float64, device=self.device)
-            if layout.world_size > 1:
-                dist.all_reduce(found)
-            loss, wrongs = found.tolist()
-            self._loss = loss / (layout.tp * layout.dp)
-            if wrongs and gradients:  # so that all leave this step out, and none waits for another
-                gradients[0].view(-1)[:1] = math.inf
+            self._loss = self._own_loss()
+            if self.grid.layout.world_size > 1:
+                self._compare_gradients()
         self._step()
+
+    def _compare_gradients(self) -> None:
+        """Sees to it that no rank alone finds its gradients not finite; a collective."""
+        layout, gradients = self.grid.layout, self._gradients()
+        self._own_norm = float(nn.utils.get_total_norm(gradients))
+        wrong = not math.isfinite(self._own_norm)
+        found = torch.tensor([self._loss, wrong], dtype=torch.float64, device=self.device)
+        dist.all_reduce(found)
+        loss, wrongs = found.tolist()
+        self._loss = loss / (layout.tp * layout.dp)
+        if wrongs and gradients:  # so that all leave this step out, and none waits for another
+            gradients[0].view(-1)[:1] = math.inf
 
     def _apply_if_good(self) -> None:
         """What it then calls to change this rank's masters, once for each group of them."""
