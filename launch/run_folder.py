@@ -22,7 +22,15 @@ PREPARED = "prepared"  # beside the runs: tokenizers and shards made of `data.co
 # A run may go on with other values of these; every other setting changes what it computes. Data is
 # held by the hashes in data.json, so that its folders may move.
 FREE_SECTIONS = (
-    *("run", "parallel", "eval", "checkpoint", "watchdog", "checks", "guard", "tracker", "launch"),
+    "run",
+    "parallel",
+    "eval",
+    "checkpoint",
+    "watchdog",
+    "checks",
+    "guard",
+    "tracker",
+    "launch",
 )
 FREE_SETTINGS = (
     "train.steps",

@@ -10,15 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlm.build import training_batches
 from mlm.config import TrainConfig, load
-from mlm.data.batches import TrainingBatches
 from mlm.data.index import Index
 from mlm.data.ledger import read_ledger
-from mlm.data.masking import Masking
-from mlm.data.reader import TokenReader
 from mlm.errors import DataError, UserError
 from mlm.incidents import read_incidents, steps_left_out
-from mlm.prepare import sample_order, with_tokenizer
+from mlm.prepare import with_tokenizer
 from mlm.progress import progress
 from mlm.text.ids import BOS, SPACE
 from mlm.text.tokenizer import Tokenizer
@@ -55,12 +53,11 @@ class Audit:
                 f"the shards in {data.shards} have changed since {run} began ({before[:12]} then, "
                 f"{self.index.hash[:12]} now); give back the old shards"
             )
-        self.order = sample_order(self.config, self.index)
-        masking = Masking(data.mask_ratio, self.index.vocab_size)
-        self.batches = TrainingBatches(
-            TokenReader(self.index), self.order, masking, self.config.seed, self.batch, self.batch
-        )
+        self.batches = training_batches(self.config, self.index, self.batch)
+        self.order = self.batches.order
         self.ledger = read_ledger(run)
+        if not len(self.ledger):
+            raise UserError(f"{run} has no ledger, since it has made no step; train it first")
         # What a later start is to leave out has not been reached.
         left_out = steps_left_out(read_incidents(run))
         self.left_out = sorted(step for step in left_out if step < len(self.ledger))

@@ -46,14 +46,13 @@ def build(config: TrainConfig, resuming: bool = False) -> Parts:
     data, train = config.data, config.train
     assert data.shards is not None
     index = Index.open(Path(data.shards))
-    reader = TokenReader(index)
-    masking = Masking(data.mask_ratio, index.vocab_size)
-    order = sample_order(config, index)
-    batches = TrainingBatches(
-        reader, order, masking, config.seed, train.micro_batch_size, train.global_batch_size
-    )
+    batches = training_batches(config, index, train.micro_batch_size)
     heldout = HeldOutBatches(
-        reader, masking, data.seq_len, train.micro_batch_size, config.eval.blocks_per_language
+        batches.reader,
+        batches.masking,
+        data.seq_len,
+        train.micro_batch_size,
+        config.eval.blocks_per_language,
     )
     grid = make_grid(layout(config))
     masked = masked_positions(data.seq_len, data.mask_ratio)
@@ -93,6 +92,19 @@ def build(config: TrainConfig, resuming: bool = False) -> Parts:
 
     flops = training_flops_per_token(config.model, data.seq_len, masked)
     return Parts(index, batches, heldout, grid, engine, flops, begin_again)
+
+
+def training_batches(config: TrainConfig, index: Index, micro_batch_size: int) -> TrainingBatches:
+    """What a run is trained on, in micro-batches of any size; raises `UserError` for data that does
+    not fit."""
+    return TrainingBatches(
+        TokenReader(index),
+        sample_order(config, index),
+        Masking(config.data.mask_ratio, index.vocab_size),
+        config.seed,
+        micro_batch_size,
+        config.train.global_batch_size,
+    )
 
 
 def own_batches(parts: Parts, step: int) -> list[MicroBatch]:

@@ -23,8 +23,8 @@ from mlm.errors import DATA, DONE, DataError, UserError
 from mlm.incidents import LEFT_OUT
 from mlm.train import main as train
 from parallel.engine import Engine
+from tests.fault_fixtures import NAN, SPOILT, at
 from tests.ranks import run_ranks
-from tests.test_numbers import NAN, at
 from tests.text_fixtures import shards_folder, tokenizer
 from tests.training_fixtures import config, run
 
@@ -129,6 +129,17 @@ def test_the_ledger_of_ranks_that_are_killed_is_that_of_one_process(whole, tmp_p
 
 
 @pytest.mark.ranks
+def test_the_ledger_of_a_run_that_went_back_is_that_of_one_that_did_not(
+    whole, tmp_path, monkeypatch
+):
+    folder = with_data(tmp_path)
+    monkeypatch.setattr(Engine, "train_batch", at(4, do=SPOILT))
+    assert run(folder, made())["code"] == DONE
+    assert (folder / "incidents.jsonl").exists()
+    assert np.array_equal(read_ledger(folder), read_ledger(whole))
+
+
+@pytest.mark.ranks
 def test_an_audit_counts_what_the_batches_hold(whole):
     audit = Audit(whole)
     seen = audit.seen()
@@ -222,6 +233,14 @@ def test_what_does_not_agree_is_told(whole, tmp_path, capsys):
 def test_mistakes_are_one_sentence(arguments, said, whole, capsys):
     assert main(["audit", str(whole), *arguments]) == UserError.code
     assert re.fullmatch(f"mlm: {said}\n", capsys.readouterr().err)
+
+
+@pytest.mark.ranks
+def test_a_run_that_has_made_no_step_has_nothing_to_show(whole, tmp_path):
+    for name in ("config.yaml", "data.json"):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    with pytest.raises(UserError, match="has no ledger, since it has made no step; train it first"):
+        Audit(tmp_path)
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -1,150 +1,35 @@
-"""Numbers that go wrong on one rank of a run: what is transient leaves no trace."""
+"""Numbers that go wrong once on one rank of a run leave no trace."""
 
-import json
-import os
 import re
-import shutil
 import time
-from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 
-import mlm.guard
 from mlm import checkpoint
-from mlm.errors import DATA, DONE, NUMBERS
-from mlm.guard import Guard
-from mlm.incidents import Incidents
-from mlm.weights.stored import open_weights
+from mlm.errors import DONE
 from parallel.engine import Engine
-from parallel.keys import key
-from parallel.state import loaded, pieces
-from tests.ranks import run_ranks
-from tests.test_resume import exact
-from tests.training_fixtures import config, evaluations, metrics, run
+from tests.fault_fixtures import (
+    LAYOUTS,
+    NAN,
+    SPOILT,
+    at,
+    faulty,
+    gradient_of,
+    incidents,
+    layouts,
+    same,
+    weights_times,
+    what,
+    whole,
+)
+from tests.training_fixtures import config, metrics, run
+
+__all__ = ["faulty", "whole"]  # fixtures
 
 pytestmark = pytest.mark.ranks
 
-LAYOUTS = {
-    "2-2-1": ({"tp": 2, "pp": 2}, {"recompute": True}),
-    "1-1-2-z3": ({"dp": 2, "zero": 3}, {}),
-    "1-1-1-bf16": ({}, {"dtype": "bf16"}),
-    "1-2-2-bf16": ({"pp": 2, "dp": 2}, {"dtype": "bf16"}),
-    "2-1-2-z2": ({"tp": 2, "dp": 2, "zero": 2}, {}),
-    "1-1-2": ({"dp": 2}, {}),
-    "1-1-2-z3-bf16": ({"dp": 2, "zero": 3}, {"dtype": "bf16"}),
-    "2-1-1-bf16": ({"tp": 2}, {"dtype": "bf16"}),
-}
 FAST = ((2, "1-1-2-z3"), (2, "1-1-1-bf16"), (5, "2-2-1"))
-
-
-def layouts(*fast: str):
-    return pytest.mark.parametrize(
-        ("parallel", "train"),
-        [
-            pytest.param(*each, id=name, marks=() if name in fast else pytest.mark.slow)
-            for name, each in LAYOUTS.items()
-        ],
-    )
-
-
-def at(*steps: int, times: int = 1, do, rank: int | None = None):
-    """A `train_batch` that calls `do(engine, here)` on all ranks before the first `times` tries of
-    each of `steps`; `here` is true on the last rank, or on `rank`."""
-    train_batch, tried = Engine.train_batch, Counter()
-
-    def faulty(self, batches, lr):
-        own = self.grid.dp_rank
-        step = next(
-            (s for s in steps if batches[0].dropout_key == key(1, "dropout", s - 1, own)), 0
-        )
-        tried[step] += 1
-        if step and tried[step] <= times:
-            last = self.grid.layout.world_size - 1
-            do(self, self.grid.rank == (last if rank is None else rank))
-        return train_batch(self, batches, lr)
-
-    return faulty
-
-
-def gradient_of(value: float, name: str = ""):
-    """Makes one number of a rank's next gradient `value`: of its last parameter, or of another."""
-
-    def spoil(engine: Engine, here: bool) -> None:
-        parameter = engine.parameters()[-1][1] if not name else dict(engine.parameters())[name]
-
-        def change(gradient):
-            handle.remove()
-            gradient = gradient.clone()
-            gradient.view(-1)[0] = value
-            return gradient
-
-        if here:
-            handle = parameter.register_hook(change)
-
-    return spoil
-
-
-def weights_times(factor: float, everywhere: bool = False):
-    """Multiplies weights of one rank, or of all, as the model computes with them and as masters."""
-
-    def spoil(engine: Engine, here: bool) -> None:
-        found = pieces(engine)
-        for piece in found if everywhere else found[-2:] * here:
-            piece.tensors["weight"].mul_(factor)
-        loaded(engine, 0)
-
-    return spoil
-
-
-NAN = gradient_of(torch.nan)
-SPOILT = weights_times(torch.nan)
-
-
-def incidents(folder: Path) -> list[dict]:
-    path = folder / "incidents.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def what(folder: Path) -> list[tuple]:
-    return [(row["what"], row["step"]) for row in incidents(folder)]
-
-
-def same(ours: Path, theirs: Path) -> None:
-    assert exact(ours) == exact(theirs)
-    assert evaluations(ours) == evaluations(theirs)
-    one, two = (open_weights(checkpoint.newest(folder)) for folder in (ours, theirs))
-    assert all(torch.equal(one.read(name), two.read(name)) for name in two.shapes)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of a run without faults, which is made once."""
-    found: dict[str, Path] = {}
-
-    def made(settings) -> Path:
-        if repr(settings) not in found:
-            folder = tmp_path_factory.mktemp("whole")
-            assert run(folder, settings)["code"] == DONE
-            assert what(folder) == []
-            found[repr(settings)] = folder
-        return found[repr(settings)]
-
-    return made
-
-
-@pytest.fixture
-def faulty(monkeypatch):
-    """Runs a config with a fault; the outcome."""
-
-    def made(folder: Path, settings, fault, enough: int = mlm.guard.ENOUGH) -> dict:
-        with monkeypatch.context() as patched:
-            patched.setattr(Engine, "train_batch", fault)
-            patched.setattr(mlm.guard, "ENOUGH", enough)  # steps before there is a median
-            return run(folder, settings)
-
-    return made
 
 
 @layouts("2-2-1")
@@ -326,140 +211,3 @@ def test_a_run_that_began_with_weights_begins_again_with_them(
     made = starting(source, train={"dtype": dtype}, parallel=parallel)
     assert faulty(tmp_path / "run", made, at(2, do=SPOILT))["code"] == DONE
     same(tmp_path / "run", whole(made))
-
-
-def test_checkpoints_that_are_gone_are_not_begun_anew(faulty, tmp_path):
-    def spoil(engine, here):
-        SPOILT(engine, here)
-        shutil.rmtree(tmp_path / "checkpoints")
-
-    outcome = faulty(tmp_path, config(checkpoint={"background": False}), at(5, do=spoil))
-    assert outcome["code"] == DATA
-    assert "has lost its checkpoints while it ran" in outcome["sentence"]
-
-
-@layouts("1-1-2-z3")
-def test_a_batch_that_always_goes_wrong_is_left_out(parallel, train, faulty, tmp_path, capfd):
-    made, bad, again = config(parallel=parallel, train=train), tmp_path / "bad", tmp_path / "again"
-    assert faulty(bad, made, at(3, times=10**6, do=NAN))["code"] == DONE
-    refused = [("refused", 3)] * 2
-    assert what(bad) == [*refused, ("rolled back", 3), *refused, ("left out", 3)]
-    assert incidents(bad)[-1]["samples"] == [16, 23]
-    assert "The batch of step 3 is left out from now on" in capfd.readouterr().out
-    row = metrics(bad)[2]
-    assert (row["step"], row["loss"], row["grad_norm"]) == (3, None, None)
-    # A run that knows of it from the beginning, without the fault, is the same.
-    again.mkdir()
-    shutil.copy(bad / "incidents.jsonl", again)
-    assert run(again, made)["code"] == DONE
-    same(again, bad)
-    assert what(again) == what(bad)
-    # And one that goes on behind it: counts of steps, in Adam's, too, are what they were.
-    for folder in checkpoint.all_checkpoints(again)[1:]:
-        shutil.rmtree(folder)
-    assert checkpoint.newest(again).name == "step-00000004"
-    assert run(again, made)["code"] == DONE
-    same(again, bad)
-
-
-@pytest.mark.parametrize(
-    "last", [pytest.param(13, id="some"), pytest.param(20, id="all", marks=pytest.mark.slow)]
-)
-def test_trouble_that_goes_on_takes_more_batches_and_then_ends_the_run(last, faulty, tmp_path):
-    made = config(train={"steps": 20}, checkpoint={"every": 2, "keep": 9})
-    outcome = faulty(tmp_path, made, at(*range(11, last + 1), times=10**6, do=NAN))
-    rows = incidents(tmp_path)
-    back = [(row["step"], row["to"]) for row in rows if row["what"] == "rolled back"]
-    if last == 13:
-        assert outcome["code"] == DONE
-        assert back == [(11, 10), (12, 8), (13, 6)]
-        out = sorted(row["step"] for row in rows if row["what"] == "left out")
-        assert out == list(range(7, 14))
-        kept = [
-            checkpoint.read_manifest(path).step for path in checkpoint.all_checkpoints(tmp_path)
-        ]
-        assert kept == [2, 4, 6, 14, 16, 18, 20]
-    else:
-        assert (outcome["code"], outcome["step"]) == (NUMBERS, 14)
-        assert back == [(11, 10), (12, 8), (13, 6), (14, 2)]
-        assert re.match("step 15: .* is not finite, also after 4 returns", outcome["sentence"])
-
-
-def test_what_a_run_ends_with_is_its_last_good_checkpoint(faulty, tmp_path):
-    made = config(train={"steps": 20}, checkpoint={"every": 2, "keep": 9}, guard={"rollbacks": 2})
-    outcome = faulty(tmp_path, made, at(11, 12, 13, times=10**6, do=NAN))
-    assert (outcome["code"], outcome["step"]) == (NUMBERS, 12)
-    assert "(guard.rollbacks=2); the checkpoint of step 8 stands" in outcome["sentence"]
-    assert checkpoint.newest(tmp_path).name == "step-00000008"
-
-
-def test_only_what_is_still_to_come_is_left_out(faulty, tmp_path):
-    """Step 8 is in the one checkpoint that there is."""
-    made = config(train={"steps": 12}, checkpoint={"every": 4, "keep": 1})
-    assert faulty(tmp_path, made, at(9, 10, times=10**6, do=NAN))["code"] == DONE
-    out = [row["step"] for row in incidents(tmp_path) if row["what"] == "left out"]
-    assert out == [9, 10]
-
-
-def test_a_learning_rate_that_is_too_high_ends_the_run(tmp_path):
-    made = config(optim={"lr": 1e30, "clip": 0.0}, train={"steps": 50}, checkpoint={"every": 1})
-    outcome = run(tmp_path, made)
-    assert outcome["code"] == NUMBERS
-    sentence = outcome["sentence"]
-    assert "is not finite, also after 4 returns to a checkpoint (guard.rollbacks=4); " in sentence
-    assert "begin a new run with a lower optim.lr or more schedule.warmup_steps (weigh" in sentence
-
-
-def test_no_rank_decides_alone(whole, tmp_path, monkeypatch):
-    """One whose own figures are wrong refuses a step, and all the others refuse it, too."""
-    made, fault, seen = config(parallel={"dp": 2}), Guard.fault, []
-
-    def suspicious(self, loss, norm):
-        seen.append(loss)
-        if os.environ["RANK"] == "1" and len(seen) == 3:
-            return "a figure of its own"
-        return fault(self, loss, norm)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Guard, "fault", suspicious)
-        assert run(tmp_path, made)["code"] == DONE
-    assert what(tmp_path) == [("refused", 3)]
-    why = incidents(tmp_path)[0]["why"]
-    assert why == "the gradient on rank 1 is wrong: it is not that of others"
-    same(tmp_path, whole(made))
-
-
-@layouts("2-2-1")
-def test_the_loss_that_is_judged_is_the_one_that_is_told(parallel, train, tmp_path, monkeypatch):
-    judge, judged = Guard.judge, tmp_path / "judged"
-
-    def kept(self, loss, norm):
-        if os.environ["RANK"] == "0":
-            with judged.open("a") as file:
-                file.write(json.dumps([loss, norm]) + "\n")
-        return judge(self, loss, norm)
-
-    monkeypatch.setattr(Guard, "judge", kept)
-    run(tmp_path, config(parallel=parallel, train=train))
-    lines = [json.loads(line) for line in judged.read_text().splitlines()]
-    for (loss, norm), row in zip(lines, metrics(tmp_path), strict=True):
-        assert loss == pytest.approx(row["loss"], rel=1e-6)
-        assert norm == row["grad_norm"]
-
-
-def half_written(folder: Path) -> tuple[list, str]:
-    path = folder / "incidents.jsonl"
-    path.write_text('{"what": "left out", "step": 3, "samples": [16, 23]}\n{"what": "refu')
-    found = Incidents(folder, 8)
-    before = sorted(found.left_out)
-    found.rolled_back(6, 4)
-    return [before, found.counts, sorted(Incidents(folder, 8).left_out)], path.read_text()
-
-
-def test_a_row_that_a_kill_has_cut_costs_no_other(tmp_path):
-    ((before, counts, after), text) = run_ranks(1, half_written, tmp_path)[0]
-    assert before == after == [2]
-    assert counts == {"left_out": 1, "rolled_back": 1}
-    lines = text.splitlines()
-    assert lines[1] == '{"what": "refu'
-    assert json.loads(lines[2])["to"] == 4

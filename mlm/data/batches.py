@@ -30,7 +30,7 @@ class TrainingBatches:
         self.order = order
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
-        self._reader, self._masking, self._seed = reader, masking, seed
+        self.reader, self.masking, self._seed = reader, masking, seed
 
     @property
     def micro_batches(self) -> int:
@@ -45,10 +45,10 @@ class TrainingBatches:
         languages, blocks = self.order.samples(numbers)
         seq_len = self.order.seq_len
         ids = np.full((len(numbers), seq_len), BOS, np.int64)
-        self._reader.gather("train", languages, blocks * (seq_len - 1), ids[:, 1:])
+        self.reader.gather("train", languages, blocks * (seq_len - 1), ids[:, 1:])
         lengths = np.full(len(numbers), seq_len, np.int64)
         keys = [key(self._seed, "mask", number) for number in numbers.tolist()]
-        masked = self._masking(ids, lengths, np.array(keys))
+        masked = self.masking(ids, lengths, np.array(keys))
         return _micro_batch(ids, lengths, languages, masked, batch_digest(numbers, *masked))
 
 
