@@ -23,6 +23,17 @@ class DataError(UserError):
     code = DATA
 
 
+class BadShard(DataError):
+    """A shard that is not as the index has it. offset: of the first byte that is known to be bad"""
+
+    def __init__(self, shard: str, offset: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.shard, self.offset = shard, offset
+
+    def __reduce__(self) -> tuple:  # other ranks get it by pickle
+        return BadShard, (self.shard, self.offset, str(self))
+
+
 class NumbersError(UserError):
     """A loss or a gradient that is not finite."""
 

@@ -26,7 +26,7 @@ from mlm.text.tokenizer import Tokenizer
 
 Show = Callable[[int, int], None]
 
-FORMAT = 2  # one more when the same text and settings make other tokens or shards
+FORMAT = 3  # one more when the same text and settings make other tokens or shards
 
 
 @dataclass(frozen=True)

@@ -88,11 +88,10 @@ def agree(
 def raise_together(error: UserError | None) -> None:
     """Raises on every rank the error of the lowest rank that has one; a collective."""
     found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, None if error is None else (type(error), str(error)))
+    dist.all_gather_object(found, error)
     for item in found:
         if item is not None:
-            kind, sentence = item
-            raise kind(sentence)
+            raise item
 
 
 def settled(config: TrainConfig) -> TrainConfig:

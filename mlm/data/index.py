@@ -1,29 +1,35 @@
-"""The index of a shards folder: totals in `index.json`, and arrays with a row per shard and sample.
+"""The index of a shards folder: totals in `index.json`, and arrays of what its shards hold.
 
-Rows stand in the order of languages, of the splits ("train", "heldout") in each, and of shards and
-samples in each split. The arrays are memory-mapped: opening costs the same for one shard or a
-million. `Index.hash` is what an order of samples, and with it a run, is bound to.
+`shards.npy` has a row per shard; `samples.npy` has a column per sample of a shard, which is about
+1 MiB of ids. They stand in the order of languages, of the splits ("train", "heldout") in each, and
+of shards and samples in each split. Both are memory-mapped, and nothing copies them: opening costs
+the same, in time and memory, for one shard or a million. `Index.hash` is what an order of samples,
+and with it a run, is bound to.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import xxhash
+from numpy.typing import DTypeLike
 
 from mlm.errors import DataError
 from mlm.text.tokenizer import Tokenizer
 
-VERSION = 1
+VERSION = 2
 SPLITS = ("train", "heldout")
 FILE, SHARDS_FILE, SAMPLES_FILE = "index.json", "shards.npy", "samples.npy"
 SHARD = np.dtype(
     [("bytes", "<i8"), ("tokens", "<i8"), ("documents", "<i8"), ("sha256", "u1", (32,))]
 )
-# shard: its row; offset: of the ids in its tar, in bytes; start: tokens before it in its split
-SAMPLE = np.dtype([("shard", "<i8"), ("offset", "<i8"), ("tokens", "<i8"), ("start", "<i8")])
+# The rows of samples.npy, int64, each of which is contiguous. shard: its row; offset: of the ids in
+# their tar, in bytes; start: tokens in all samples before; check: XXH3 of the ids, as 64 bits.
+SAMPLE_FIELDS = ("shard", "offset", "tokens", "start", "check")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,12 @@ class Totals:
     shards: int = 0
 
 
+def ids_check(ids: np.ndarray) -> int:
+    """The hash of a sample's ids, int32, that the index keeps: XXH3, as an int64."""
+    hashed = xxhash.xxh3_64_intdigest(np.ascontiguousarray(ids, "<i4"))
+    return hashed - (1 << 64 if hashed >> 63 else 0)
+
+
 def shard_name(language: str, split: str, number: int) -> str:
     """The file name of a shard: `sw-000000.tar`, `sw.heldout-000000.tar`."""
     return f"{language}{'' if split == 'train' else '.heldout'}-{number:06d}.tar"
@@ -50,9 +62,10 @@ def write_index(
     shards: np.ndarray,
     samples: np.ndarray,
 ) -> None:
-    """Writes index.json and its arrays. `totals`: of train and heldout, by language, in order."""
+    """Writes index.json and its arrays: `totals` of train and heldout, by language, in order;
+    `shards` (shards,) of `SHARD`; `samples` (fields, samples)."""
     np.save(folder / SHARDS_FILE, shards.astype(SHARD, copy=False))
-    np.save(folder / SAMPLES_FILE, samples.astype(SAMPLE, copy=False))
+    np.save(folder / SAMPLES_FILE, samples.astype("<i8", copy=False))
     index = {
         "version": VERSION,
         "tokenizer": {"sha256": tokenizer.hash, "size": tokenizer.size},
@@ -84,11 +97,14 @@ class Index:
             split: [Totals(**row[split]) for row in content["languages"]] for split in SPLITS
         }
         self._array_hashes: dict[str, str] = content["arrays"]
-        parts = [self.totals[split][n] for n in range(len(self.languages)) for split in SPLITS]
-        self._first_shard = _running(part.shards for part in parts)
-        self._first_sample = _running(part.samples for part in parts)
-        self.shards = self._array(SHARDS_FILE, SHARD, self._first_shard[-1])
-        self.samples = self._array(SAMPLES_FILE, SAMPLE, self._first_sample[-1])
+        self._parts = [
+            self.totals[split][n] for n in range(len(self.languages)) for split in SPLITS
+        ]
+        self._first_shard = _running(part.shards for part in self._parts)
+        self._first_sample = _running(part.samples for part in self._parts)
+        self.shards = self._array(SHARDS_FILE, SHARD, (self._first_shard[-1],))
+        fields = self._array(SAMPLES_FILE, "<i8", (len(SAMPLE_FIELDS), self._first_sample[-1]))
+        self.samples = dict(zip(SAMPLE_FIELDS, fields, strict=True))
 
     @classmethod
     def open(cls, folder: Path) -> "Index":
@@ -119,16 +135,30 @@ class Index:
         """Held-out tokens of each language."""
         return [part.tokens for part in self.totals["heldout"]]
 
-    def sample_rows(self, split: str, language: int) -> np.ndarray:
-        """The rows of `samples` of a split of a language: a view of the mapped file."""
-        part = len(SPLITS) * language + SPLITS.index(split)
-        return self.samples[self._first_sample[part] : self._first_sample[part + 1]]
+    def first_tokens(self, split: str) -> np.ndarray:
+        """Where a split of each language begins among the tokens of all, (languages,) int64."""
+        starts = _running(part.tokens for part in self._parts)[SPLITS.index(split) : -1]
+        return np.array(starts[:: len(SPLITS)], np.int64)
 
-    def shard_path(self, row: int) -> Path:
-        """The tar that a row of `shards` is about."""
-        part = int(np.searchsorted(self._first_shard, row, side="right")) - 1
-        language, split = self.languages[part // len(SPLITS)], SPLITS[part % len(SPLITS)]
-        return self.folder / shard_name(language, split, row - self._first_shard[part])
+    def sample_rows(self, split: str, language: int) -> slice:
+        """Where the samples of a split of a language stand in the rows of `samples`."""
+        part = len(SPLITS) * language + SPLITS.index(split)
+        return slice(self._first_sample[part], self._first_sample[part + 1])
+
+    def split_of(self, shard: int) -> tuple[int, str]:
+        """The language and the split that a shard is of."""
+        part = self._part_of(shard)
+        return part // len(SPLITS), SPLITS[part % len(SPLITS)]
+
+    def shard_name(self, shard: int) -> str:
+        """The file name of the tar that a row of `shards` is about."""
+        language, split = self.split_of(shard)
+        before = self._first_shard[self._part_of(shard)]
+        return shard_name(self.languages[language], split, shard - before)
+
+    def shard_path(self, shard: int) -> Path:
+        """Its path."""
+        return self.folder / self.shard_name(shard)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raises DataError unless the shards were written with this tokenizer."""
@@ -160,19 +190,23 @@ class Index:
             self._verify_ids()
 
     def _verify_ids(self) -> None:
-        for shard, offset, tokens, _ in self.samples.tolist():
+        fields = (self.samples[name].tolist() for name in ("shard", "offset", "tokens"))
+        for shard, offset, tokens in zip(*fields, strict=True):
             path = self.shard_path(shard)
             ids = np.fromfile(path, "<i4", tokens, offset=offset)
             if len(ids) != tokens or ids.min() < 0 or ids.max() >= self.vocab_size:
                 raise _changed(path, f"it has ids outside the {self.vocab_size} of the tokenizer")
 
-    def _array(self, name: str, dtype: np.dtype, rows: int) -> np.ndarray:
+    def _part_of(self, shard: int) -> int:
+        return bisect_right(self._first_shard, shard) - 1
+
+    def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            mapped = np.load(self.folder / name, mmap_mode="r") if rows else np.empty(0, dtype)
+            mapped = np.load(self.folder / name, mmap_mode="r") if shape[-1] else np.empty(shape)
         except (OSError, ValueError) as error:
             raise _changed(self.folder / name, f"it cannot be read ({error})") from None
-        if mapped.dtype != dtype or mapped.shape != (rows,):
-            raise _changed(self.folder / name, f"it does not have the {rows} rows of index.json")
+        if (shape[-1] and mapped.dtype != dtype) or mapped.shape != shape:
+            raise _changed(self.folder / name, f"it has not the shape {shape} of index.json")
         return np.asarray(mapped)  # still mapped, without memmap's slow indexing
 
 
@@ -183,7 +217,7 @@ def _changed(path: Path, what: str) -> DataError:
     )
 
 
-def _running(counts: Sequence[int]) -> list[int]:
+def _running(counts: Iterable[int]) -> list[int]:
     return [0, *np.cumsum(np.fromiter(counts, dtype=np.int64)).tolist()]
 
 

@@ -1,83 +1,83 @@
-"""Ranges of a language's token stream, read from the tars by byte range.
+"""Ranges of a language's token stream, read from the samples of its shards.
 
-Tar members are contiguous and not packed, so the ids are mapped where they lie: the system's page
-cache is what ranks on one machine share, and nothing is copied but the tokens asked for.
+A sample, about 1 MiB of ids, is compared with the index when it is first read: its hash, and that
+every id is one of the tokenizer's. So what a model is trained on is what `mlm shards` wrote.
 """
 
 from functools import lru_cache
 
 import numpy as np
 
-from mlm.data.index import Index
-from mlm.errors import DataError
+from mlm.data.index import SPLITS, Index, ids_check
+from mlm.data.store import FolderStore, Store
+from mlm.errors import BadShard
 
-MAX_MAPS = 256  # each holds a file descriptor, of which 1024 is the usual limit
+KEPT = 16384  # samples that are known to be good, of which 2 windows of 16 chunks a language
 ID_BYTES = 4
 
 
 class TokenReader:
     """Reads token ids of an index's shards. Threads may share one."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, store: Store | None = None) -> None:
         self.index = index
-        self._tar = lru_cache(MAX_MAPS)(self._open)
-        self._rows = lru_cache(None)(self._columns)
+        self._store = FolderStore(index) if store is None else store
+        self._good = lru_cache(KEPT)(self._compared)
+        self._first = {split: index.first_tokens(split) for split in SPLITS}
+        self._starts, self._tokens = index.samples["start"], index.samples["tokens"]
 
     def read(self, split: str, language: int, start: int, count: int) -> np.ndarray:
         """Tokens `start` to `start + count` of a split's stream of a language, (count,) int32.
 
-        `split` is "train" or "heldout", `language` counts in the index's order. Raises DataError
-        where a shard is missing or has changed its size.
+        `split` is "train" or "heldout", `language` counts in the index's order. Raises BadShard
+        where a shard is missing, or is not as it was written.
         """
-        out = np.empty(count, np.int32)
-        self._read_into(out, split, language, start)
-        return out
+        out = np.empty((1, count), np.int32)
+        self.gather(split, np.array([language]), np.array([start]), out)
+        return out[0]
 
     def gather(
         self, split: str, languages: np.ndarray, starts: np.ndarray, out: np.ndarray
     ) -> None:
         """Fills row i of `out`, (rows, count) of any integer type, with the tokens of language
         `languages[i]` from `starts[i]` on."""
-        for row, language, start in zip(out, languages.tolist(), starts.tolist(), strict=True):
-            self._read_into(row, split, language, start)
+        count = out.shape[1]
+        first = self._first[split][languages] + starts
+        samples = self._starts.searchsorted(first, side="right") - 1
+        skipped = first - self._starts[samples]
+        inside = skipped + count <= self._tokens[samples]
+        rows = zip(out, samples.tolist(), skipped.tolist(), inside.tolist(), strict=True)
+        for row, sample, place, whole in rows:
+            if whole:
+                row[:] = self._good(sample)[place : place + count]
+            else:
+                self._across(row, sample, place)
 
-    def _read_into(self, out: np.ndarray, split: str, language: int, start: int) -> None:
-        begins, ends, shards, offsets = self._rows(split, language)
-        row = int(begins.searchsorted(start, side="right")) - 1
+    def _across(self, row: np.ndarray, sample: int, place: int) -> None:
+        """Fills a row with ids that begin in a sample, and go on in those behind it."""
         done = 0
-        while done < len(out):
-            assert 0 <= row < len(begins), (split, language, start, len(out))
-            skipped = start + done - int(begins[row])
-            count = min(len(out) - done, int(ends[row]) - start - done)
-            first = int(offsets[row]) // ID_BYTES + skipped
-            out[done : done + count] = self._tar(int(shards[row]))[first : first + count]
-            done += count
-            row += 1
+        while done < len(row):
+            ids = self._good(sample)[place : place + len(row) - done]
+            row[done : done + len(ids)] = ids
+            done, sample, place = done + len(ids), sample + 1, 0
 
-    def _columns(self, split: str, language: int) -> tuple[np.ndarray, ...]:
-        """Begins and ends in tokens, shard rows and byte offsets of a language's samples.
+    def _compared(self, sample: int) -> np.ndarray:
+        """The ids of a sample that are as the index has them."""
+        ids = self._store.ids(sample)
+        if ids_check(ids) != self.index.samples["check"][sample]:
+            raise self._bad(sample, 0, "the ids there are not those that were written")
+        if len(ids) and int(ids.view(np.uint32).max()) >= self.index.vocab_size:
+            wrong = int(np.argmax(ids.view(np.uint32) >= self.index.vocab_size))
+            known = f"which is none of the {self.index.vocab_size} of the tokenizer"
+            raise self._bad(sample, wrong, f"the id there is {ids[wrong]}, {known}")
+        return ids
 
-        Contiguous copies, 32 bytes for each MiB of ids: a search in the mapped rows, which are not
-        contiguous, would copy them each time.
-        """
-        rows = self.index.sample_rows(split, language)
-        begins = np.ascontiguousarray(rows["start"])
-        shards, offsets = np.ascontiguousarray(rows["shard"]), np.ascontiguousarray(rows["offset"])
-        return begins, begins + rows["tokens"], shards, offsets
-
-    def _open(self, shard: int) -> np.ndarray:
-        """A whole tar as int32: tars are cut in 512 bytes and npy headers in 64, so ids align."""
-        path, size = self.index.shard_path(shard), int(self.index.shards["bytes"][shard])
-        try:
-            mapped = np.memmap(path, dtype="<i4", mode="r")
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"the shard {path} cannot be read ({error}); copy the shards again, or write them "
-                f"with `mlm shards`"
-            ) from None
-        if mapped.nbytes != size:
-            raise DataError(
-                f"the shard {path} has {mapped.nbytes} bytes in place of the {size} of the index; "
-                f"copy the shards again, or write them with `mlm shards`"
-            )
-        return np.asarray(mapped)
+    def _bad(self, sample: int, place: int, why: str) -> BadShard:
+        name = self.index.shard_name(int(self.index.samples["shard"][sample]))
+        offset = int(self.index.samples["offset"][sample]) + place * ID_BYTES
+        return BadShard(
+            name,
+            offset,
+            f"the shard {name} of {self.index.folder} is bad at byte {offset}: {why}; copy it "
+            f"again, write the shards with `mlm shards`, or add data.on_bad_shard=skip",
+        )

@@ -12,19 +12,23 @@ from pathlib import Path
 import numpy as np
 
 from mlm.data.heldout import HeldOut, held_out
-from mlm.data.index import SAMPLE, SHARD, SPLITS, Totals, write_index
+from mlm.data.index import SAMPLE_FIELDS, SHARD, SPLITS, Totals, write_index
 from mlm.data.tars import TokenTars
 from mlm.data.workers import Report, Workers
 from mlm.text.corpus import documents, languages
 from mlm.text.folder import new_folder
 from mlm.text.tokenizer import Tokenizer
 
+SHARD_FIELD, START_FIELD = SAMPLE_FIELDS.index("shard"), SAMPLE_FIELDS.index("start")
 BATCH_CHARACTERS = 1 << 19  # that are tokenized in one call
 
 
 @dataclass(frozen=True)
 class Written:
-    """One language's part of the index: totals by split, and rows that count from 0."""
+    """One language's part of the index: totals by split, and rows that count from 0.
+
+    shards: (shards,) of `SHARD`; samples: (fields, samples) int64
+    """
 
     totals: tuple[Totals, Totals]
     shards: np.ndarray
@@ -62,16 +66,18 @@ def write(
 
 def _write_index(folder: Path, tokenizer: Tokenizer, written: dict[str, Written]) -> None:
     """Joins the rows of all languages, which count from 0 in each."""
-    before = 0
+    shards = tokens = 0
     for part in written.values():
-        part.samples["shard"] += before
-        before += len(part.shards)
+        part.samples[SHARD_FIELD] += shards
+        part.samples[START_FIELD] += tokens
+        shards += len(part.shards)
+        tokens += sum(of.tokens for of in part.totals)
     write_index(
         folder,
         tokenizer,
         {language: part.totals for language, part in written.items()},
         np.concatenate([part.shards for part in written.values()]),
-        np.concatenate([part.samples for part in written.values()]),
+        np.concatenate([part.samples for part in written.values()], axis=1),
     )
 
 
@@ -90,8 +96,10 @@ def _write_language(
             report(sum(len(paragraph.encode()) for document in batch for paragraph in document))
     totals = tuple(stream.totals for stream in streams)
     shards = np.array([row for stream in streams for row in stream.shards], SHARD)
-    samples = np.array([row for stream in streams for row in stream.samples], SAMPLE)
-    samples["shard"][totals[0].samples :] += totals[0].shards
+    rows = [row for stream in streams for row in stream.samples]
+    samples = np.array(rows, np.int64).reshape(-1, len(SAMPLE_FIELDS)).T
+    samples[SHARD_FIELD, totals[0].samples :] += totals[0].shards
+    samples[START_FIELD, totals[0].samples :] += totals[0].tokens
     return Written(totals, shards, samples)
 
 

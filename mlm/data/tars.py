@@ -8,7 +8,7 @@ from typing import IO
 import numpy as np
 import webdataset
 
-from mlm.data.index import Totals, shard_name
+from mlm.data.index import Totals, ids_check, shard_name
 from mlm.text.ids import EOS
 
 SAMPLE_IDS = 1 << 18  # of int32: 1 MiB
@@ -28,10 +28,11 @@ class TokenTars:
         self._waiting: list[np.ndarray] = []
         self._waiting_ids = 0
         self._file: IO[bytes] | None = None
-        self._written: list[tuple[int, int]] = []  # tokens and documents' ends of the open tar
+        # Tokens, documents' ends and hashes of the samples of the open tar.
+        self._written: list[tuple[int, int, int]] = []
         self._bytes = self._characters = self._documents = self._tokens = 0
         self.shards: list[tuple[int, int, int, bytes]] = []
-        self.samples: list[tuple[int, int, int, int]] = []
+        self.samples: list[tuple[int, int, int, int, int]] = []
 
     def __enter__(self) -> "TokenTars":
         return self
@@ -79,7 +80,7 @@ class TokenTars:
         mark = "" if self._split == "train" else f"{self._split}-"
         ids = ids.astype("<i4", copy=False)
         self._writer.write({"__key__": f"{self._language}-{mark}{number:08d}", "npy": ids})
-        self._written.append((len(ids), int(np.count_nonzero(ids == EOS))))
+        self._written.append((len(ids), int(np.count_nonzero(ids == EOS)), ids_check(ids)))
         if len(self._written) == SHARD_SAMPLES:
             self._close()
 
@@ -91,12 +92,12 @@ class TokenTars:
         self._file.close()
         path = Path(self._file.name)
         self._file = None
-        for (tokens, _), offset in zip(self._written, _offsets(path), strict=True):
-            self.samples.append((len(self.shards), offset, tokens, self._tokens))
+        for (tokens, _, check), offset in zip(self._written, _offsets(path), strict=True):
+            self.samples.append((len(self.shards), offset, tokens, self._tokens, check))
             self._tokens += tokens
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").digest()
-        tokens, documents = map(sum, zip(*self._written, strict=True))
+        tokens, documents = (sum(column) for column in list(zip(*self._written, strict=True))[:2])
         row = (path.stat().st_size, tokens, documents, np.frombuffer(sha256, np.uint8))
         self.shards.append(row)
         self._written = []
