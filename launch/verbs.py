@@ -1,5 +1,6 @@
 """What the small verbs do: each takes composed settings and calls the part that does the work."""
 
+import json
 from pathlib import Path
 
 from rich.console import Console
@@ -31,13 +32,18 @@ def tokenizer(composed: Composed) -> None:
 
 def shards(composed: Composed) -> None:
     """`mlm shards`."""
+    from mlm.data.drops import table
     from mlm.data.index import Index
+    from mlm.data.shards import REPORT, Options
     from mlm.prepare import write_shards
     from mlm.text.corpus import resolve
 
     config = load(ShardsConfig, composed.settings)
-    out = Path(config.out)
-    write_shards(resolve(config.corpus), Path(config.tokenizer), out, config.workers, Console())
+    out, console = Path(config.out), Console()
+    options = Options(config.dedup, config.on_bad_line == "skip")
+    corpus, tokenizer = resolve(config.corpus), Path(config.tokenizer)
+    write_shards(corpus, tokenizer, out, config.workers, console, options)
+    console.print(table(json.loads((out / REPORT).read_text())))
     index = Index.open(out)
     held_out = sum(index.heldout_tokens)
     print(

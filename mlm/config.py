@@ -38,7 +38,9 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    corpus: str | None = None  # a folder of text, or "sample" for the one in the package
+    corpus: str | None = (
+        None  # a folder of text, a YAML file of sources, or "sample": the package's
+    )
     shards: str | None = None
     tokenizer: str | None = None
     vocab_size: int = 250002  # of a tokenizer that is trained here, special ids included
@@ -51,7 +53,9 @@ class DataConfig:
     max_epochs_of: dict[str, float] = field(default_factory=dict)  # of single languages
     mask_ratio: float = 0.15
     shuffle_window: int = 16  # chunks of 512 blocks among which blocks are shuffled
-    workers: int | None = None  # processes that prepare a corpus; null: one per core
+    workers: int | None = None  # cores that prepare a corpus; null: all
+    dedup: bool = False  # of a corpus: keep the first of a language's equal documents
+    on_bad_line: Literal["stop", "skip"] = "stop"  # of a corpus: no UTF-8, or no JSON with a text
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,7 @@ class TokenizerConfig:
     sample_bytes: int = 1_000_000_000  # of text that the tokenizer is trained on
     character_coverage: float = 0.9995
     seed: int = 1
+    on_bad_line: Literal["stop", "skip"] = "stop"  # no UTF-8, or no JSON with a text
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,9 @@ class ShardsConfig:
     corpus: str = "???"
     tokenizer: str = "???"
     out: str = "???"
-    workers: int | None = None  # null: one per core
+    workers: int | None = None  # cores; null: all
+    dedup: bool = False  # keep the first of a language's equal documents
+    on_bad_line: Literal["stop", "skip"] = "stop"  # no UTF-8, or no JSON with a text
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from mlm.data import shards
 from mlm.data.index import FILE, Index
 from mlm.data.mix import Mix, limits
 from mlm.data.order import SampleOrder
+from mlm.data.shards import Options
 from mlm.errors import UserError
 from mlm.progress import progress
 from mlm.text import corpus as texts
@@ -48,9 +49,16 @@ def prepare(config: TrainConfig, folder: Path, console: Console) -> TrainConfig:
     data = config.data
     assert data.corpus is not None, "there is a corpus to prepare"
     corpus = texts.resolve(data.corpus)
-    settings = replace(TokenizerConfig(), vocab_size=data.vocab_size, alpha=data.alpha)
+    settings = replace(
+        TokenizerConfig(),
+        vocab_size=data.vocab_size,
+        alpha=data.alpha,
+        on_bad_line=data.on_bad_line,
+    )
+    options = Options(data.dedup, data.on_bad_line == "skip")
     given = Tokenizer.load(Path(data.tokenizer)) if data.tokenizer else None
     made_by = [given.hash] if given else [settings.vocab_size, settings.alpha]
+    made_by += [data.dedup, data.on_bad_line]
     with progress(console, f"Looking at the corpus {data.corpus}") as show:
         key = corpus_key(corpus, made_by, show)
     place = folder / key
@@ -59,7 +67,7 @@ def prepare(config: TrainConfig, folder: Path, console: Console) -> TrainConfig:
         if not tokenizer.exists():
             train_tokenizer(settings, corpus, tokenizer, console)
         if not (place / "shards").exists():
-            write_shards(corpus, tokenizer, place / "shards", data.workers, console)
+            write_shards(corpus, tokenizer, place / "shards", data.workers, console, options)
     ready = {"tokenizer": str(tokenizer.resolve()), "shards": str((place / "shards").resolve())}
     return replace(config, data=replace(data, **ready))
 
@@ -78,28 +86,39 @@ def train_tokenizer(
             character_coverage=settings.character_coverage,
             seed=settings.seed,
             on_progress=show,
+            skip_bad_lines=settings.on_bad_line == "skip",
         )
     return Tokenizer.load(out)
 
 
 def write_shards(
-    corpus: Path, tokenizer: Path, out: Path, workers: int | None, console: Console
+    corpus: Path,
+    tokenizer: Path,
+    out: Path,
+    workers: int | None,
+    console: Console,
+    options: Options,
 ) -> None:
     """Writes shards, with a copy of their tokenizer inside, so that they are enough to train on."""
     loaded, record = Tokenizer.load(tokenizer), training.RECORD
-    with progress(console, "Writing token shards") as show:
-        shards.write(corpus, loaded, out, workers=workers, on_progress=show)
-    try:
-        (out / "tokenizer").mkdir()
-        (out / "tokenizer" / MODEL_FILE).write_bytes(loaded.model)
+
+    def complete(folder: Path) -> None:
+        (folder / "tokenizer").mkdir(exist_ok=True)
+        (folder / "tokenizer" / MODEL_FILE).write_bytes(loaded.model)
         if (tokenizer / record).is_file():
-            shutil.copyfile(tokenizer / record, out / "tokenizer" / record)
-    except OSError as error:
-        shutil.rmtree(out, ignore_errors=True)
-        raise UserError(
-            f"the tokenizer cannot be copied into {out} ({error.strerror}); free space there, or "
-            f"choose another folder"
-        ) from None
+            shutil.copyfile(tokenizer / record, folder / "tokenizer" / record)
+
+    with progress(console, "Writing token shards") as show:
+        shards.write(
+            corpus,
+            loaded,
+            out,
+            workers=workers,
+            on_progress=show,
+            options=options,
+            say=console.print,
+            complete=complete,
+        )
 
 
 def with_tokenizer(config: TrainConfig) -> TrainConfig:
@@ -170,15 +189,14 @@ def sample_order(config: TrainConfig, index: Index) -> SampleOrder:
 
 def corpus_key(corpus: Path, made_by: Sequence[str | int | float], show: Show) -> str:
     """A name for what is made of the bytes of a corpus in a given way: 16 hex digits."""
-    files = texts.languages(corpus)
-    sizes = [path.stat().st_size for path in files.values()]
+    languages = texts.languages(corpus)
+    total = sum(source.size() for text in languages.values() for source in text)
     rows, done = [], 0
-    for (language, path), size in zip(files.items(), sizes, strict=True):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "blake2b").hexdigest()
-        rows.append([language, path.name, digest])
-        done += size
-        show(done, sum(sizes))
+    for language, text in languages.items():
+        for source in text:
+            rows.append([language, source.name, source.digest()])
+            done += source.size()
+            show(done, total)
     text = json.dumps([FORMAT, list(made_by), rows])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

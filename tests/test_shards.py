@@ -11,11 +11,12 @@ import pytest
 import sentencepiece
 import webdataset
 
-from mlm.data import shards, tars
-from mlm.data.heldout import HeldOut, held_out
+from mlm.data import shards, tars, tokenizing
+from mlm.data.heldout import HeldOut, first_pass
 from mlm.data.index import Index
 from mlm.data.workers import Workers
 from mlm.errors import DataError, UserError
+from mlm.text.sources import Source
 from tests.text_fixtures import (
     LANGUAGES,
     corpus,
@@ -62,7 +63,7 @@ def same_folders(one: Path, other: Path) -> bool:
 def rule(folder: Path, documents) -> HeldOut:
     path = folder / "en.txt"
     path.write_text("\n\n".join("\n".join(document) for document in documents))
-    return held_out("en", path, lambda amount: None)
+    return first_pass("en", (Source(str(path), "txt"),), lambda amount: None).rule
 
 
 @pytest.mark.parametrize("language", ["en", "ja", "sw"])
@@ -148,7 +149,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path):
 def test_samples_and_tars_are_cut_and_joined_again(tmp_path, monkeypatch):
     monkeypatch.setattr(tars, "SAMPLE_IDS", 300)
     monkeypatch.setattr(tars, "SHARD_SAMPLES", 7)
-    monkeypatch.setattr(shards, "BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 500)
     shards.write(corpus(), tokenizer(), tmp_path / "cut", workers=1)
     index = Index.open(tmp_path / "cut")
     index.verify(deep=True)

@@ -1,20 +1,23 @@
-"""Which text is held out of training, decided by nothing but the text itself.
+"""The first look at a language's text: what is held out of training, and what occurs twice.
 
-About 1 % of a language's documents: those whose hash falls below a hundredth of its range, or the
-one with the smallest where none does. Where there are fewer than 20 different documents, the same
-of paragraphs, at least one and at most a tenth of them. Text that occurs twice is on one side.
+Held out is about 1 % of the documents, decided by nothing but the text itself: those whose hash
+falls below a hundredth of its range, or the one with the smallest where none does. Where there are
+fewer than 20 different documents, the same of paragraphs, at least one and at most a tenth of them.
+Text that occurs twice is on one side.
 """
 
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
+import xxhash
 
 from mlm.errors import DataError
-from mlm.text.corpus import documents
-from mlm.text.hashing import HASH_BITS, text_hash
+from mlm.text.documents import BadLines, documents
+from mlm.text.hashing import HASH_BITS, bytes_hash, text_hash
+from mlm.text.sources import Text, shown
 
 PURPOSE = "heldout"
 THRESHOLD = (1 << HASH_BITS) // 100
@@ -25,7 +28,7 @@ FEW_DOCUMENTS = 20
 class HeldOut:
     """The rule of one language: texts of this unit whose hash is at most `cutoff` are held out.
 
-    size: bytes of the language's text, both parts together
+    size: bytes of the language's text, both parts and what occurs twice together
     """
 
     paragraphs: bool  # the unit: paragraphs where this is true, else documents
@@ -43,26 +46,87 @@ class HeldOut:
         return parts
 
 
-def held_out(language: str, path: Path, report: Callable[[int], None]) -> HeldOut:
-    """The rule for a language's file. Raises DataError where all of it is one paragraph.
+@dataclass(frozen=True)
+class FirstPass:
+    """What is known of a language's text before any of it is tokenized.
+
+    Numbers are of documents, counted from 0 as they are read, and sorted. held: those that are
+    held out, where the rule is of documents; repeated: those that occurred before, where they are
+    looked for
+    """
+
+    rule: HeldOut
+    held: np.ndarray  # (documents held out,) int64
+    repeated: np.ndarray  # (documents that are dropped,) int64
+    documents: int  # that were read, as the rest of these figures
+    characters: int
+    repeated_characters: int = 0
+    bad_lines: int = 0
+    bad_characters: int = 0
+
+
+def first_pass(
+    language: str,
+    text: Text,
+    report: Callable[[int], None],
+    find_repeated: bool = False,
+    skip_bad_lines: bool = False,
+) -> FirstPass:
+    """Reads all of a language's text. Raises DataError where all of it is one paragraph.
 
     `report(0)` is called at every document, and may raise to end this early.
     """
-    size, few, smallest = 0, set(), 1 << HASH_BITS
-    for document in documents(path):
+    bad = BadLines() if skip_bad_lines else None
+    size = characters = count = 0
+    few: set[int] = set()
+    smallest, lowest = 1 << HASH_BITS, array("q")  # and the documents that have it
+    below = array("q")  # documents whose hash is below the threshold
+    digests, lengths = bytearray(), array("I")  # 20 bytes a document, where repeated ones are found
+    for document in documents(text, bad):
         report(0)
-        size += sum(len(paragraph.encode()) for paragraph in document)
-        hashed = text_hash(document, PURPOSE)
-        smallest = min(smallest, hashed)
+        joined = "\n".join(document) + "\n"
+        raw = joined.encode()
+        size += len(raw) - len(document)
+        characters += len(joined) - len(document)
+        hashed = bytes_hash(raw, PURPOSE)
+        if hashed < THRESHOLD:
+            below.append(count)
+        if hashed < smallest:
+            smallest, lowest = hashed, array("q")
+        if hashed == smallest:
+            lowest.append(count)
         if len(few) < FEW_DOCUMENTS:
             few.add(hashed)
+        if find_repeated:
+            digests += xxhash.xxh3_128_digest(raw)
+            lengths.append(len(joined) - len(document))
+        count += 1
+    repeated = _repeated(digests)
     if len(few) == FEW_DOCUMENTS:
-        return HeldOut(paragraphs=False, cutoff=max(smallest, THRESHOLD - 1), size=size)
-    hashes = _different(text_hash([one], PURPOSE) for one in chain.from_iterable(documents(path)))
+        rule = HeldOut(paragraphs=False, cutoff=max(smallest, THRESHOLD - 1), size=size)
+        held = np.array(below or lowest, np.int64)
+    else:
+        rule = _of_paragraphs(language, text, skip_bad_lines, size)
+        held = np.empty(0, np.int64)
+    return FirstPass(
+        rule,
+        held,
+        repeated,
+        count,
+        characters,
+        repeated_characters=int(np.asarray(lengths)[repeated].sum()) if len(repeated) else 0,
+        bad_lines=bad.lines if bad else 0,
+        bad_characters=bad.characters if bad else 0,
+    )
+
+
+def _of_paragraphs(language: str, text: Text, skip_bad_lines: bool, size: int) -> HeldOut:
+    read = documents(text, BadLines() if skip_bad_lines else None)
+    hashes = _different(text_hash([one], PURPOSE) for one in chain.from_iterable(read))
     if len(hashes) < 2:
         raise DataError(
-            f"the language {language} ({path}) has {len(hashes)} different paragraphs, and one to "
-            f"train on and one to hold out are needed; add text to the file or remove it"
+            f"the language {language} ({shown(text)}) has {len(hashes)} different paragraphs, and "
+            f"one to train on and one to hold out are needed; add text to the file or remove it"
         )
     below = int(np.searchsorted(hashes, np.uint64(THRESHOLD)))
     count = min(max(below, 1), max(len(hashes) // 10, 1))
@@ -72,3 +136,12 @@ def held_out(language: str, path: Path, report: Callable[[int], None]) -> HeldOu
 def _different(hashes: Iterable[int]) -> np.ndarray:
     """Sorted, each once; uint64, so that a large file's fit in memory."""
     return np.unique(np.fromiter(hashes, dtype=np.uint64))
+
+
+def _repeated(digests: bytearray) -> np.ndarray:
+    """The numbers of 128-bit hashes that occurred before, sorted."""
+    low, high = np.frombuffer(digests, "<u8").reshape(-1, 2).T
+    order = np.lexsort((low, high))  # stable: of equal ones the first stays first
+    low, high = low[order], high[order]
+    again = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
+    return np.sort(order[1:][again])

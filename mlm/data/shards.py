@@ -1,26 +1,44 @@
 """Token shards: WebDataset tars of ids, and their index, from a corpus and a tokenizer.
 
 A language is one job: a first pass finds what is held out, a second one tokenizes and writes. What
-is written depends on text and tokenizer only, to the byte, and not on the number of workers.
+is written depends on text and tokenizer only, to the byte, and not on the number of workers, nor on
+whether it was written in one go.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+import json
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from mlm.data.heldout import HeldOut, held_out
+from mlm.data import staging, tars
+from mlm.data.drops import report_of
+from mlm.data.heldout import FirstPass, first_pass
 from mlm.data.index import SAMPLE_FIELDS, SHARD, SPLITS, Totals, write_index
+from mlm.data.journal import Added
 from mlm.data.tars import TokenTars
-from mlm.data.workers import Report, Workers
-from mlm.text.corpus import documents, languages
-from mlm.text.folder import new_folder
+from mlm.data.tokenizing import Work, tokenized
+from mlm.data.workers import SMALL, Report, Workers
+from mlm.errors import DataError
+from mlm.text.corpus import languages
+from mlm.text.folder import kept_folder
+from mlm.text.sources import Text, shown
 from mlm.text.tokenizer import Tokenizer
 
 SHARD_FIELD, START_FIELD = SAMPLE_FIELDS.index("shard"), SAMPLE_FIELDS.index("start")
-BATCH_CHARACTERS = 1 << 19  # that are tokenized in one call
+VERSION = 1  # of what a staging folder holds; one more when an older one cannot be gone on with
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which text is left out. A copy: a document with the same paragraphs as one before it in its
+    language. A bad line: no UTF-8, or no JSON object with a text."""
+
+    drop_copies: bool = False
+    skip_bad_lines: bool = False
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,7 @@ class Written:
     shards: (shards,) of `SHARD`; samples: (fields, samples) int64
     """
 
+    added: tuple[Added, Added]
     totals: tuple[Totals, Totals]
     shards: np.ndarray
     samples: np.ndarray
@@ -41,27 +60,67 @@ def write(
     out: Path,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    options: Options = Options(),
+    say: Callable[[str], None] = lambda sentence: None,
+    complete: Callable[[Path], None] = lambda folder: None,
 ) -> None:
-    """Writes the shards of a corpus, and their index, into the new folder `out`.
+    """Writes the shards of a corpus, their index and a report into the new folder `out`.
 
-    `workers` processes, None for one per core. `on_progress(done, total)` counts bytes of text once
-    the first pass is over. Raises DataError for text that cannot be used, UserError where `out` has
-    something in it or cannot be written; `out` is there whole or not at all.
+    `workers` cores, None for all of them. `on_progress(done, total)` counts bytes of text once the
+    first pass is over. `complete(folder)` may add files before the folder gets its name. Raises
+    DataError for text that cannot be used, UserError where `out` has something in it or cannot be
+    written. `out` is there whole or not at all; after a kill or an error, whole shards stay beside
+    it, and the same call goes on from them, and `say` gets a sentence about it.
     """
-    files = languages(corpus)
-    largest = sorted(files, key=lambda language: -files[language].stat().st_size)
-    weight = sum(path.stat().st_size for path in files.values())
-    with new_folder(out) as folder, Workers(workers, len(files), weight) as pool:
-        rules = pool.each(_rule, {language: (language, files[language]) for language in largest})
-        total = sum(rule.size for rule in rules.values())
-        largest.sort(key=lambda language: -rules[language].size)
-        jobs = {
-            language: (language, files[language], rules[language], tokenizer.model_path, folder)
-            for language in largest
-        }
-        report = None if on_progress is None else lambda done: on_progress(done, total)
-        written = pool.each(_write_language, jobs, report)
-        _write_index(folder, tokenizer, {language: written[language] for language in files})
+    sources = languages(corpus)
+    sizes = {language: _size(text) for language, text in sources.items()}
+    belongs_to = {
+        "version": VERSION,
+        "tokenizer": tokenizer.hash,
+        "drop_copies": options.drop_copies,
+        "skip_bad_lines": options.skip_bad_lines,
+        "sample_ids": tars.SAMPLE_IDS,
+        "shard_samples": tars.SHARD_SAMPLES,
+    }
+    with kept_folder(out, staging.anything_finished, staging.WORK) as folder:
+        stage = staging.Staging(folder, belongs_to, say)
+        known = stage.match(sources)
+        if staging.anything_finished(folder):
+            say(f"Going on from the shards that an earlier command left in {folder}")
+        try:
+            with Workers(workers, len(sources), sum(sizes.values())) as pool:
+                largest = sorted(sources, key=lambda language: -sizes[language])
+                found = known | pool.each(
+                    _first_pass,
+                    {
+                        language: (folder, language, sources[language], options)
+                        for language in largest
+                        if language not in known
+                    },
+                )
+                total = sum(each.rule.size for each in found.values())
+                largest.sort(key=lambda language: -found[language].rule.size)
+                jobs = {
+                    name: (folder, name, sources[name], found[name], options, tokenizer.model_path)
+                    for name in largest
+                }
+                report = None if on_progress is None else lambda done: on_progress(done, total)
+                written = pool.each(_write_language, jobs, report)
+        except BaseException:
+            if staging.anything_finished(folder):
+                say(f"Whole shards stay in {folder}; the same command goes on from them")
+            raise
+        written = {language: written[language] for language in sources}
+        _write_index(folder, tokenizer, written)
+        added = {language: part.added for language, part in written.items()}
+        content = json.dumps(report_of(found, added), indent=1)
+        (folder / REPORT).write_text(content + "\n")
+        complete(folder)
+
+
+def _size(text: Text) -> int:
+    """Bytes of a language's sources; where that is not known, enough to be worth a process."""
+    return sum(source.size() or SMALL for source in text)
 
 
 def _write_index(folder: Path, tokenizer: Tokenizer, written: dict[str, Written]) -> None:
@@ -81,54 +140,70 @@ def _write_index(folder: Path, tokenizer: Tokenizer, written: dict[str, Written]
     )
 
 
-def _rule(report: Report, language: str, path: Path) -> HeldOut:
-    return held_out(language, path, report)
+def _first_pass(
+    report: Report, folder: Path, language: str, text: Text, options: Options
+) -> FirstPass:
+    found = first_pass(language, text, report, options.drop_copies, options.skip_bad_lines)
+    staging.save(folder / staging.WORK, language, found)
+    return found
 
 
 def _write_language(
-    report: Report, language: str, path: Path, rule: HeldOut, model_path: Path, folder: Path
+    report: Report,
+    folder: Path,
+    language: str,
+    text: Text,
+    found: FirstPass,
+    options: Options,
+    model_path: Path,
 ) -> Written:
-    tokenizer = Tokenizer.load(model_path.parent)
+    work = folder / staging.WORK
     with ExitStack() as stack:
-        streams = [stack.enter_context(TokenTars(folder, language, split)) for split in SPLITS]
-        for batch in _batches(path):
-            _add(batch, rule, tokenizer, streams)
-            report(sum(len(paragraph.encode()) for document in batch for paragraph in document))
-    totals = tuple(stream.totals for stream in streams)
-    shards = np.array([row for stream in streams for row in stream.shards], SHARD)
+        # Left in turn, the last first: once what is held out is finished, so is the rest.
+        heldout, train = (
+            stack.enter_context(
+                TokenTars(folder, language, split, staging.journal(work, language, split))
+            )
+            for split in reversed(SPLITS)
+        )
+        streams = [train, heldout]
+        if all(stream.done for stream in streams):
+            report(found.rule.size)
+        else:
+            _add_all(report, text, found, options, Tokenizer.load(model_path.parent), streams)
+    totals = (streams[0].totals, streams[1].totals)
+    shards = [
+        (*rest, np.frombuffer(sha256, np.uint8))
+        for each in streams
+        for *rest, sha256 in each.shards
+    ]
     rows = [row for stream in streams for row in stream.samples]
     samples = np.array(rows, np.int64).reshape(-1, len(SAMPLE_FIELDS)).T
     samples[SHARD_FIELD, totals[0].samples :] += totals[0].shards
     samples[START_FIELD, totals[0].samples :] += totals[0].tokens
-    return Written(totals, shards, samples)
+    added = (streams[0].added, streams[1].added)
+    return Written(added, totals, np.array(shards, SHARD), samples)
 
 
-def _batches(path: Path) -> Iterator[list[list[str]]]:
-    """Documents, some at a time, since sentencepiece is fast on many lines in one call."""
-    batch, characters = [], 0
-    for document in documents(path):
-        batch.append(document)
-        characters += sum(map(len, document))
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _add(
-    batch: list[list[str]], rule: HeldOut, tokenizer: Tokenizer, streams: list[TokenTars]
+def _add_all(
+    report: Report,
+    text: Text,
+    found: FirstPass,
+    options: Options,
+    tokenizer: Tokenizer,
+    streams: list[TokenTars],
 ) -> None:
-    """Tokenizes documents and adds each, or its parts, to the streams of their splits."""
-    parts = [
-        (part, stream)
-        for document in batch
-        for part, stream in zip(rule.split(document), streams, strict=True)
-        if part
-    ]
-    encoded = iter(tokenizer.encode([paragraph for part, _ in parts for paragraph in part]))
-    end = np.array([tokenizer.eos], np.int32)
-    for part, stream in parts:
-        ids = [next(encoded) for _ in part]
-        if any(map(len, ids)):  # text of nothing but invisible characters has no ids
-            stream.add([*ids, end], part)
+    """Tokenizes what the streams of the splits do not have yet, and adds it."""
+    starts = [stream.start for stream in streams]
+    work = Work(text, found, starts, options.skip_bad_lines)
+    with closing(tokenized(work, tokenizer, report.threads)) as batches:
+        for size, ids in batches:
+            for stream, each in zip(streams, ids, strict=True):
+                if len(each.ids) or each.added != Added():
+                    stream.add(each)
+            report(size)
+    if work.documents != found.documents:
+        raise DataError(
+            f"{shown(text)} had {found.documents} documents when it was read first and "
+            f"{work.documents} later; leave the text as it is until the command ends"
+        )

@@ -14,7 +14,8 @@ from mlm.errors import UserError
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.hf.plain import Sample
 from mlm.text.charsmap import normalizer
-from mlm.text.corpus import documents, languages, sample_corpus
+from mlm.text.corpus import languages, sample_corpus
+from mlm.text.documents import documents
 from mlm.text.ids import FIRST_PIECE, JSON_FILE, SHIFT, UNK
 from mlm.text.tokenizer import Tokenizer
 
@@ -28,7 +29,7 @@ TIE = 1e-5  # between scores of two segmentations, relative: what sentencepiece'
 @cache
 def lines() -> dict[str, str]:
     """The first line of every language of the corpus in the package."""
-    return {name: next(documents(path))[0] for name, path in languages(sample_corpus()).items()}
+    return {name: next(documents(text))[0] for name, text in languages(sample_corpus()).items()}
 
 
 def sample_of(tokenizer: Tokenizer | None, config: XLMRobertaXLConfig) -> Sample:

@@ -1,32 +1,28 @@
-"""A corpus folder: a file of text per language, read as documents of paragraphs.
+"""A corpus: a folder with text for each language, or a YAML file that says where it is.
 
-`<lang>.txt[.xz|.gz|.zst]` has a paragraph per line and a blank line between documents (the layout
-of CC-100); `<lang>.jsonl[.xz|.gz|.zst]` has a JSON object per document, whose `text` holds a
-paragraph per line. Everything is UTF-8 and is read as a stream.
+In a folder a language has `<lang>.txt`, `.jsonl` or `.tar`, as it is or packed as .xz, .gz or .zst;
+or several of them, `<lang>-0000.txt`, `<lang>-0001.txt` ...; or a folder `<lang>/` with any of
+them, or one that `save_to_disk` of the package datasets made.
 """
 
-import gzip
-import io
-import json
-import lzma
 import re
-import zlib
 from collections.abc import Iterator
+from glob import glob, has_magic
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-import zstandard
+import yaml
 
 from mlm.errors import DataError
+from mlm.text.sources import Source, Text, saved_dataset, source
+from mlm.text.streams import is_remote
 
 SAMPLE = "sample"
-MAX_DOCUMENT_CHARACTERS = 1 << 28  # a document is held in memory: this is about 1 GB of it
+YAML = (".yaml", ".yml")
 
-_TEXT = re.compile(r"(?P<language>.+?)\.(?P<kind>txt|jsonl)(\.(?P<packed>xz|gz|zst))?")
+_NUMBERED = re.compile(r"(?P<language>.+?)(?P<number>-\d{4,})?\.(txt|jsonl|tar|tgz)(\.\w+)?")
 _LANGUAGE = re.compile(r"[A-Za-z0-9_-]+")
-_READ = 1 << 18  # bytes at a time
-_OPEN = {"xz": lzma.open, "gz": gzip.open}
-_UNREADABLE = (OSError, EOFError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+_SAVED = {"datasets", "split", "column"}  # keys of a saved dataset in YAML
 
 
 def sample_corpus() -> Path:
@@ -35,163 +31,167 @@ def sample_corpus() -> Path:
 
 
 def resolve(corpus: str) -> Path:
-    """The folder that `corpus` means: the word "sample" stands for the one in the package."""
+    """The folder or file that `corpus` means: the word "sample" stands for that in the package."""
     return sample_corpus() if corpus == SAMPLE else Path(corpus)
 
 
-def languages(corpus: Path) -> dict[str, Path]:
-    """The file of each language in a corpus folder, sorted by language.
+def languages(corpus: Path) -> dict[str, Text]:
+    """The sources of each language of a corpus, sorted by language.
 
-    Files of other kinds are passed over. Raises DataError where the folder is missing or has no
-    text, where a language has two files, and where a name is not one that a language can have.
+    Files of other kinds in a folder are passed over. Raises DataError where the corpus is missing
+    or has no text, where it gives a language in two ways or in a form that is not known, and where
+    a name is not one that a language can have.
     """
     corpus = Path(corpus)
+    if corpus.suffix in YAML and corpus.is_file():
+        return dict(sorted(_of_yaml(corpus).items()))
     if not corpus.is_dir():
         raise DataError(
             f"the corpus {corpus} is not a folder; give one that holds a file such as en.txt for "
-            f"each language, or the word {SAMPLE}"
+            f"each language, a YAML file of sources, or the word {SAMPLE}"
         )
-    found: dict[str, Path] = {}
+    found: dict[str, list[tuple[Path, Text]]] = {}
     for path in sorted(corpus.iterdir()):
-        match = _TEXT.fullmatch(path.name)
-        if match is None or path.name.startswith(".") or not path.is_file():
+        language, text = _entry(path)
+        if not text:
             continue
-        language = match["language"]
         if not _LANGUAGE.fullmatch(language):
+            raise DataError(f"{path} {_no_language(language)}; rename the file")
+        found.setdefault(language, []).append((path, text))
+    for language, parts in found.items():
+        alone = [path for path, _ in parts if _number(path) is None]
+        if alone and len(parts) > 1:
+            one, other = sorted({alone[0].name, next(p.name for p, _ in parts if p != alone[0])})
             raise DataError(
-                f"{path} names the language {language!r}, and only letters of ASCII, digits, - "
-                f"and _ can stand in such a name; rename the file"
+                f"{one} and {other} in {corpus} are both of the language {language}, which can "
+                f"have one file, one folder, or files with numbers such as {language}-0000.txt; "
+                f"rename or join them"
             )
-        if language in found:
-            raise DataError(
-                f"{found[language].name} and {path.name} in {corpus} are both of the language "
-                f"{language}, which can have one file; join them into one"
-            )
-        found[language] = path
     if not found:
         raise DataError(
             f"the corpus {corpus} holds no text; put a <language>.txt or <language>.jsonl there "
             f"for each language, as it is or packed as .xz, .gz or .zst"
         )
-    return dict(sorted(found.items()))
+    return {name: sum((text for _, text in found[name]), ()) for name in sorted(found)}
 
 
-def documents(path: Path) -> Iterator[list[str]]:
-    """The documents of a file, each as its paragraphs: stripped, and never empty.
-
-    Raises DataError, with file and line, at invalid UTF-8, at a line that is not a JSON object
-    with a `text`, at a file that cannot be unpacked, and at a document too large for memory.
-    """
-    match = _TEXT.fullmatch(Path(path).name)
-    assert match is not None, path
-    lines = _lines(Path(path), match["packed"])
-    return _json_documents(path, lines) if match["kind"] == "jsonl" else _blank_line(path, lines)
-
-
-def _blank_line(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[list[str]]:
-    """Documents that end at a line of nothing but white space."""
-    document: list[str] = []
-    characters = 0
-    for number, line in lines:
-        paragraph = line.strip()
-        if paragraph:
-            document.append(paragraph)
-            characters += len(paragraph)
-            if characters > MAX_DOCUMENT_CHARACTERS:
-                raise DataError(
-                    f"{path}, line {number}: the document that goes on here is longer than "
-                    f"{MAX_DOCUMENT_CHARACTERS} characters; put blank lines between documents"
-                )
-        elif document:
-            yield document
-            document, characters = [], 0
-    if document:
-        yield document
+def _entry(path: Path) -> tuple[str, Text]:
+    """The language and the sources of what lies in a corpus folder; no sources: it is no text."""
+    if path.name.startswith("."):
+        return "", ()
+    if path.is_dir():
+        return path.name, _of_folder(path)
+    match, found = _NUMBERED.fullmatch(path.name), source(str(path))
+    if match is None or found is None or not path.is_file():
+        return "", ()
+    return match["language"], (found,)
 
 
-def _json_documents(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[list[str]]:
-    for number, line in lines:
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-            document = [stripped for part in text.split("\n") if (stripped := part.strip())]
-            "".join(document).encode()  # a lone surrogate can be escaped in JSON; it is no text
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise DataError(
-                f"{path}, line {number} is not a JSON object whose text is a string of valid "
-                f"Unicode; mend or remove this line"
-            ) from None
-        if document:
-            yield document
+def _number(path: Path) -> str | None:
+    match = None if path.is_dir() else _NUMBERED.fullmatch(path.name)
+    return match and match["number"]
 
 
-def _lines(path: Path, packed: str | None) -> Iterator[tuple[int, str]]:
-    """The lines of a file with their numbers, from 1; a byte order mark is left out."""
-    number = 0
+def _of_folder(folder: Path) -> Text:
+    if saved_dataset(folder):
+        return (Source(str(folder), "datasets"),)
+    files = sorted(
+        path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")
+    )
+    return tuple(found for path in files if (found := source(str(path))))
+
+
+def _no_language(name: object) -> str:
+    return (
+        f"names the language {name!r}, and only letters of ASCII, digits, - and _ can stand in "
+        f"such a name"
+    )
+
+
+def _of_yaml(path: Path) -> dict[str, Text]:
     try:
-        with _stream(path, packed) as stream:
-            for raw in stream:
-                number += 1
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                yield number, raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(
-            f"{path}, line {number}: byte 0x{byte:02x} at place {error.start + 1} is not valid "
-            f"UTF-8; convert the file to UTF-8, or remove the line"
+            f"the corpus {path} cannot be read as YAML ({' '.join(str(error).split())}); mend it"
         ) from None
-    except _UNREADABLE as error:
+    if not isinstance(content, dict) or not content:
         raise DataError(
-            f"{path} cannot be read after line {number}: {error}; make sure that the file is "
-            f"whole and that you may read it"
-        ) from None
+            f"the corpus {path} is not a mapping of languages to sources; write lines such as "
+            f"en: text/en-*.txt.gz"
+        )
+    made = {}
+    for language, given in content.items():
+        if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
+            # YAML's `no` is not Norwegian but false.
+            raise DataError(f"{path} {_no_language(language)}; put it in quotes, or rename it")
+        listed = given if isinstance(given, list) else [given]
+        made[language] = tuple(one for item in listed for one in _sources(path, language, item))
+        if not made[language]:
+            raise DataError(f"{path} gives {language} no source; add one, or remove {language}")
+    return made
 
 
-def _stream(path: Path, packed: str | None) -> IO[bytes]:
-    if packed == "zst":
-        return io.BufferedReader(_Zstandard(path), _READ)
-    return _OPEN[packed](path, "rb") if packed else path.open("rb", buffering=_READ)
+def _sources(path: Path, language: str, item: Any) -> Iterator[Source]:
+    """The sources that an item of a YAML corpus stands for; paths are seen from its folder."""
+    if isinstance(item, dict):
+        yield _saved(path, language, item)
+        return
+    if not isinstance(item, str):
+        raise DataError(
+            f"{path} gives {language} the source {item!r}, which is neither text nor a mapping; "
+            f"write a path, a URL, pipe:COMMAND or {{datasets: PATH}}"
+        )
+    from braceexpand import UnbalancedBracesError, braceexpand  # webdataset's
+
+    try:
+        expanded = list(braceexpand(item))
+    except UnbalancedBracesError:
+        expanded = [item]  # as in a command of awk
+    for one in expanded:
+        if is_remote(one):
+            yield _known(path, language, one, source(one))
+        else:
+            yield from _files(path, language, one)
 
 
-class _Zstandard(io.RawIOBase):
-    """A zstandard file of any number of frames; EOFError where the last one is cut short.
+def _files(path: Path, language: str, given: str) -> Iterator[Source]:
+    place = str(path.parent / given)
+    for one in sorted(glob(place)) if has_magic(place) else [place]:
+        if Path(one).is_dir():
+            yield from _of_folder(Path(one))
+        elif Path(one).is_file():
+            yield _known(path, language, one, source(one))
+        else:
+            raise DataError(
+                f"{path} gives {language} the source {one}, which is not there; mend it"
+            )
 
-    The package's own stream reader takes a cut frame for the end of the file.
-    """
 
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("rb")
-        self._frame = zstandard.ZstdDecompressor().decompressobj()
-        self._begun = False
-        self._plain = b""
+def _known(path: Path, language: str, place: str, found: Source | None) -> Source:
+    if found is None:
+        raise DataError(
+            f"{path} gives {language} the source {place}, which is of no known kind; give names "
+            f"that end in .txt, .jsonl or .tar, as they are or with .xz, .gz or .zst behind"
+        )
+    return found
 
-    def readable(self) -> bool:
-        return True
 
-    def readinto(self, buffer: memoryview) -> int:
-        while not self._plain:
-            packed = self._file.read(_READ)
-            if not packed:
-                if self._begun:
-                    raise EOFError("the last zstandard frame is cut short")
-                return 0
-            self._plain = self._unpacked(packed)
-        count = min(len(buffer), len(self._plain))
-        buffer[:count] = self._plain[:count]
-        self._plain = self._plain[count:]
-        return count
+def _saved(path: Path, language: str, item: dict) -> Source:
+    if "datasets" not in item or not item.keys() <= _SAVED or not _all_text(item.values()):
+        raise DataError(
+            f"{path} gives {language} the source {item}, which is not of the form {{datasets: "
+            f"PATH, split: train, column: text}}, of which the last two can be left out; mend it"
+        )
+    folder = path.parent / item["datasets"]
+    if not saved_dataset(folder):
+        raise DataError(
+            f"{path} gives {language} the saved dataset {folder}, and that is no folder of "
+            f"save_to_disk; give the folder that it wrote"
+        )
+    rest = {name: value for name, value in item.items() if name != "datasets"}
+    return Source(str(folder), "datasets", **rest)
 
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
-    def _unpacked(self, packed: bytes) -> bytes:
-        parts = []
-        while packed:
-            parts.append(self._frame.decompress(packed))
-            self._begun, packed = not self._frame.eof, self._frame.unused_data
-            if self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-        return b"".join(parts)
+def _all_text(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)

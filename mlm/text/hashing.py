@@ -1,6 +1,7 @@
 """Hashes of text, for choices that depend on nothing but the text."""
 
 from collections.abc import Iterable
+from functools import cache
 from hashlib import blake2b
 
 HASH_BITS = 64
@@ -8,8 +9,17 @@ HASH_BITS = 64
 
 def text_hash(paragraphs: Iterable[str], purpose: str) -> int:
     """A 64-bit hash of a document, independent between purposes (of at most 64 bytes)."""
-    digest = blake2b(digest_size=HASH_BITS // 8, key=purpose.encode())
-    for paragraph in paragraphs:
-        digest.update(paragraph.encode())
-        digest.update(b"\n")
+    return bytes_hash("".join(f"{paragraph}\n" for paragraph in paragraphs).encode(), purpose)
+
+
+def bytes_hash(document: bytes, purpose: str) -> int:
+    """`text_hash` of a document whose every paragraph has a line end behind it."""
+    digest = _begun(purpose).copy()
+    digest.update(document)
     return int.from_bytes(digest.digest(), "little")
+
+
+@cache
+def _begun(purpose: str) -> blake2b:
+    """Copied for each text, which is sooner done than the key is taken in."""
+    return blake2b(digest_size=HASH_BITS // 8, key=purpose.encode())

@@ -9,17 +9,19 @@ import heapq
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from mlm.errors import DataError
-from mlm.text.corpus import documents, languages
+from mlm.text.corpus import languages
+from mlm.text.documents import BadLines, documents
 from mlm.text.folder import new_folder
 from mlm.text.hashing import text_hash
 from mlm.text.ids import EXTRA, FIRST_PIECE, MODEL_FILE
+from mlm.text.sources import Text
 
 THREADS = 16  # fixed: sums over threads round differently, and the model would with their number
 MAX_LINE = 1024  # characters, at most 4096 bytes: sentencepiece drops lines of more than 4192
@@ -39,14 +41,16 @@ def train(
     character_coverage: float = 0.9995,
     seed: int = 1,
     on_progress: Progress | None = None,
+    skip_bad_lines: bool = False,
 ) -> None:
     """Trains a unigram model of `vocab_size` ids, all special ones included, into the folder `out`.
 
     The sample holds at most `sample_bytes` of text, and never more than the corpus does, since
     alpha would have no effect then. The same arguments give the same bytes on any number of cores.
     `on_progress(done, total)` counts bytes of the corpus's files, each of which is read twice; the
-    training after that reports nothing. Raises DataError for text that cannot be read or is too
-    little for so many ids, UserError for a folder that cannot be written; `out` is whole or absent.
+    training after that reports nothing. Raises DataError for text that cannot be read, unless it is
+    bad lines that are to be skipped, or is too little for so many ids, UserError for a folder that
+    cannot be written; `out` is whole or absent.
     """
     files = languages(corpus)
     if vocab_size < SMALLEST:
@@ -55,13 +59,16 @@ def train(
             f"give {SMALLEST} or more, usually some thousands"
         )
     progress = _Progress(files, on_progress)
-    sizes = {language: _text_bytes(path) for language, path in progress.each(files)}
+    sizes = {
+        language: _text_bytes(_documents(text, skip_bad_lines))
+        for language, text in progress.each(files)
+    }
     quotas = shares(sizes, alpha, min(sample_bytes, sum(sizes.values())))
     taken = dict.fromkeys(files, 0)
 
     def lines() -> Iterator[str]:
-        for language, path in progress.each(files):
-            for paragraph in _sample(path, quotas[language], seed):
+        for language, text in progress.each(files):
+            for paragraph in _sample(_documents(text, skip_bad_lines), quotas[language], seed):
                 taken[language] += len(paragraph.encode())
                 yield from cut(paragraph)
 
@@ -99,15 +106,19 @@ def cut(paragraph: str) -> Iterator[str]:
         yield paragraph
 
 
-def _text_bytes(path: Path) -> int:
-    return sum(len(paragraph.encode()) for document in documents(path) for paragraph in document)
+def _documents(text: Text, skip_bad_lines: bool) -> Iterator[list[str]]:
+    return documents(text, BadLines() if skip_bad_lines else None)
 
 
-def _sample(path: Path, quota: int, seed: int) -> Iterator[str]:
+def _text_bytes(documents: Iterable[list[str]]) -> int:
+    return sum(len(paragraph.encode()) for document in documents for paragraph in document)
+
+
+def _sample(documents: Iterable[list[str]], quota: int, seed: int) -> Iterator[str]:
     """Paragraphs of the documents with the smallest hashes that fill `quota` bytes, or of all."""
     kept: list[tuple[int, int, int, list[str]]] = []  # the largest hash first
     total = 0
-    for number, document in enumerate(documents(path)):
+    for number, document in enumerate(documents):
         size = sum(len(paragraph.encode()) for paragraph in document)
         heapq.heappush(kept, (-text_hash(document, f"tokenizer {seed}"), number, size, document))
         total += size
@@ -186,14 +197,17 @@ def _sentence(message: str, vocab_size: int, coverage: float) -> DataError:
 class _Progress:
     """Counts bytes of files, each read twice."""
 
-    def __init__(self, files: dict[str, Path], report: Progress | None) -> None:
+    def __init__(self, files: dict[str, Text], report: Progress | None) -> None:
         self._report = report
-        self._total = 2 * sum(path.stat().st_size for path in files.values())
+        self._sizes = {
+            language: sum(one.size() for one in text) for language, text in files.items()
+        }
+        self._total = 2 * sum(self._sizes.values())
         self._done = 0
 
-    def each(self, files: dict[str, Path]) -> Iterator[tuple[str, Path]]:
-        for language, path in files.items():
-            yield language, path
-            self._done += path.stat().st_size
+    def each(self, files: dict[str, Text]) -> Iterator[tuple[str, Text]]:
+        for language, text in files.items():
+            yield language, text
+            self._done += self._sizes[language]
             if self._report is not None:
                 self._report(self._done, self._total)

@@ -1,0 +1,104 @@
+"""Where the text of a language comes from: files, tars, URLs, commands, saved datasets."""
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+from urllib.parse import urlsplit
+
+from mlm.errors import DataError
+from mlm.text.streams import READ, UNREADABLE, is_remote, opened
+
+Kind = Literal["txt", "jsonl", "tar", "datasets"]
+PACKED = r"(\.(?P<packed>xz|gz|zst))?"
+MARKS = ("state.json", "dataset_dict.json")  # in what `datasets` saved: one of them
+
+_FILE = re.compile(r".*\.(?P<kind>txt|jsonl|tar)" + PACKED, re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A part of a language's text. `place` is a path, an http URL or `pipe:COMMAND`.
+
+    `split` and `column` are those of a saved dataset. `packed` is xz, gz, zst or None.
+    """
+
+    place: str
+    kind: Kind
+    packed: str | None = None
+    split: str = "train"
+    column: str = "text"
+
+    @property
+    def name(self) -> str:
+        """What stays the same when a folder is moved."""
+        return self.place if is_remote(self.place) else Path(self.place).name
+
+    def size(self) -> int:
+        """Bytes, packed as they are; 0 where that is not known before it is read."""
+        return 0 if is_remote(self.place) else sum(p.stat().st_size for p in self._files())
+
+    def fingerprint(self) -> list:
+        """What changes when the source does, without a look at its text: for files their names,
+        sizes and times. A URL or a command is known by its text only."""
+        made = [self.place, self.kind, self.split, self.column]
+        if is_remote(self.place):
+            return made
+        stats = [(str(path), path.stat()) for path in self._files()]
+        return [*made, *([name, of.st_size, of.st_mtime_ns] for name, of in stats)]
+
+    def digest(self) -> str:
+        """A hash of its bytes; those of a URL or a command are fetched for it."""
+        hashed = hashlib.blake2b()
+        try:
+            for place in [self.place] if is_remote(self.place) else map(str, self._files()):
+                with opened(place, None) as stream:
+                    while block := stream.read(READ):
+                        hashed.update(block)
+        except UNREADABLE as error:
+            raise unreadable(self.place, "", error) from None
+        if self.kind == "datasets":
+            hashed.update(f"\n{self.split}\n{self.column}".encode())
+        return hashed.hexdigest()
+
+    def _files(self) -> list[Path]:
+        path = Path(self.place)
+        return (
+            [path] if self.kind != "datasets" else sorted(p for p in path.rglob("*") if p.is_file())
+        )
+
+
+Text = tuple[Source, ...]  # of one language, in order
+
+
+def source(place: str) -> Source | None:
+    """The source that a name says it is: a command, or by the ending of a file or a URL.
+
+    A command's output is a tar, as it is to webdataset. None where the ending is of no kind.
+    """
+    if place.startswith("pipe:"):
+        return Source(place, "tar")
+    name = PurePosixPath(urlsplit(place).path if is_remote(place) else place).name
+    match = _FILE.fullmatch(re.sub(r"\.tgz$", ".tar.gz", name))
+    return match and Source(place, match["kind"], match["packed"])
+
+
+def saved_dataset(folder: Path) -> bool:
+    """Whether `save_to_disk` of the package datasets made this folder."""
+    return any((folder / name).is_file() for name in MARKS)
+
+
+def shown(text: Iterable[Source]) -> str:
+    """Sources in a sentence."""
+    first, *others = [one.place for one in text]
+    return f"{first} and {len(others)} more" if others else first
+
+
+def unreadable(place: str, where: str, error: BaseException) -> DataError:
+    """What is raised for a source that breaks off; `where` is empty or begins with a blank."""
+    return DataError(
+        f"{place} cannot be read{where}: {str(error).split(' @ ')[0]}; make sure that it is whole "
+        f"and that you may read it"
+    )
