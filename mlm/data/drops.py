@@ -5,36 +5,39 @@ from typing import Any
 
 from rich.table import Table
 
-from mlm.data.heldout import FirstPass
 from mlm.data.index import SPLITS
-from mlm.data.journal import Added
+from mlm.data.journal import Added, Read
 
 REASONS = ("duplicate", "no tokens", "bad line")
 Counts = dict[str, Any]
 
 
-def report_of(found: dict[str, FirstPass], added: dict[str, tuple[Added, Added]]) -> Counts:
+def report_of(parts: dict[str, tuple[Read, tuple[Added, Added]]]) -> Counts:
     """Documents and characters by language, and of all; bad lines count as lines.
 
-    What was read is what was kept and dropped, but for bad lines, which come on top. A document
-    whose paragraphs are in both splits counts in both.
+    The characters that were read are those that were kept and dropped, without bad lines. A
+    document whose paragraphs are in both splits counts in both.
     """
-    languages = {name: _of_language(found[name], added[name]) for name in added}
+    languages = {name: _of_language(*part) for name, part in parts.items()}
     return {"total": _sum(list(languages.values())), "languages": languages}
 
 
-def _of_language(found: FirstPass, added: tuple[Added, Added]) -> Counts:
-    splits = zip(SPLITS, added, strict=True)
-    kept = {name: _counts(split.documents, split.characters) for name, split in splits}
+def _of_language(read: Read, added: tuple[Added, Added]) -> Counts:
+    kept = {
+        name: _counts(split.documents, split.characters)
+        for name, split in zip(SPLITS, added, strict=True)
+    }
     dropped = {
-        "duplicate": _counts(len(found.repeated), found.repeated_characters),
+        "duplicate": _counts(read.repeated_documents, read.repeated_characters),
         "no tokens": _counts(
             sum(split.empty_documents for split in added),
             sum(split.empty_characters for split in added),
         ),
-        "bad line": {"lines": found.bad_lines, "characters": found.bad_characters},
+        "bad line": {"lines": read.bad_lines, "characters": read.bad_characters},
     }
-    return _counts(found.documents, found.characters) | kept | {"dropped": dropped}
+    characters = sum(of["characters"] for of in kept.values())
+    characters += sum(dropped[reason]["characters"] for reason in ("duplicate", "no tokens"))
+    return _counts(read.documents, characters) | kept | {"dropped": dropped}
 
 
 def _counts(documents: int, characters: int) -> Counts:

@@ -6,7 +6,6 @@ fewer than 20 different documents, the same of paragraphs, at least one and at m
 Text that occurs twice is on one side.
 """
 
-from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
@@ -15,7 +14,7 @@ import numpy as np
 import xxhash
 
 from mlm.errors import DataError
-from mlm.text.documents import BadLines, documents
+from mlm.text.documents import BadLines, check, documents
 from mlm.text.hashing import HASH_BITS, bytes_hash, text_hash
 from mlm.text.sources import Text, shown
 
@@ -26,14 +25,14 @@ FEW_DOCUMENTS = 20
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The rule of one language: texts of this unit whose hash is at most `cutoff` are held out.
-
-    size: bytes of the language's text, both parts and what occurs twice together
-    """
+    """The rule of one language: texts of this unit whose hash is at most `cutoff` are held out."""
 
     paragraphs: bool  # the unit: paragraphs where this is true, else documents
     cutoff: int
-    size: int
+
+    def holds(self, text: bytes) -> bool:
+        """Whether a text of the unit, with a line end behind each paragraph, is held out."""
+        return bytes_hash(text, PURPOSE) <= self.cutoff
 
     def split(self, document: list[str]) -> tuple[list[str], list[str]]:
         """The paragraphs of `document` that are trained on, and those that are held out."""
@@ -50,19 +49,13 @@ class HeldOut:
 class FirstPass:
     """What is known of a language's text before any of it is tokenized.
 
-    Numbers are of documents, counted from 0 as they are read, and sorted. held: those that are
-    held out, where the rule is of documents; repeated: those that occurred before, where they are
-    looked for
+    repeated: numbers of documents that occurred before, counted from 0 as they are read, where they
+    are looked for, (repeated documents,) int64, sorted; characters: about
     """
 
     rule: HeldOut
-    held: np.ndarray  # (documents held out,) int64
-    repeated: np.ndarray  # (documents that are dropped,) int64
-    documents: int  # that were read, as the rest of these figures
+    repeated: np.ndarray
     characters: int
-    repeated_characters: int = 0
-    bad_lines: int = 0
-    bad_characters: int = 0
 
 
 def first_pass(
@@ -74,53 +67,39 @@ def first_pass(
 ) -> FirstPass:
     """Reads all of a language's text. Raises DataError where all of it is one paragraph.
 
-    `report(0)` is called at every document, and may raise to end this early.
+    `report(0)` is called now and then, and may raise to end this early.
     """
     bad = BadLines() if skip_bad_lines else None
-    size = characters = count = 0
     few: set[int] = set()
-    smallest, lowest = 1 << HASH_BITS, array("q")  # and the documents that have it
-    below = array("q")  # documents whose hash is below the threshold
-    digests, lengths = bytearray(), array("I")  # 20 bytes a document, where repeated ones are found
+    smallest, digests = 1 << HASH_BITS, bytearray()
     for document in documents(text, bad):
         report(0)
-        joined = "\n".join(document) + "\n"
-        raw = joined.encode()
-        size += len(raw) - len(document)
-        characters += len(joined) - len(document)
+        raw = joined(document).encode()
         hashed = bytes_hash(raw, PURPOSE)
-        if hashed < THRESHOLD:
-            below.append(count)
-        if hashed < smallest:
-            smallest, lowest = hashed, array("q")
-        if hashed == smallest:
-            lowest.append(count)
+        smallest = min(smallest, hashed)
         if len(few) < FEW_DOCUMENTS:
             few.add(hashed)
         if find_repeated:
             digests += xxhash.xxh3_128_digest(raw)
-            lengths.append(len(joined) - len(document))
-        count += 1
-    repeated = _repeated(digests)
+        elif len(few) == FEW_DOCUMENTS and smallest < THRESHOLD:
+            break  # whatever comes, these two decide
+    characters = 0
+    for part in check(text, BadLines() if skip_bad_lines else None):
+        report(0)
+        characters += part
     if len(few) == FEW_DOCUMENTS:
-        rule = HeldOut(paragraphs=False, cutoff=max(smallest, THRESHOLD - 1), size=size)
-        held = np.array(below or lowest, np.int64)
+        rule = HeldOut(paragraphs=False, cutoff=max(smallest, THRESHOLD - 1))
     else:
-        rule = _of_paragraphs(language, text, skip_bad_lines, size)
-        held = np.empty(0, np.int64)
-    return FirstPass(
-        rule,
-        held,
-        repeated,
-        count,
-        characters,
-        repeated_characters=int(np.asarray(lengths)[repeated].sum()) if len(repeated) else 0,
-        bad_lines=bad.lines if bad else 0,
-        bad_characters=bad.characters if bad else 0,
-    )
+        rule = _of_paragraphs(language, text, skip_bad_lines)
+    return FirstPass(rule, _repeated(digests), characters)
 
 
-def _of_paragraphs(language: str, text: Text, skip_bad_lines: bool, size: int) -> HeldOut:
+def joined(document: list[str]) -> str:
+    """A document as it is hashed, with a line end behind each paragraph."""
+    return "\n".join(document) + "\n"
+
+
+def _of_paragraphs(language: str, text: Text, skip_bad_lines: bool) -> HeldOut:
     read = documents(text, BadLines() if skip_bad_lines else None)
     hashes = _different(text_hash([one], PURPOSE) for one in chain.from_iterable(read))
     if len(hashes) < 2:
@@ -130,7 +109,7 @@ def _of_paragraphs(language: str, text: Text, skip_bad_lines: bool, size: int) -
         )
     below = int(np.searchsorted(hashes, np.uint64(THRESHOLD)))
     count = min(max(below, 1), max(len(hashes) // 10, 1))
-    return HeldOut(paragraphs=True, cutoff=int(hashes[count - 1]), size=size)
+    return HeldOut(paragraphs=True, cutoff=int(hashes[count - 1]))
 
 
 def _different(hashes: Iterable[int]) -> np.ndarray:

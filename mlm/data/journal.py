@@ -26,6 +26,17 @@ class Added:
         return Added(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
+@dataclass
+class Read:
+    """What was read of a language, and dropped before any of it was tokenized."""
+
+    documents: int = 0
+    repeated_documents: int = 0
+    repeated_characters: int = 0
+    bad_lines: int = 0
+    bad_characters: int = 0
+
+
 @dataclass(frozen=True)
 class Shard:
     """A whole tar. row: bytes, tokens, documents, sha256; samples: rows as `SAMPLE_FIELDS`"""

@@ -17,14 +17,13 @@ from mlm.data import staging, tars
 from mlm.data.drops import report_of
 from mlm.data.heldout import FirstPass, first_pass
 from mlm.data.index import SAMPLE_FIELDS, SHARD, SPLITS, Totals, write_index
-from mlm.data.journal import Added
+from mlm.data.journal import Added, Read
 from mlm.data.tars import TokenTars
 from mlm.data.tokenizing import Work, tokenized
 from mlm.data.workers import SMALL, Report, Workers
-from mlm.errors import DataError
 from mlm.text.corpus import languages
 from mlm.text.folder import kept_folder
-from mlm.text.sources import Text, shown
+from mlm.text.sources import Text
 from mlm.text.tokenizer import Tokenizer
 
 SHARD_FIELD, START_FIELD = SAMPLE_FIELDS.index("shard"), SAMPLE_FIELDS.index("start")
@@ -48,6 +47,7 @@ class Written:
     shards: (shards,) of `SHARD`; samples: (fields, samples) int64
     """
 
+    read: Read
     added: tuple[Added, Added]
     totals: tuple[Totals, Totals]
     shards: np.ndarray
@@ -66,8 +66,8 @@ def write(
 ) -> None:
     """Writes the shards of a corpus, their index and a report into the new folder `out`.
 
-    `workers` cores, None for all of them. `on_progress(done, total)` counts bytes of text once the
-    first pass is over. `complete(folder)` may add files before the folder gets its name. Raises
+    `workers` cores, None for all of them. `on_progress(done, total)` counts characters once the first
+    pass is over. `complete(folder)` may add files before the folder gets its name. Raises
     DataError for text that cannot be used, UserError where `out` has something in it or cannot be
     written. `out` is there whole or not at all; after a kill or an error, whole shards stay beside
     it, and the same call goes on from them, and `say` gets a sentence about it.
@@ -98,22 +98,23 @@ def write(
                         if language not in known
                     },
                 )
-                total = sum(each.rule.size for each in found.values())
-                largest.sort(key=lambda language: -found[language].rule.size)
+                total = sum(each.characters for each in found.values())
+                largest.sort(key=lambda language: -found[language].characters)
                 jobs = {
                     name: (folder, name, sources[name], found[name], options, tokenizer.model_path)
                     for name in largest
                 }
                 report = None if on_progress is None else lambda done: on_progress(done, total)
                 written = pool.each(_write_language, jobs, report)
+            stage.check_unchanged(sources)
         except BaseException:
             if staging.anything_finished(folder):
                 say(f"Whole shards stay in {folder}; the same command goes on from them")
             raise
         written = {language: written[language] for language in sources}
         _write_index(folder, tokenizer, written)
-        added = {language: part.added for language, part in written.items()}
-        content = json.dumps(report_of(found, added), indent=1)
+        parts = {language: (part.read, part.added) for language, part in written.items()}
+        content = json.dumps(report_of(parts), indent=1)
         (folder / REPORT).write_text(content + "\n")
         complete(folder)
 
@@ -168,9 +169,12 @@ def _write_language(
         )
         streams = [train, heldout]
         if all(stream.done for stream in streams):
-            report(found.rule.size)
+            read = staging.load_read(work, language)
+            report(found.characters)
         else:
-            _add_all(report, text, found, options, Tokenizer.load(model_path.parent), streams)
+            tokenizer = Tokenizer.load(model_path.parent)
+            read = _add_all(report, text, found, options, tokenizer, streams)
+            staging.save_read(work, language, read)
     totals = (streams[0].totals, streams[1].totals)
     shards = [
         (*rest, np.frombuffer(sha256, np.uint8))
@@ -182,7 +186,7 @@ def _write_language(
     samples[SHARD_FIELD, totals[0].samples :] += totals[0].shards
     samples[START_FIELD, totals[0].samples :] += totals[0].tokens
     added = (streams[0].added, streams[1].added)
-    return Written(added, totals, np.array(shards, SHARD), samples)
+    return Written(read, added, totals, np.array(shards, SHARD), samples)
 
 
 def _add_all(
@@ -192,18 +196,16 @@ def _add_all(
     options: Options,
     tokenizer: Tokenizer,
     streams: list[TokenTars],
-) -> None:
+) -> Read:
     """Tokenizes what the streams of the splits do not have yet, and adds it."""
     starts = [stream.start for stream in streams]
-    work = Work(text, found, starts, options.skip_bad_lines)
+    work, left = Work(text, found, starts, options.skip_bad_lines), found.characters
     with closing(tokenized(work, tokenizer, report.threads)) as batches:
-        for size, ids in batches:
+        for characters, ids in batches:
             for stream, each in zip(streams, ids, strict=True):
-                if len(each.ids) or each.added != Added():
+                if each.added != Added():
                     stream.add(each)
-            report(size)
-    if work.documents != found.documents:
-        raise DataError(
-            f"{shown(text)} had {found.documents} documents when it was read first and "
-            f"{work.documents} later; leave the text as it is until the command ends"
-        )
+            report(min(characters, left))
+            left -= min(characters, left)
+    report(left)  # line ends and the like, which the first pass counted
+    return work.read

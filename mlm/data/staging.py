@@ -8,15 +8,16 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from mlm.data.heldout import FirstPass, HeldOut
 from mlm.data.index import SPLITS, shard_name
-from mlm.data.journal import Journal
-from mlm.text.sources import Text
+from mlm.data.journal import Journal, Read
+from mlm.errors import DataError
+from mlm.text.sources import Text, shown
 
 WORK = ".work"  # the subfolder of journals
 STATE = "state.json"
@@ -55,7 +56,7 @@ class Staging:
                 self.clear(path.stem)
         for language, text in sources.items():
             path = self._work / f"{language}.fingerprint"
-            fingerprint = json.dumps([source.fingerprint() for source in text])
+            fingerprint = _fingerprint(text)
             same = path.is_file() and path.read_text() == fingerprint
             if same and self._whole(language):
                 if (found := load(self._work, language)) is not None:
@@ -70,6 +71,15 @@ class Staging:
             path.write_text(fingerprint)
         return known
 
+    def check_unchanged(self, sources: dict[str, Text]) -> None:
+        """Raises DataError where a language's text is not what it was when `match` saw it."""
+        for language, text in sources.items():
+            if (self._work / f"{language}.fingerprint").read_text() != _fingerprint(text):
+                raise DataError(
+                    f"the text of {language} ({shown(text)}) was changed while it was read; leave "
+                    f"it as it is, and give the same command again"
+                )
+
     def clear(self, language: str) -> None:
         """Takes away what was written of a language."""
         names = re.compile(rf"{re.escape(language)}(\.heldout)?-\d{{6,}}\.tar")
@@ -77,7 +87,7 @@ class Staging:
             if names.fullmatch(path.name):
                 path.unlink()
         # The fingerprint comes last, so that a kill in between is seen.
-        for ending in (*(f"{split}.jsonl" for split in SPLITS), "npz", "fingerprint"):
+        for ending in (*(f"{split}.jsonl" for split in SPLITS), "read", "npz", "fingerprint"):
             (self._work / f"{language}.{ending}").unlink(missing_ok=True)
 
     def _whole(self, language: str) -> bool:
@@ -90,29 +100,39 @@ class Staging:
         return True
 
 
+def _fingerprint(text: Text) -> str:
+    return json.dumps([source.fingerprint() for source in text])
+
+
 def journal(work: Path, language: str, split: str) -> Journal:
     """That of a split of a language."""
     return Journal(work / f"{language}.{split}.jsonl")
 
 
 def save(work: Path, language: str, found: FirstPass) -> None:
-    """Keeps what was found of a language, whole or not at all."""
-    rule = found.rule
-    values = {field.name: getattr(found, field.name) for field in fields(found)} | {
-        "rule": np.array([rule.paragraphs, rule.cutoff, rule.size], np.uint64)
-    }
-    aside = work / f"{language}.partial"
+    """Keeps what the first pass found of a language, whole or not at all."""
+    rule, aside = found.rule, work / f"{language}.partial"
+    facts = np.array([rule.paragraphs, rule.cutoff, found.characters], np.uint64)
     with aside.open("wb") as file:
-        np.savez(file, **values)
+        np.savez(file, facts=facts, repeated=found.repeated)
     aside.replace(work / f"{language}.npz")
 
 
 def load(work: Path, language: str) -> FirstPass | None:
-    """What was found of a language; None where nothing is kept."""
+    """What the first pass found of a language; None where nothing is kept."""
     path = work / f"{language}.npz"
     if not path.is_file():
         return None
     with np.load(path) as kept:
-        values = {name: value if value.ndim else int(value) for name, value in kept.items()}
-    paragraphs, cutoff, size = values.pop("rule").tolist()
-    return FirstPass(HeldOut(bool(paragraphs), cutoff, size), **values)
+        paragraphs, cutoff, characters = kept["facts"].tolist()
+        return FirstPass(HeldOut(bool(paragraphs), cutoff), kept["repeated"], characters)
+
+
+def save_read(work: Path, language: str, read: Read) -> None:
+    """Keeps what was read of a language, before its journals say that it is finished."""
+    (work / f"{language}.read").write_text(json.dumps(asdict(read)))
+
+
+def load_read(work: Path, language: str) -> Read:
+    """What was read of a finished language."""
+    return Read(**json.loads((work / f"{language}.read").read_text()))

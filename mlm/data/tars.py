@@ -17,6 +17,7 @@ from mlm.text.ids import EOS
 
 SAMPLE_IDS = 1 << 18  # of int32: 1 MiB
 SHARD_SAMPLES = 255  # with their headers just below 256 MiB
+WRITE = 1 << 20  # bytes at a time: tarfile writes 10 kB, and calls of the system cost more
 OWNER = {"mtime": 0, "user": "polymlm", "group": "polymlm", "mode": 0o644}  # equal bytes each time
 
 
@@ -144,7 +145,7 @@ class _Hashed:
 
     def __init__(self, path: Path) -> None:
         self.path, self.sha256 = path, hashlib.sha256()
-        self._file: IO[bytes] = path.open("wb")
+        self._file: IO[bytes] = path.open("wb", buffering=WRITE)
 
     def write(self, data: bytes) -> int:
         self.sha256.update(data)

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mlm.data.heldout import FirstPass
-from mlm.data.index import SPLITS
-from mlm.data.journal import Added
+from mlm.data.heldout import FirstPass, joined
+from mlm.data.journal import Added, Read
 from mlm.data.prefetch import Prefetcher
 from mlm.data.tars import Ids
 from mlm.text.documents import BadLines, documents
@@ -27,20 +26,27 @@ class Part:
     bytes: int = 0
     characters: int = 0
 
+    def add(self, lines: list[str], size: int, characters: int) -> None:
+        self.lines += lines
+        self.lengths.append(len(lines))
+        self.bytes += size
+        self.characters += characters
+
 
 @dataclass
 class Batch:
-    """Documents from the one with number `first` on. size: bytes of those that are in no part"""
+    """Documents from the one with number `first` on. characters: that were read, be they in a part
+    or not"""
 
     first: int
     parts: tuple[Part, Part] = field(default_factory=lambda: (Part(), Part()))
-    size: int = 0
+    characters: int = 0
 
 
 class Work:
     """The documents of a language that are to be tokenized, split.
 
-    Those before `starts[split]` are passed over in that split. `documents` are all that were read.
+    Those before `starts[split]` are passed over in that split. `read` counts what was read.
     """
 
     def __init__(
@@ -48,43 +54,47 @@ class Work:
     ) -> None:
         self._text, self._found, self._starts = text, found, starts
         self._bad = BadLines() if skip_bad_lines else None
-        self.documents = 0
+        self.read = Read()
 
     def batches(self) -> Iterator[Batch]:
         """Some documents at a time, since sentencepiece is fast on many lines in one call."""
-        held, repeated = iter(self._found.held.tolist()), iter(self._found.repeated.tolist())
-        next_held, next_repeated = next(held, -1), next(repeated, -1)
-        by_paragraph = self._found.rule.paragraphs
-        batch, characters = Batch(0), 0
+        rule, read, (train_start, heldout_start) = self._found.rule, self.read, self._starts
+        repeated = iter(self._found.repeated.tolist())
+        next_repeated = next(repeated, -1)
+        batch = Batch(0)
         for number, document in enumerate(documents(self._text, self._bad)):
-            split: tuple[list[str], list[str]] = (document, [])
-            if number == next_held:
-                next_held = next(held, -1)
-                split = ([], document)
+            text = joined(document)
+            raw = text.encode()
+            characters, size = len(text) - len(document), len(raw) - len(document)
             if number == next_repeated:
                 next_repeated = next(repeated, -1)
-                split = ([], [])
-                batch.size += _bytes(document)
-            elif by_paragraph:
-                split = self._found.rule.split(document)
-            for lines, part, start in zip(split, batch.parts, self._starts, strict=True):
-                if lines and number >= start:
-                    part.lines += lines
-                    part.lengths.append(len(lines))
-                elif lines:
-                    batch.size += _bytes(lines)
-            characters += sum(map(len, document))
-            self.documents = number + 1
-            if characters >= BATCH_CHARACTERS:
-                yield _counted(batch)
-                batch, characters = Batch(number + 1), 0
-        yield _counted(batch)
+                read.repeated_documents += 1
+                read.repeated_characters += characters
+            elif rule.paragraphs:
+                for lines, part, start in zip(
+                    rule.split(document), batch.parts, self._starts, strict=True
+                ):
+                    if lines and number >= start:
+                        part.add(lines, len("".join(lines).encode()), sum(map(len, lines)))
+            elif rule.holds(raw):
+                if number >= heldout_start:
+                    batch.parts[1].add(document, size, characters)
+            elif number >= train_start:
+                batch.parts[0].add(document, size, characters)
+            batch.characters += characters
+            read.documents = number + 1
+            if batch.characters >= BATCH_CHARACTERS:
+                yield batch
+                batch = Batch(number + 1)
+        if self._bad is not None:
+            read.bad_lines, read.bad_characters = self._bad.lines, self._bad.characters
+        yield batch
 
 
 def tokenized(
     work: Work, tokenizer: Tokenizer, threads: Callable[[], int]
 ) -> Iterator[tuple[int, list[Ids]]]:
-    """Batches as bytes of text and the ids of each split.
+    """Batches as characters of text and the ids of each split.
 
     `threads()` says how many sentencepiece may use. Once there is more than one, reading and
     tokenizing go on in the background while the last batch is used.
@@ -92,8 +102,7 @@ def tokenized(
     batches = work.batches()
 
     def ids_of(batch: Batch) -> tuple[int, list[Ids]]:
-        size = batch.size + sum(part.bytes for part in batch.parts)
-        return size, encoded(batch, tokenizer, threads())
+        return batch.characters, encoded(batch, tokenizer, threads())
 
     def next_ids(number: int) -> tuple[int, list[Ids]] | None:
         batch = read.next()
@@ -114,18 +123,17 @@ def tokenized(
 def encoded(batch: Batch, tokenizer: Tokenizer, threads: int) -> list[Ids]:
     """The ids of each split of a batch."""
     lines = [line for part in batch.parts for line in part.lines]
-    arrays = tokenizer.encode(lines, threads)
+    buffers = tokenizer.buffers(lines, threads)
     end = np.array([tokenizer.eos], np.int32)
     made, first = [], 0
     for part in batch.parts:
-        joined = []
+        parts = []
         for length in part.lengths:
-            joined += arrays[first : first + length]
-            joined.append(end)
+            parts += buffers[first : first + length]
+            parts.append(end)
             first += length
-        ids = np.concatenate(joined) if joined else np.empty(0, np.int32)
+        ids = np.frombuffer(b"".join(parts), np.int32)
         made.append(_without_empty(batch.first, part, ids, tokenizer.eos))
-    assert len(made) == len(SPLITS)
     return made
 
 
@@ -138,9 +146,9 @@ def _without_empty(first: int, part: Part, ids: np.ndarray, eos: int) -> Ids:
         ids = np.delete(ids, ends[empty])
         lasts = np.cumsum(part.lengths)
         for number in empty.tolist():
-            lines = part.lines[lasts[number] - part.lengths[number] : lasts[number]]
-            size += _bytes(lines)
-            characters += sum(map(len, lines))
+            text = "".join(part.lines[lasts[number] - part.lengths[number] : lasts[number]])
+            size += len(text.encode())
+            characters += len(text)
     added = Added(
         bytes=part.bytes - size,
         characters=part.characters - characters,
@@ -150,14 +158,3 @@ def _without_empty(first: int, part: Part, ids: np.ndarray, eos: int) -> Ids:
         empty_characters=characters,
     )
     return Ids(ids, first, added)
-
-
-def _counted(batch: Batch) -> Batch:
-    for part in batch.parts:
-        text = "".join(part.lines)
-        part.characters, part.bytes = len(text), len(text.encode())
-    return batch
-
-
-def _bytes(lines: list[str]) -> int:
-    return len("".join(lines).encode())

@@ -6,6 +6,7 @@ have an object per document, whose `text` holds a paragraph per line. In a tar e
 UTF-8 and is read as a stream.
 """
 
+import io
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from mlm.text.sources import Source, Text, unreadable
 from mlm.text.streams import READ, UNREADABLE, opened
 
 MAX_DOCUMENT_CHARACTERS = 1 << 28  # a document is held in memory: this is about 1 GB of it
-BLOCK = 1 << 20  # bytes that are decoded at a time
+BLOCK = 1 << 17  # bytes that are decoded at a time, and stay in the cache of a core
 MEMBERS = ("txt", "json", "jsonl")
 ROWS = 1000  # of a saved dataset, at a time
 
@@ -36,7 +37,7 @@ class BadLines:
 
 
 Skip = BadLines | None  # None: a bad line is an error
-Lines = Iterator[tuple[int, list[str]]]  # some at a time, with the number of the first, from 1
+Lines = Iterator[tuple[int, str]]  # some at a time, with the number of the first, from 1
 
 
 def documents(text: Text, bad: Skip = None) -> Iterator[list[str]]:
@@ -55,6 +56,20 @@ def documents(text: Text, bad: Skip = None) -> Iterator[list[str]]:
             yield from _file(source, bad)
 
 
+def check(text: Text, bad: Skip = None) -> Iterator[int]:
+    """Reads all of the text for what `documents` raises, but for the size of documents.
+
+    Gives characters, some at a time, line ends among them or not.
+    """
+    for source in text:
+        if source.kind == "txt":
+            for _, lines in _lines(source, bad):
+                yield len(lines)
+        else:
+            for document in documents((source,), bad):
+                yield sum(map(len, document))
+
+
 def _file(source: Source, bad: Skip) -> Iterator[list[str]]:
     lines = _lines(source, bad)
     place = source.place
@@ -64,9 +79,10 @@ def _file(source: Source, bad: Skip) -> Iterator[list[str]]:
 def _blank_line(place: str, groups: Lines) -> Iterator[list[str]]:
     """Documents that end at a line of nothing but white space."""
     document: list[str] = []
-    for number, lines in groups:
-        lines = list(map(str.strip, lines))
-        small = sum(map(len, lines)) + sum(map(len, document)) <= MAX_DOCUMENT_CHARACTERS
+    open_characters = 0
+    for number, text in groups:
+        lines = list(map(str.strip, _split(text)))
+        small = len(text) + open_characters <= MAX_DOCUMENT_CHARACTERS
         start, count = 0, len(lines)
         while start < count:
             try:
@@ -80,8 +96,16 @@ def _blank_line(place: str, groups: Lines) -> Iterator[list[str]]:
                 yield document
                 document = []
             start = end + 1
+        open_characters = sum(map(len, document))
     if document:
         yield document
+
+
+def _split(text: str) -> list[str]:
+    lines = text.split("\n")
+    if not lines[-1]:
+        del lines[-1]
+    return lines
 
 
 def _check_size(place: str, document: list[str], last: int) -> None:
@@ -98,8 +122,8 @@ def _check_size(place: str, document: list[str], last: int) -> None:
 
 
 def _json_lines(place: str, groups: Lines, bad: Skip) -> Iterator[list[str]]:
-    for first, lines in groups:
-        for number, line in enumerate(lines, first):
+    for first, text in groups:
+        for number, line in enumerate(_split(text), first):
             if not line.strip():
                 continue
             document = _json_document(f"{place}, line {number}", line, bad)
@@ -154,28 +178,25 @@ def _blocks(stream: IO[bytes]) -> Iterator[bytes]:
 
 
 def _decoded(place: str, blocks: Iterable[bytes], bad: Skip, reached: list[int]) -> Lines:
-    """Lines without their ends; `reached` holds the number of the last one that was read."""
+    """Whole lines as text; `reached` holds the number of the last one that was read."""
     for block in blocks:
         if not reached[0]:
             block = block.removeprefix(b"\xef\xbb\xbf")
         first = reached[0] + 1
+        reached[0] += block.count(b"\n")
         try:
-            lines = block.decode("utf-8").split("\n")
+            text = block.decode("utf-8")
         except UnicodeDecodeError:
             yield from _good_lines(place, block, first, bad)
-            reached[0] += block.count(b"\n")
-            continue
-        if not lines[-1]:
-            del lines[-1]
-        reached[0] += len(lines)
-        yield first, lines
+        else:
+            yield first, text
 
 
 def _good_lines(place: str, block: bytes, first: int, bad: Skip) -> Lines:
     """The lines of a block in which some are not UTF-8."""
     good: list[str] = []
     number = first
-    for raw in block.removesuffix(b"\n").split(b"\n"):
+    for raw in io.BytesIO(block):
         try:
             good.append(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
@@ -186,10 +207,10 @@ def _good_lines(place: str, block: bytes, first: int, bad: Skip) -> Lines:
                     f"valid UTF-8; convert it to UTF-8, remove the line, or add on_bad_line=skip"
                 ) from None
             bad.add(raw)
-            yield number - len(good), good
+            yield number - len(good), "".join(good)
             good = []
         number += 1
-    yield number - len(good), good
+    yield number - len(good), "".join(good)
 
 
 def _tar(source: Source, bad: Skip) -> Iterator[list[str]]:
@@ -233,7 +254,7 @@ def _member(where: str, ending: str, raw: bytes, bad: Skip) -> Iterator[list[str
     if ending == "jsonl":
         yield from _json_lines(where, groups, bad)
         return
-    lines = [line for _, each in groups for line in each]
+    lines = [line for _, text in groups for line in _split(text)]
     if ending == "json":
         document = _json_document(where, "\n".join(lines), bad) if lines else []
     else:

@@ -1,7 +1,7 @@
 """The tokenizer: a sentencepiece unigram model behind XLM-R's numbering of ids."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from mlm.text.json_file import sentencepiece_model
 
 PADDED_TO = 128
 CONTROLS = 3  # pieces of a sentencepiece model that are no text
+# Of a call inside sentencepiece: no pool of threads, no sampling with its two settings, no <s>, no
+# </s>, not turned around.
+PLAIN = (None, False, -1, 0.1, False, False, False)
 FEW = 16  # lines that are done sooner one by one than a batch call has its thread running
 
 
@@ -117,6 +120,27 @@ class Tokenizer:
     def encode(self, lines: list[str], threads: int = 1) -> list[np.ndarray]:
         """The ids of each line, int32, without special ids; one batch call to sentencepiece."""
         return self._encoded(lines, threads, out_type="numpy")
+
+    def buffers(self, lines: list[str], threads: int = 1) -> list[Any]:
+        """As `encode`, but each line's ids are an object whose buffer holds int32.
+
+        To make an array of each takes sentencepiece a sixth of the time, on lines as they are.
+        """
+        if self._buffer_call is None or len(lines) < FEW:
+            return self.encode(lines, threads)
+        return self._buffer_call(lines, threads, *PLAIN)
+
+    @cached_property
+    def _buffer_call(self) -> Callable[..., list[Any]] | None:
+        """What sentencepiece's own `encode` calls for arrays; None where it is not as known."""
+        call = getattr(self._processor._processor, "_EncodeAsBufferBatch", None)
+        lines = ["a b", "ab, a"]
+        try:
+            found = call and [np.frombuffer(one, np.int32) for one in call(lines, 1, *PLAIN)]
+        except TypeError:
+            return None
+        same = found and all(map(np.array_equal, found, self.encode(lines)))
+        return call if same else None
 
     def closed(self, lines: list[str], threads: int, arrays: bool) -> list[Any]:
         """As `encode`, with `<s>` before and `</s>` behind each line; as arrays or as lists."""
