@@ -8,7 +8,7 @@ whether it was written in one go.
 import json
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -66,19 +66,17 @@ def write(
 ) -> None:
     """Writes the shards of a corpus, their index and a report into the new folder `out`.
 
-    `workers` cores, None for all of them. `on_progress(done, total)` counts characters once the first
-    pass is over. `complete(folder)` may add files before the folder gets its name. Raises
+    `workers` cores, None for all of them. `on_progress(done, total)` counts characters once the
+    first pass is over. `complete(folder)` may add files before the folder gets its name. Raises
     DataError for text that cannot be used, UserError where `out` has something in it or cannot be
     written. `out` is there whole or not at all; after a kill or an error, whole shards stay beside
     it, and the same call goes on from them, and `say` gets a sentence about it.
     """
     sources = languages(corpus)
-    sizes = {language: _size(text) for language, text in sources.items()}
     belongs_to = {
         "version": VERSION,
         "tokenizer": tokenizer.hash,
-        "drop_copies": options.drop_copies,
-        "skip_bad_lines": options.skip_bad_lines,
+        **asdict(options),
         "sample_ids": tars.SAMPLE_IDS,
         "shard_samples": tars.SHARD_SAMPLES,
     }
@@ -88,35 +86,44 @@ def write(
         if staging.anything_finished(folder):
             say(f"Going on from the shards that an earlier command left in {folder}")
         try:
-            with Workers(workers, len(sources), sum(sizes.values())) as pool:
-                largest = sorted(sources, key=lambda language: -sizes[language])
-                found = known | pool.each(
-                    _first_pass,
-                    {
-                        language: (folder, language, sources[language], options)
-                        for language in largest
-                        if language not in known
-                    },
-                )
-                total = sum(each.characters for each in found.values())
-                largest.sort(key=lambda language: -found[language].characters)
-                jobs = {
-                    name: (folder, name, sources[name], found[name], options, tokenizer.model_path)
-                    for name in largest
-                }
-                report = None if on_progress is None else lambda done: on_progress(done, total)
-                written = pool.each(_write_language, jobs, report)
+            parts = _parts(sources, known, tokenizer, folder, workers, on_progress, options)
             stage.check_unchanged(sources)
+            _write_index(folder, tokenizer, parts)
+            report = report_of({name: (part.read, part.added) for name, part in parts.items()})
+            (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+            complete(folder)
         except BaseException:
             if staging.anything_finished(folder):
                 say(f"Whole shards stay in {folder}; the same command goes on from them")
             raise
-        written = {language: written[language] for language in sources}
-        _write_index(folder, tokenizer, written)
-        parts = {language: (part.read, part.added) for language, part in written.items()}
-        content = json.dumps(report_of(parts), indent=1)
-        (folder / REPORT).write_text(content + "\n")
-        complete(folder)
+
+
+def _parts(
+    sources: dict[str, Text],
+    known: dict[str, FirstPass],
+    tokenizer: Tokenizer,
+    folder: Path,
+    workers: int | None,
+    on_progress: Callable[[int, int], None] | None,
+    options: Options,
+) -> dict[str, Written]:
+    """Writes the shards of all languages, the largest first; the first pass of some is `known`."""
+    sizes = {language: _size(text) for language, text in sources.items()}
+    with Workers(workers, len(sources), sum(sizes.values())) as pool:
+        jobs = {
+            language: (folder, language, sources[language], options)
+            for language in sorted(sources, key=lambda language: -sizes[language])
+        }
+        new = {language: job for language, job in jobs.items() if language not in known}
+        found = known | pool.each(_first_pass, new)
+        total = sum(each.characters for each in found.values())
+        jobs = {
+            language: (*jobs[language], found[language], tokenizer.model_path)
+            for language in sorted(jobs, key=lambda language: -found[language].characters)
+        }
+        report = None if on_progress is None else lambda done: on_progress(done, total)
+        written = pool.each(_write_language, jobs, report)
+    return {language: written[language] for language in sources}
 
 
 def _size(text: Text) -> int:
@@ -154,8 +161,8 @@ def _write_language(
     folder: Path,
     language: str,
     text: Text,
-    found: FirstPass,
     options: Options,
+    found: FirstPass,
     model_path: Path,
 ) -> Written:
     work = folder / staging.WORK

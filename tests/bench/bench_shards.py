@@ -95,7 +95,7 @@ def compare(text: Text, tokenizer: Tokenizer, holder: Path, rounds: int) -> None
         (folder / staging.WORK).mkdir()
         options = shards.Options()
         look = shards._first_pass(OneCore(), folder, "all", text, options)
-        shards._write_language(OneCore(), folder, "all", text, look, options, tokenizer.model_path)
+        shards._write_language(OneCore(), folder, "all", text, options, look, tokenizer.model_path)
 
     calls = {
         "numpy": lambda folder: theirs(out_type="numpy"),
