@@ -200,6 +200,7 @@ def _good_lines(place: str, block: bytes, first: int, bad: Skip) -> Lines:
         try:
             good.append(raw.decode("utf-8"))
         except UnicodeDecodeError as error:
+            yield number - len(good), "".join(good)
             if bad is None:
                 byte = error.object[error.start]
                 raise DataError(
@@ -207,7 +208,6 @@ def _good_lines(place: str, block: bytes, first: int, bad: Skip) -> Lines:
                     f"valid UTF-8; convert it to UTF-8, remove the line, or add on_bad_line=skip"
                 ) from None
             bad.add(raw)
-            yield number - len(good), "".join(good)
             good = []
         number += 1
     yield number - len(good), "".join(good)
