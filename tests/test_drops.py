@@ -15,7 +15,8 @@ from mlm.data.index import Index
 from mlm.data.shards import REPORT, Options
 from mlm.errors import DataError
 from mlm.prepare import prepare
-from mlm.text.documents import BadLines, documents
+from mlm.text.documents import documents
+from mlm.text.lines import BadLines
 from mlm.text.sources import Source
 from tests.launch_fixtures import quiet, small
 from tests.test_shards import same_folders

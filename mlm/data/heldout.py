@@ -14,8 +14,9 @@ import numpy as np
 import xxhash
 
 from mlm.errors import DataError
-from mlm.text.documents import BadLines, check, documents
+from mlm.text.documents import check, documents
 from mlm.text.hashing import HASH_BITS, bytes_hash, text_hash
+from mlm.text.lines import BadLines
 from mlm.text.sources import Text, shown
 
 PURPOSE = "heldout"

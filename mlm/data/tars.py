@@ -146,8 +146,11 @@ class _Hashed:
     def __init__(self, path: Path) -> None:
         self.path, self.sha256 = path, hashlib.sha256()
         self._file: IO[bytes] = path.open("wb", buffering=WRITE)
+        self._given_up = False
 
     def write(self, data: bytes) -> int:
+        if self._given_up:  # tarfile writes a last time when it is collected
+            return len(data)
         self.sha256.update(data)
         return self._file.write(data)
 
@@ -157,6 +160,7 @@ class _Hashed:
             os.fsync(self._file.fileno())
 
     def give_up(self) -> None:
+        self._given_up = True
         with suppress(OSError):  # a disk that is full is full at the end, too
             self._file.close()
 

@@ -9,7 +9,8 @@ from mlm.data.heldout import FirstPass, joined
 from mlm.data.journal import Added, Read
 from mlm.data.prefetch import Prefetcher
 from mlm.data.tars import Ids
-from mlm.text.documents import BadLines, documents
+from mlm.text.documents import documents
+from mlm.text.lines import BadLines
 from mlm.text.sources import Text
 from mlm.text.tokenizer import Tokenizer
 

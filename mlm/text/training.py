@@ -17,10 +17,11 @@ from sentencepiece import sentencepiece_model_pb2
 
 from mlm.errors import DataError
 from mlm.text.corpus import languages
-from mlm.text.documents import BadLines, documents
+from mlm.text.documents import documents
 from mlm.text.folder import new_folder
 from mlm.text.hashing import text_hash
 from mlm.text.ids import EXTRA, FIRST_PIECE, MODEL_FILE
+from mlm.text.lines import BadLines
 from mlm.text.sources import Text
 
 THREADS = 16  # fixed: sums over threads round differently, and the model would with their number
