@@ -15,7 +15,7 @@ from mlm.config import TrainConfig, load
 from mlm.data.index import Index
 from mlm.data.ledger import read_ledger
 from mlm.errors import DataError, UserError
-from mlm.incidents import read_incidents, steps_left_out
+from mlm.incidents import read_incidents, shards_left_out, steps_left_out
 from mlm.prepare import with_tokenizer
 from mlm.progress import progress
 from mlm.text.ids import BOS, SPACE
@@ -59,7 +59,11 @@ class Audit:
         if not len(self.ledger):
             raise UserError(f"{run} has no ledger, since it has made no step; train it first")
         # What a later start is to leave out has not been reached.
-        left_out = steps_left_out(read_incidents(run))
+        incidents = read_incidents(run)
+        self.bad_shards = shards_left_out(incidents)
+        for shard, since in self.bad_shards.items():
+            self.batches.reader.leave_out(shard, since)
+        left_out = steps_left_out(incidents)
         self.left_out = sorted(step for step in left_out if step < len(self.ledger))
 
     def seen(self) -> list[Seen]:
@@ -101,6 +105,11 @@ class Audit:
             first = step * self.batch
             console.print(
                 f"Step {step + 1} is left out: samples {first} to {first + self.batch - 1}",
+                highlight=False,
+            )
+        for shard, since in self.bad_shards.items():
+            console.print(
+                f"Shard {shard} is left out from step {since + 1} on; it is counted above",
                 highlight=False,
             )
         looked = np.arange(steps)

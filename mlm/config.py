@@ -49,7 +49,15 @@ class DataConfig:
     weights: dict[str, float] = field(default_factory=dict)  # of languages, 1 where not given
     max_epochs: float | None = None  # of a language; null: as many as its share makes
     max_epochs_of: dict[str, float] = field(default_factory=dict)  # of single languages
+    masking: Literal["token", "word", "span"] = "token"  # what is drawn as a whole
     mask_ratio: float = 0.15
+    # (step, ratio) points, to which the ratio goes on straight lines, and where it stays at the end
+    mask_ratio_schedule: tuple[tuple[int, float], ...] = ()
+    span_p: float = 0.2  # of the geometric lengths of spans: the chance that one ends at a token
+    span_max: int = 10  # tokens of a span at most
+    isolate_documents: bool = False  # no attention, and no positions, across documents in a row
+    on_bad_shard: Literal["stop", "skip"] = "stop"  # skip: its samples are no targets, and counted
+    max_bad_shards: int = 10  # that are skipped, before the run stops all the same
     shuffle_window: int = 16  # chunks of 512 blocks among which blocks are shuffled
     workers: int | None = None  # processes that prepare a corpus; null: one per core
 

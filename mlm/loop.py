@@ -17,10 +17,10 @@ from mlm.data.entropy import unigram_entropy
 from mlm.data.ledger import Ledger
 from mlm.data.prefetch import Prefetcher
 from mlm.drift import check_batches_agree, check_weights_agree
-from mlm.errors import DataError, NumbersError, StopRequested, UserError
+from mlm.errors import BadShard, DataError, NumbersError, StopRequested, UserError
 from mlm.evaluate import evaluate, gather
 from mlm.guard import Guard
-from mlm.incidents import Incidents
+from mlm.incidents import Incidents, shards_left_out
 from mlm.optimizer import learning_rate
 from mlm.outcome import STOP
 from mlm.report import Report
@@ -81,6 +81,9 @@ class Loop:
         guard = config.guard
         self.guard = Guard(guard.spike, guard.rollbacks, self.incidents.left_out)
         self.engine.judge = self.guard.judge
+        self.reader = parts.batches.reader
+        for shard, step in shards_left_out(self.incidents.rows).items():
+            self.reader.leave_out(shard, step)
         self.why = ""  # of the step that was refused last
         _freeze_garbage()
         self.pace = Pace(parts.grid, device)
@@ -97,11 +100,15 @@ class Loop:
         self.saver.wait()
 
     def _go_on(self, feed: Prefetcher) -> None:
-        """Trains until all steps are done, or the run has gone back to one before."""
+        """Trains until all steps are done, or the batches to come are others than `feed` has."""
         steps = self.config.train.steps
         while self.progress.step < steps:
             step = self.progress.step
-            batches, agreed = self._batches(feed)
+            try:
+                batches, agreed = self._batches(feed)
+            except BadShard as bad:
+                self._leave_out_shard(step, bad)
+                return
             numbers = None
             if step not in self.guard.left_out:
                 numbers = self._take(step, batches, agreed.masked_tokens)
@@ -144,6 +151,23 @@ class Loop:
                 f"again, without run.fresh, to go on"
             )
         return batches, agreed
+
+    def _leave_out_shard(self, step: int, bad: BadShard) -> None:
+        """Goes on without a shard, on all ranks, which all know of it; or raises `bad`."""
+        data = self.config.data
+        if data.on_bad_shard == "stop":
+            raise bad
+        self.incidents.bad_shard(step, bad.shard, bad.offset, str(bad))
+        self.reader.leave_out(bad.shard, step)
+        count = len(shards_left_out(self.incidents.rows))
+        if count > data.max_bad_shards:
+            self.saver.wait()
+            raise DataError(
+                f"{count} shards are bad, and data.max_bad_shards={data.max_bad_shards} may be "
+                f"left out; the last is {bad.shard} at byte {bad.offset}: copy the shards again, "
+                f"or allow more"
+            )
+        self.report.say(f"Left out from step {step + 1} on, {count} by now: {bad}")
 
     def _take(self, step: int, batches: list[MicroBatch], masked: int) -> Numbers | None:
         """Makes a step; None: it was refused, and has left no trace."""

@@ -156,6 +156,19 @@ class Index:
         before = self._first_shard[self._part_of(shard)]
         return shard_name(self.languages[language], split, shard - before)
 
+    def shard_row(self, name: str) -> int:
+        """The row of a shard by its file name; raises DataError where it is none of these."""
+        for part, first in enumerate(self._first_shard[:-1]):
+            head = shard_name(self.languages[part // len(SPLITS)], SPLITS[part % len(SPLITS)], 0)
+            stem, _, number = name.removesuffix(".tar").rpartition("-")
+            if stem == head.rpartition("-")[0] and number.isdigit():
+                row = first + int(number)
+                if row < self._first_shard[part + 1]:
+                    return row
+        raise DataError(
+            f"{name} is none of the shards of {self.folder}; give the folder that has it"
+        )
+
     def shard_path(self, shard: int) -> Path:
         """Its path."""
         return self.folder / self.shard_name(shard)
