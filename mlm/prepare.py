@@ -17,7 +17,7 @@ from mlm.data import shards
 from mlm.data.index import FILE, Index
 from mlm.data.mix import Mix, limits
 from mlm.data.order import SampleOrder
-from mlm.errors import UserError
+from mlm.errors import DataError, UserError
 from mlm.progress import progress
 from mlm.text import corpus as texts
 from mlm.text import training
@@ -125,7 +125,7 @@ def check_data(config: TrainConfig) -> DataFacts:
     index = Index.open(Path(data.shards))
     tokenizer = Tokenizer.load(Path(data.tokenizer))
     index.check_tokenizer(tokenizer)
-    index.verify()
+    _check_shards(index, data.on_bad_shard == "skip", data.max_bad_shards)
     if asked is not None and asked < tokenizer.size:
         raise UserError(
             f"model.vocab_size={asked} is below the {tokenizer.size} ids of the tokenizer "
@@ -133,6 +133,20 @@ def check_data(config: TrainConfig) -> DataFacts:
         )
     sample_order(config, index)
     return DataFacts(index.hash, tokenizer.hash, asked or tokenizer.padded_size)
+
+
+def _check_shards(index: Index, skip: bool, most: int) -> None:
+    """Raises `DataError` for a shard that is missing or has another size; with `skip`, where it is
+    of held-out text, or one of more than `most`."""
+    index.verify_arrays()
+    for found, bad in enumerate(index.bad_shards(), 1):
+        if not skip or index.split_of(index.shard_row(bad.shard))[1] != "train":
+            raise bad
+        if found > most:
+            raise DataError(
+                f"more than data.max_bad_shards={most} shards of {index.folder} are bad, the last "
+                f"is {bad.shard}; copy the shards again, or allow more"
+            )
 
 
 def sample_order(config: TrainConfig, index: Index) -> SampleOrder:

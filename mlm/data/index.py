@@ -10,7 +10,7 @@ and with it a run, is bound to.
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 from numpy.typing import DTypeLike
 
-from mlm.errors import DataError
+from mlm.errors import BadShard, DataError
 from mlm.text.tokenizer import Tokenizer
 
 VERSION = 2
@@ -188,19 +188,36 @@ class Index:
 
         `deep` reads them all, and checks their hashes and that every id is one of the tokenizer's.
         """
-        for name, hash in self._array_hashes.items():
-            if _sha256(self.folder / name) != hash:
-                raise _changed(self.folder / name, "its hash is not the one in index.json")
-        for row in range(len(self.shards)):
-            path, size = self.shard_path(row), int(self.shards["bytes"][row])
-            if not path.is_file():
-                raise _changed(path, "it is missing")
-            if path.stat().st_size != size:
-                raise _changed(path, f"it has {path.stat().st_size} bytes in place of {size}")
-            if deep and _sha256(path) != bytes(self.shards["sha256"][row]).hex():
+        self.verify_arrays()
+        for bad in self.bad_shards():
+            raise bad
+        for row in range(len(self.shards)) if deep else ():
+            path = self.shard_path(row)
+            if _sha256(path) != bytes(self.shards["sha256"][row]).hex():
                 raise _changed(path, "its hash is not the one in the index")
         if deep:
             self._verify_ids()
+
+    def verify_arrays(self) -> None:
+        """Raises DataError unless the arrays are those that index.json was written with."""
+        for name, hash in self._array_hashes.items():
+            if _sha256(self.folder / name) != hash:
+                raise _changed(self.folder / name, "its hash is not the one in index.json")
+
+    def bad_shards(self) -> Iterator[BadShard]:
+        """The shards that are missing, or have another size."""
+        for row, size in enumerate(self.shards["bytes"].tolist()):
+            path = self.shard_path(row)
+            try:
+                found = path.stat().st_size
+            except OSError as error:
+                missing = isinstance(error, FileNotFoundError)
+                why = "it is missing" if missing else f"it cannot be read ({error.strerror})"
+                yield BadShard(path.name, 0, str(_changed(path, why)))
+                continue
+            if found != size:
+                why = f"it has {found} bytes in place of {size}"
+                yield BadShard(path.name, min(found, size), str(_changed(path, why)))
 
     def _verify_ids(self) -> None:
         fields = (self.samples[name].tolist() for name in ("shard", "offset", "tokens"))
