@@ -1,7 +1,7 @@
 """`mlm audit`: what a run was trained on, made anew from its seed and the index of its shards."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mlm.build import training_batches
 from mlm.config import TrainConfig, load
+from mlm.data.exposure import Exposure
 from mlm.data.index import Index
 from mlm.data.ledger import read_ledger
 from mlm.errors import DataError, UserError
@@ -65,20 +66,52 @@ class Audit:
             self.batches.reader.leave_out(shard, since)
         left_out = steps_left_out(incidents)
         self.left_out = sorted(step for step in left_out if step < len(self.ledger))
+        self.exposure = Exposure(
+            self.order,
+            self.batches.reader,
+            self.batch,
+            len(self.ledger),
+            self.left_out,
+            self.batches.reader.left_out,
+        )
 
     def seen(self) -> list[Seen]:
         """What the run has seen, in the order of languages; its cost does not grow with the run."""
-        counts = self.order.samples_per_language(len(self.ledger) * self.batch)
-        for step in self.left_out:
-            drawn, _ = self.order.samples(np.arange(step * self.batch, (step + 1) * self.batch))
-            counts = counts - np.bincount(drawn, minlength=len(counts))
         size = self.order.seq_len - 1
         return [
             Seen(name, count, count * size, count / int(blocks))
             for name, count, blocks in zip(
-                self.index.languages, counts.tolist(), self.order.blocks, strict=True
+                self.index.languages,
+                self.exposure.samples().tolist(),
+                self.order.blocks,
+                strict=True,
             )
         ]
+
+    def write_documents(self, out: Path, console: Console) -> None:
+        """Writes a line of JSON per training document: how often the run has seen it."""
+        size, tokens = self.order.seq_len - 1, sum(self.index.train_tokens)
+        done = seen = count = 0
+        try:
+            with (
+                out.open("w", encoding="utf-8") as file,
+                progress(console, "Counting documents") as show,
+            ):
+                for number, language in enumerate(self.index.languages):
+                    for place, one in enumerate(self.exposure.documents(number)):
+                        row = {"language": language, "document": place, **asdict(one)}
+                        file.write(json.dumps(row | {"block": one.start // size}) + "\n")
+                        count, seen = count + 1, seen + (one.most > 0)
+                    done += self.index.train_tokens[number]
+                    show(done, tokens)
+        except OSError as error:
+            raise UserError(
+                f"documents={out} cannot be written ({error.strerror}); give another file"
+            ) from None
+        console.print(
+            f"The run has seen {seen:,} of {count:,} documents; {out} has a line for each",
+            highlight=False,
+        )
 
     def wrong(self, steps: np.ndarray, show=lambda done, total: None) -> list[int]:
         """Those of `steps`, from 0, in which the ledger has another batch than made anew."""
@@ -109,7 +142,7 @@ class Audit:
             )
         for shard, since in self.bad_shards.items():
             console.print(
-                f"Shard {shard} is left out from step {since + 1} on; it is counted above",
+                f"Shard {shard} is left out from step {since + 1} on",
                 highlight=False,
             )
         looked = np.arange(steps)

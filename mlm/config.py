@@ -243,6 +243,7 @@ class AuditConfig:
     step: int | None = None  # show the batch of this step, counted as in the metrics, from 1
     rows: int = 4  # of the batch that is shown; 0: all
     every: bool = False  # compare all steps of the ledger, and not some
+    documents: str | None = None  # a file to write: how often each document was seen
 
 
 def defaults(schema: type) -> dict[str, Any]:

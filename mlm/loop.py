@@ -14,6 +14,7 @@ from mlm.batch import MicroBatch
 from mlm.build import Parts, own_batches, prepared
 from mlm.config import TrainConfig, as_dict
 from mlm.data.entropy import unigram_entropy
+from mlm.data.exposure import Exposure
 from mlm.data.ledger import Ledger
 from mlm.data.prefetch import Prefetcher
 from mlm.drift import check_batches_agree, check_weights_agree
@@ -280,9 +281,10 @@ class Loop:
             self.report.say(slow)
 
     def _exposure(self, done: int) -> dict[str, dict[str, float]]:
-        """Tokens of text, and epochs, that the first `done` steps have of each language."""
-        order = self.parts.batches.order
-        counts = order.samples_per_language(done * self.config.train.global_batch_size)
+        """Tokens of text, and epochs, that the first `done` steps have of each language; samples
+        of bad shards count."""
+        order, batch = self.parts.batches.order, self.config.train.global_batch_size
+        counts = Exposure(order, self.reader, batch, done, self.guard.left_out).samples()
         tokens, epochs = counts * (order.seq_len - 1), counts / order.blocks
         return {
             "tokens_by_language": dict(zip(self.languages, tokens.tolist(), strict=True)),

@@ -26,12 +26,12 @@ class TokenReader:
         self._good = lru_cache(KEPT)(self._compared)
         self._first = {split: index.first_tokens(split) for split in SPLITS}
         self._starts, self._tokens = index.samples["start"], index.samples["tokens"]
-        self._left_out: dict[int, int] = {}  # rows of shards, and the steps from which on
+        self.left_out: dict[int, int] = {}  # rows of shards, and the steps from which on
 
     def leave_out(self, shard: str, step: int) -> None:
         """Leaves the rows out that a shard is part of, by its file name, from a step on."""
         row = self.index.shard_row(shard)
-        self._left_out[row] = min(step, self._left_out.get(row, step))
+        self.left_out[row] = min(step, self.left_out.get(row, step))
 
     def read(self, split: str, language: int, start: int, count: int) -> np.ndarray:
         """Tokens `start` to `start + count` of a split's stream of a language, (count,) int32.
@@ -58,7 +58,7 @@ class TokenReader:
         samples = self._starts.searchsorted(first, side="right") - 1
         skipped = first - self._starts[samples]
         inside = skipped + count <= self._tokens[samples]
-        gone = self._without(samples, inside, step) if self._left_out else np.zeros_like(inside)
+        gone = self._without(samples, inside, step) if self.left_out else np.zeros_like(inside)
         rows = zip(
             out, samples.tolist(), skipped.tolist(), inside.tolist(), gone.tolist(), strict=True
         )
@@ -73,7 +73,7 @@ class TokenReader:
     def _without(self, samples: np.ndarray, inside: np.ndarray, step: int) -> np.ndarray:
         """Whether rows are left out in a step, which begin in `samples` and end in them where
         `inside`, else in those behind."""
-        gone = [shard for shard, since in self._left_out.items() if since <= step]
+        gone = [shard for shard, since in self.left_out.items() if since <= step]
         shards = self.index.samples["shard"]
         behind = np.minimum(samples + 1, len(shards) - 1)
         return np.isin(shards[samples], gone) | (~inside & np.isin(shards[behind], gone))
