@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from mlm import checkpoint
+from mlm.bad_shards import BadShards
 from mlm.batch import MicroBatch
 from mlm.build import Parts, own_batches, prepared
 from mlm.config import TrainConfig, as_dict
@@ -21,7 +22,7 @@ from mlm.drift import check_batches_agree, check_weights_agree
 from mlm.errors import BadShard, DataError, NumbersError, StopRequested, UserError
 from mlm.evaluate import evaluate, gather
 from mlm.guard import Guard
-from mlm.incidents import Incidents, shards_left_out
+from mlm.incidents import Incidents
 from mlm.optimizer import learning_rate
 from mlm.outcome import STOP
 from mlm.report import Report
@@ -82,9 +83,7 @@ class Loop:
         guard = config.guard
         self.guard = Guard(guard.spike, guard.rollbacks, self.incidents.left_out)
         self.engine.judge = self.guard.judge
-        self.reader = parts.batches.reader
-        for shard, step in shards_left_out(self.incidents.rows).items():
-            self.reader.leave_out(shard, step)
+        self.bad_shards = BadShards(config.data, parts.batches.reader, self.incidents)
         self.why = ""  # of the step that was refused last
         _freeze_garbage()
         self.pace = Pace(parts.grid, device)
@@ -108,7 +107,7 @@ class Loop:
             try:
                 batches, agreed = self._batches(feed)
             except BadShard as bad:
-                self._leave_out_shard(step, bad)
+                self.report.say(self.bad_shards.leave_out(step, bad))
                 return
             numbers = None
             if step not in self.guard.left_out:
@@ -152,23 +151,6 @@ class Loop:
                 f"again, without run.fresh, to go on"
             )
         return batches, agreed
-
-    def _leave_out_shard(self, step: int, bad: BadShard) -> None:
-        """Goes on without a shard, on all ranks, which all know of it; or raises `bad`."""
-        data = self.config.data
-        if data.on_bad_shard == "stop":
-            raise bad
-        self.incidents.bad_shard(step, bad.shard, bad.offset, str(bad))
-        self.reader.leave_out(bad.shard, step)
-        count = len(shards_left_out(self.incidents.rows))
-        if count > data.max_bad_shards:
-            self.saver.wait()
-            raise DataError(
-                f"{count} shards are bad, and data.max_bad_shards={data.max_bad_shards} may be "
-                f"left out; the last is {bad.shard} at byte {bad.offset}: copy the shards again, "
-                f"or allow more"
-            )
-        self.report.say(f"Left out from step {step + 1} on, {count} by now: {bad}")
 
     def _take(self, step: int, batches: list[MicroBatch], masked: int) -> Numbers | None:
         """Makes a step; None: it was refused, and has left no trace."""
@@ -272,7 +254,7 @@ class Loop:
                 "seconds_data": waiting,
                 "seconds_step": seconds,
                 "loss_by_language": by_language,
-                **self._exposure(done),
+                **self._seen(done).by_language(),
                 **ranks,
                 **({"incidents": counts} if counts else {}),
             }
@@ -280,16 +262,10 @@ class Loop:
         if slow is not None:
             self.report.say(slow)
 
-    def _exposure(self, done: int) -> dict[str, dict[str, float]]:
-        """Tokens of text, and epochs, that the first `done` steps have of each language; samples
-        of bad shards count."""
-        order, batch = self.parts.batches.order, self.config.train.global_batch_size
-        counts = Exposure(order, self.reader, batch, done, self.guard.left_out).samples()
-        tokens, epochs = counts * (order.seq_len - 1), counts / order.blocks
-        return {
-            "tokens_by_language": dict(zip(self.languages, tokens.tolist(), strict=True)),
-            "epochs_by_language": dict(zip(self.languages, epochs.tolist(), strict=True)),
-        }
+    def _seen(self, done: int) -> Exposure:
+        """What the first `done` steps have seen; samples of bad shards count."""
+        batches, batch = self.parts.batches, self.config.train.global_batch_size
+        return Exposure(batches.order, batches.reader, batch, done, self.guard.left_out)
 
     def _score(self) -> None:
         scored = evaluate(self.engine, self.parts.heldout, lambda: self.dog.at("evaluate"))

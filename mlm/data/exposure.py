@@ -59,6 +59,15 @@ class Exposure:
             counts[language] = self.blocks(language).sum()
         return counts
 
+    def by_language(self) -> dict[str, dict[str, float]]:
+        """Tokens of text, without `<s>`, and epochs of each language, by its name."""
+        names, counts = self.order.languages, self.samples()
+        tokens, epochs = counts * (self.order.seq_len - 1), counts / self.order.blocks
+        return {
+            "tokens_by_language": dict(zip(names, tokens.tolist(), strict=True)),
+            "epochs_by_language": dict(zip(names, epochs.tolist(), strict=True)),
+        }
+
     def blocks(self, language: int) -> np.ndarray:
         """How often each block of a language was seen, (blocks,) int64."""
         counts = self._before(language, self.steps)
