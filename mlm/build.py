@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
@@ -12,6 +11,7 @@ from mlm.data.batches import HeldOutBatches, TrainingBatches
 from mlm.data.index import Index
 from mlm.data.masking import Masking, masked_positions
 from mlm.data.reader import TokenReader
+from mlm.data.remote import open_index, open_store
 from mlm.model.flops import training_flops_per_token
 from mlm.model.masked_lm import masked_lm_layers
 from mlm.optimizer import make_adamw
@@ -45,7 +45,7 @@ def build(config: TrainConfig, resuming: bool = False) -> Parts:
     """
     data, train = config.data, config.train
     assert data.shards is not None
-    index = Index.open(Path(data.shards))
+    index = open_index(data.shards, data.cache)
     batches = training_batches(config, index, train.micro_batch_size)
     heldout = HeldOutBatches(
         batches.reader,
@@ -98,7 +98,7 @@ def training_batches(config: TrainConfig, index: Index, micro_batch_size: int) -
     """What a run is trained on, in micro-batches of any size; raises `UserError` for data that does
     not fit."""
     return TrainingBatches(
-        TokenReader(index),
+        TokenReader(index, open_store(index, config.data.cache_gb)),
         sample_order(config, index),
         Masking(config.data.mask_ratio, index.vocab_size),
         config.seed,

@@ -18,6 +18,7 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
         "data.corpus": data.corpus,
         "data.shards": data.shards,
         "data.tokenizer": data.tokenizer,
+        "data.cache": data.cache,
         "run.name": config.run.name,
         "run.dir": config.run.dir,
     }.items():
@@ -40,6 +41,7 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
             "model.layer_norm_eps": (model.layer_norm_eps, 0),
             "data.seq_len": (data.seq_len, 8),
             "data.workers": (data.workers, 1),
+            "data.cache_gb": (data.cache_gb, 0),
             "data.shuffle_window": (data.shuffle_window, 1),
             "train.steps": (train.steps, 1),
             "train.global_batch_size": (train.global_batch_size, 1),

@@ -12,7 +12,6 @@ from mlm.data.index import SPLITS, Index, ids_check
 from mlm.data.store import FolderStore, Store
 from mlm.errors import BadShard
 
-KEPT = 16384  # samples that are known to be good, of which 2 windows of 16 chunks a language
 ID_BYTES = 4
 
 
@@ -22,7 +21,7 @@ class TokenReader:
     def __init__(self, index: Index, store: Store | None = None) -> None:
         self.index = index
         self._store = FolderStore(index) if store is None else store
-        self._good = lru_cache(KEPT)(self._compared)
+        self._good = lru_cache(self._store.kept)(self._compared)
         self._first = {split: index.first_tokens(split) for split in SPLITS}
         self._starts, self._tokens = index.samples["start"], index.samples["tokens"]
 
@@ -46,6 +45,7 @@ class TokenReader:
         samples = self._starts.searchsorted(first, side="right") - 1
         skipped = first - self._starts[samples]
         inside = skipped + count <= self._tokens[samples]
+        self._store.fetch(samples, inside)
         rows = zip(out, samples.tolist(), skipped.tolist(), inside.tolist(), strict=True)
         for row, sample, place, whole in rows:
             if whole:
