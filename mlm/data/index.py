@@ -215,7 +215,7 @@ class Index:
     def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
         try:
             mapped = np.load(self._arrays / name, mmap_mode="r") if shape[-1] else np.empty(shape)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise _changed(self._arrays / name, f"it cannot be read ({error})") from None
         if (shape[-1] and mapped.dtype != dtype) or mapped.shape != shape:
             raise _changed(self._arrays / name, f"it has not the shape {shape} of index.json")

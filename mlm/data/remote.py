@@ -232,13 +232,14 @@ def _keep(files: RemoteFolder, name: str, folder: Path, expected: str, again: bo
 
 def _pieces(files: RemoteFolder, name: str) -> Iterable[bytes]:
     """A file in its order, so that each piece is tried again by itself."""
-    start, piece = 0, b" " * PIECE
-    while len(piece) == PIECE:
+    start, size = 0, PIECE
+    while size == PIECE:
         piece = files.read(name, start, start + PIECE)
         if len(piece) > PIECE:
             raise no_ranges(files.url)
         yield piece
-        start += len(piece)
+        size = len(piece)
+        start += size
 
 
 def _sha256(path: Path) -> str:

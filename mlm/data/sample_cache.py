@@ -20,6 +20,7 @@ from mlm.errors import UserError
 SAMPLES, LOCKS, BYTES = "samples", "locks", "bytes"
 LOCK_FILES = 256
 BLOCK = 4096  # bytes, of which a file takes a whole number
+ENTRY = 64  # bytes that a file's name takes in its folder, or so
 FULL = 0.9  # of the limit, that stays when room is made
 USED_AGAIN = 60  # seconds after which a use is noted anew
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
@@ -50,8 +51,8 @@ class SampleCache:
         """Writes a sample; the caller holds its lock. Raises UserError where it has no room."""
         part = self.path(sample).with_suffix(f".{os.getpid()}-{get_ident()}")
         with told(self.root):
-            self._make_room(on_disk(len(content)))
             self._samples.mkdir(parents=True, exist_ok=True)
+            self._make_room(on_disk(len(content)) + ENTRY)
             try:
                 part.write_bytes(content)
                 part.replace(self.path(sample))
