@@ -11,6 +11,7 @@ import urllib.request
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from mlm import prepare
 from mlm.config import TrainConfig
 from mlm.data import shards, tars
+from mlm.data.index import Index
 from mlm.data.reader import TokenReader
 from mlm.data.remote import open_index, open_store
 from mlm.text.ids import MODEL_FILE
@@ -32,7 +34,7 @@ NGINX = """
 daemon off; master_process off; pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 512; }}
 http {{
-    log_format requests '$status $request_method $uri $http_range';
+    log_format requests '$status $request_method $uri $connection $http_range';
     access_log {folder}/access.log requests;
     client_body_temp_path {folder}/a; proxy_temp_path {folder}/b; fastcgi_temp_path {folder}/c;
     uwsgi_temp_path {folder}/d; scgi_temp_path {folder}/e;
@@ -114,6 +116,13 @@ class Server:
             self._process = None
 
 
+class Request(NamedTuple):
+    status: str
+    path: str
+    connection: str
+    span: str  # the range that was asked for, or -
+
+
 class Nginx(Server):
     """nginx over a folder. `down` makes it answer 503; `more` is put into its configuration."""
 
@@ -139,16 +148,16 @@ class Nginx(Server):
         else:
             (self.folder / "down").unlink()
 
-    def requests(self) -> list[tuple[str, str, str]]:
-        """Status, path and range of each GET that was answered since this was last asked."""
+    def requests(self) -> list[Request]:
+        """Each GET that was answered since this was last asked."""
         assert answers(self.port, "/seen?last")  # it writes its log in the order of its answers
         lines, end = [], time.monotonic() + 10
         while not lines or not lines[-1].startswith("204 GET /seen"):
             assert time.monotonic() < end, lines[-5:]
             lines = (self.folder / "access.log").read_text().splitlines()
         (self.folder / "access.log").write_text("")
-        rows = [line.split(" ", 3) for line in lines]
-        return [(row[0], row[2], row[3]) for row in rows if row[2] != "/seen"]
+        rows = [line.split(" ", 4) for line in lines]
+        return [Request(row[0], *row[2:]) for row in rows if row[2] != "/seen"]
 
 
 def plain_server(folder: Path, root: Path) -> Server:
@@ -222,7 +231,15 @@ def reader(server: Server, cache: Path, gb: float = 1.0) -> TokenReader:
 
 def ranges(server: Nginx) -> Counter:
     """How often each range of a tar was sent."""
-    return Counter((path, span) for _, path, span in server.requests() if path.endswith(".tar"))
+    sent = server.requests()
+    return Counter((row.path, row.span) for row in sent if row.path.endswith(".tar"))
+
+
+def request_of(index: Index, sample: int) -> tuple[str, str]:
+    """The path and the range that a sample is asked for by."""
+    row = {name: int(values[sample]) for name, values in index.samples.items()}
+    last = row["offset"] + 4 * row["tokens"] - 1
+    return f"/{index.shard_name(row['shard'])}", f"bytes={row['offset']}-{last}"
 
 
 def everything(made: TokenReader) -> list[np.ndarray]:

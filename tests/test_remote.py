@@ -29,6 +29,7 @@ from tests.remote_fixtures import (
     plain_server,
     ranges,
     reader,
+    request_of,
 )
 from tests.text_fixtures import shards_folder
 from tests.training_fixtures import config, metrics, run
@@ -36,14 +37,6 @@ from tests.training_fixtures import config, metrics, run
 __all__ = ["copy", "cut", "nginx"]  # fixtures
 
 FILES = ["/index.json", "/index.json", "/samples.npy", "/shards.npy"]  # and a look at its ranges
-
-
-def expected_ranges(index: Index, samples: np.ndarray) -> set[tuple[str, str]]:
-    rows = {name: index.samples[name][samples].tolist() for name in ("shard", "offset", "tokens")}
-    return {
-        (f"/{index.shard_name(shard)}", f"bytes={offset}-{offset + 4 * tokens - 1}")
-        for shard, offset, tokens in zip(*rows.values(), strict=True)
-    }
 
 
 def rows_of(server, cache: Path) -> list[int]:
@@ -63,17 +56,27 @@ def rows_of(server, cache: Path) -> list[int]:
 def test_ranks_and_a_second_start_download_nothing_twice(nginx, copy, tmp_path):
     found = run_ranks(4, rows_of, nginx, tmp_path / "cache")
     sent = nginx.requests()
-    tars = Counter(row[1:] for row in sent if row[1].endswith(".tar"))
+    tars = Counter((row.path, row.span) for row in sent if row.path.endswith(".tar"))
     assert set(tars.values()) == {1}
     assert len(tars) > 20
-    others = [path for _, path, _ in sent if not path.endswith(".tar")]
+    others = [row.path for row in sent if not row.path.endswith(".tar")]
     assert sorted(others) == ["/index.json"] * 3 + sorted([*FILES, "/index.json"])
     local = TokenReader(Index.open(copy))
     out = np.empty((64, 31), np.int64)
     local.gather("train", np.arange(64) % 4, np.arange(64) // 4 * 40, out)
     assert found == [out.sum(axis=1).tolist()] * 4
     assert run_ranks(2, rows_of, nginx, tmp_path / "cache") == found[:2]
-    assert [path for _, path, _ in nginx.requests()] == ["/index.json"] * 2
+    assert [row.path for row in nginx.requests()] == ["/index.json"] * 2
+
+
+def test_what_rows_need_is_fetched_at_once(nginx, tmp_path):
+    made = reader(nginx, tmp_path / "cache")
+    nginx.requests()
+    out = np.empty((12, 31), np.int64)
+    made.gather("train", np.arange(12) % 4, np.arange(12) * 100, out)
+    sent = [row for row in nginx.requests() if row.path.endswith(".tar")]
+    assert len(sent) == 12
+    assert len({row.connection for row in sent}) > 6  # one by one, they would share one
 
 
 def test_each_sample_is_one_range_and_all_are_what_the_folder_has(nginx, copy, tmp_path):
@@ -81,10 +84,9 @@ def test_each_sample_is_one_range_and_all_are_what_the_folder_has(nginx, copy, t
     for mine, theirs in zip(everything(made), everything(local), strict=True):
         assert np.array_equal(mine, theirs)
     index = local.index
-    samples = [
-        np.arange(len(index.samples["shard"]))[index.sample_rows("train", n)] for n in range(4)
-    ]
-    assert ranges(nginx) == dict.fromkeys(expected_ranges(index, np.concatenate(samples)), 1)
+    rows = [index.sample_rows("train", n) for n in range(len(index.languages))]
+    wanted = [request_of(index, sample) for row in rows for sample in range(row.start, row.stop)]
+    assert ranges(nginx) == dict.fromkeys(wanted, 1)
     assert made.index.hash == index.hash
     assert str(made.index.folder) == nginx.url
 
@@ -142,7 +144,7 @@ def test_a_server_that_is_out_of_order_for_a_while_is_waited_for(nginx, tmp_path
     nginx.down(True)
     Timer(0.6, nginx.down, [False]).start()
     assert len(made.read("train", 0, 0, 50)) == 50
-    states = [status for status, _, _ in nginx.requests()]
+    states = [row.status for row in nginx.requests()]
     assert states[:2] == ["503", "503"]
     assert states[-1] == "206"
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from mlm.prepare import check_data
 from tests.launch_fixtures import ROOT
@@ -16,6 +17,7 @@ from tests.remote_fixtures import (
     offered,
     ranges,
     reader,
+    request_of,
     used,
 )
 
@@ -49,8 +51,10 @@ def test_the_cache_keeps_to_its_bound(nginx, tmp_path):
     assert len(ranges(nginx)) == 5
 
 
-def test_what_is_used_stays(nginx, tmp_path, monkeypatch):
-    """The sample that is read again and again outlives those that were fetched after it."""
+@pytest.mark.parametrize("maps", [1, 10**6])
+def test_what_is_used_stays(nginx, tmp_path, monkeypatch, maps):
+    """The sample that is read again and again outlives those that were fetched after it, whether
+    it stays mapped or is found in the cache each time."""
     monkeypatch.setattr("mlm.data.remote_store.USED_AGAIN", 0)
     monkeypatch.setattr("mlm.data.sample_cache.USED_AGAIN", 0)
     cache = tmp_path / "cache"
@@ -58,14 +62,17 @@ def test_what_is_used_stays(nginx, tmp_path, monkeypatch):
     limit = used(cache) // 3
     shutil.rmtree(cache)
     made = reader(nginx, cache, limit / GB)
+    made._store.kept = maps
+    nginx.requests()
     tokens = made.index.train_tokens[1]
     for start in range(1000, tokens - 100, 100):
         made.read("train", 1, 0, 10)
         made.read("train", 1, start, 10)
-    kept = {path.name for path in cache.glob("*/samples/*")}
     first = made.index.sample_rows("train", 1).start
-    assert str(first) in kept
-    assert str(first + 10) not in kept
+    kept = {int(path.name) for path in cache.glob("*/samples/*")}
+    assert first in kept
+    assert first + 12 not in kept
+    assert ranges(nginx)[request_of(made.index, first)] == 1
 
 
 def test_a_damaged_file_of_the_cache_is_fetched_again(nginx, tmp_path):
@@ -81,7 +88,7 @@ def test_a_damaged_file_of_the_cache_is_fetched_again(nginx, tmp_path):
         (path,) = (tmp_path / "cache").glob(f"*/{name}")
         path.write_bytes(path.read_bytes()[:-1] + b"x")
         check_data(offered(nginx, tmp_path / "cache"))
-        sent = [path for _, path, _ in nginx.requests()]
+        sent = [row.path for row in nginx.requests()]
         assert sent.count(f"/{name}") == 1
         assert sent.count("/samples.npy") + sent.count("/shards.npy") == 1
     path.write_bytes(b"")
