@@ -1,5 +1,7 @@
 """What is looked at before a run over remote shards starts."""
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -81,6 +83,19 @@ def test_a_changed_index_is_another_folder_and_a_wrong_array_is_refused(nginx, c
     (copy / "index.json").write_text("{}")
     with pytest.raises(DataError, match=rf"{nginx.url}/index\.json is not an index of shards"):
         open_index(nginx.url, str(cache))
+
+
+def test_an_index_writes_nothing_outside_of_its_folder(nginx, copy, tmp_path):
+    content = json.loads((copy / "index.json").read_text())
+    content["arrays"]["../../other"] = hashlib.sha256(b"x").hexdigest()
+    (copy / "index.json").write_text(json.dumps(content))
+    nginx.requests()
+    check_data(offered(nginx, tmp_path / "cache"))
+    assert not any("other" in row.path for row in nginx.requests())
+    assert {path.parent.name for path in tmp_path.rglob("samples.npy")} == {
+        "copy",
+        open_index(nginx.url, str(tmp_path / "cache")).hash[:16],
+    }
 
 
 def test_the_tokenizer_beside_the_shards_is_found(nginx, copy, tmp_path):

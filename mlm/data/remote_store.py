@@ -57,6 +57,7 @@ class RemoteStore:
         return found.ids
 
     def fetch(self, samples: np.ndarray, whole: np.ndarray) -> None:
+        """Fetches those that are not here, at once, and notes that the others are used."""
         missing, now = [], time.monotonic()
         for sample in np.unique(np.append(samples, samples[~whole] + 1)).tolist():
             found = self._maps.get(sample)
