@@ -21,7 +21,7 @@ class Run:
     config_path: Path
     layout: Layout
     log: IO[bytes]
-    shards: Path
+    shards: str
 
 
 class Stopped(KeyboardInterrupt):
@@ -83,18 +83,20 @@ def ready(composed: Composed, processes: int | None = None) -> Run:
     path = run_folder.write(folder.resolve(), config, composed.overrides, hashes)
     for sentence in said:
         print(sentence, flush=True)
-    return Run(folder, path, layout, log, Path(str(config.data.shards)))
+    return Run(folder, path, layout, log, str(config.data.shards))
 
 
-def explained(left: local.Outcome, shards: Path) -> local.Outcome:
+def explained(left: local.Outcome, shards: str) -> local.Outcome:
     """The outcome; of a rank that died because a shard that it had mapped was cut, or lost its
     disk, that: the system ends such a rank before it can say so."""
-    if left.code != FAILED:  # the others may have said that they lost it
-        return left
     from mlm.data.index import Index
+    from mlm.data.remote_files import is_url
 
+    # The others may have said that they lost it. What is remote is mapped from whole copies.
+    if left.code != FAILED or is_url(shards):
+        return left
     try:
-        bad = next(Index.open(shards).bad_shards(), None)
+        bad = next(Index.open(Path(shards)).bad_shards(), None)
     except UserError as error:
         return local.Outcome(error.code, str(error))
     return left if bad is None else local.Outcome(bad.code, str(bad))

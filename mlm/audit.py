@@ -13,8 +13,8 @@ from rich.text import Text
 from mlm.build import training_batches
 from mlm.config import TrainConfig, load
 from mlm.data.exposure import Exposure
-from mlm.data.index import Index
 from mlm.data.ledger import read_ledger
+from mlm.data.remote import open_index
 from mlm.errors import DataError, UserError
 from mlm.incidents import read_incidents, shards_left_out, steps_left_out
 from mlm.prepare import with_tokenizer
@@ -48,7 +48,7 @@ class Audit:
             raise UserError(f"{run} is not the folder of a run; give one") from None
         self.config = with_tokenizer(load(TrainConfig, settings))
         data, self.batch = self.config.data, self.config.train.global_batch_size
-        self.index = Index.open(Path(str(data.shards)))
+        self.index = open_index(str(data.shards), data.cache)
         if self.index.hash != before:
             raise DataError(
                 f"the shards in {data.shards} have changed since {run} began ({before[:12]} then, "

@@ -12,6 +12,7 @@ from mlm.data.batches import HeldOutBatches, TrainingBatches
 from mlm.data.index import Index
 from mlm.data.masking import Masking
 from mlm.data.reader import TokenReader
+from mlm.data.remote import open_index, open_store
 from mlm.data.words import Words
 from mlm.model.flops import training_flops_per_token
 from mlm.model.masked_lm import masked_lm_layers
@@ -47,7 +48,7 @@ def build(config: TrainConfig, resuming: bool = False) -> Parts:
     """
     data, train = config.data, config.train
     assert data.shards is not None
-    index = Index.open(Path(data.shards))
+    index = open_index(data.shards, data.cache)
     batches = training_batches(config, index, train.micro_batch_size)
     heldout = HeldOutBatches(
         batches.reader,
@@ -101,7 +102,7 @@ def training_batches(config: TrainConfig, index: Index, micro_batch_size: int) -
     """What a run is trained on, in micro-batches of any size; raises `UserError` for data that does
     not fit."""
     return TrainingBatches(
-        TokenReader(index),
+        TokenReader(index, open_store(index, config.data.cache_gb)),
         sample_order(config, index),
         masking(config, index),
         config.seed,

@@ -39,7 +39,7 @@ class ParallelConfig:
 @dataclass(frozen=True)
 class DataConfig:
     corpus: str | None = None  # a folder of text, or "sample" for the one in the package
-    shards: str | None = None
+    shards: str | None = None  # a folder, or a URL
     tokenizer: str | None = None
     vocab_size: int = 250002  # of a tokenizer that is trained here, special ids included
     seq_len: int = 512
@@ -59,6 +59,8 @@ class DataConfig:
     on_bad_shard: Literal["stop", "skip"] = "stop"  # skip: its samples are no targets, and counted
     max_bad_shards: int = 10  # that are skipped, before the run stops all the same
     shuffle_window: int = 16  # chunks of 512 blocks among which blocks are shuffled
+    cache: str | None = None  # of remote shards; null: polymlm in the user's folder of caches
+    cache_gb: float = 64.0  # that it may take, with what other runs keep there
     workers: int | None = None  # processes that prepare a corpus; null: one per core
 
 

@@ -17,6 +17,7 @@ from mlm.data import shards
 from mlm.data.index import FILE, Index
 from mlm.data.mix import Mix, limits
 from mlm.data.order import SampleOrder
+from mlm.data.remote import cache_folder, check_room, is_url, open_index, tokenizer_beside
 from mlm.errors import DataError, UserError
 from mlm.progress import progress
 from mlm.text import corpus as texts
@@ -106,15 +107,32 @@ def with_tokenizer(config: TrainConfig) -> TrainConfig:
     """The config with absolute `data.shards` and `data.tokenizer`, which may be the shards' own."""
     data = config.data
     assert data.shards is not None, "there are shards to train on"
+    if is_url(data.shards):
+        return _with_remote(config)
     folder = Path(data.shards).resolve()
     tokenizer = Path(data.tokenizer).resolve() if data.tokenizer else folder / "tokenizer"
     if data.tokenizer is None and (folder / FILE).is_file() and not tokenizer.is_dir():
-        raise UserError(
-            f"data.tokenizer is not given, and data.shards={data.shards} holds no tokenizer; add "
-            f"data.tokenizer=DIR, the one that these shards were written with"
-        )
+        raise _no_tokenizer(data.shards)
     paths = {"shards": str(folder), "tokenizer": str(tokenizer)}
     return replace(config, data=replace(data, **paths))
+
+
+def _with_remote(config: TrainConfig) -> TrainConfig:
+    data = config.data
+    cache = data.cache and str(cache_folder(data.cache))
+    index = open_index(str(data.shards), cache)
+    tokenizer = tokenizer_beside(index, data.tokenizer)
+    if tokenizer is None:
+        raise _no_tokenizer(data.shards)
+    places = {"shards": str(index.folder), "tokenizer": str(tokenizer), "cache": cache}
+    return replace(config, data=replace(data, **places))
+
+
+def _no_tokenizer(shards: str | None) -> UserError:
+    return UserError(
+        f"data.tokenizer is not given, and data.shards={shards} holds no tokenizer; add "
+        f"data.tokenizer=DIR, the one that these shards were written with"
+    )
 
 
 def check_data(config: TrainConfig) -> DataFacts:
@@ -122,7 +140,7 @@ def check_data(config: TrainConfig) -> DataFacts:
     data, asked = config.data, config.model.vocab_size
     assert data.shards is not None, "with_tokenizer or prepare came before"
     assert data.tokenizer is not None, "with_tokenizer or prepare came before"
-    index = Index.open(Path(data.shards))
+    index = open_index(data.shards, data.cache)
     tokenizer = Tokenizer.load(Path(data.tokenizer))
     index.check_tokenizer(tokenizer)
     _check_shards(index, data.on_bad_shard == "skip", data.max_bad_shards)
@@ -132,6 +150,8 @@ def check_data(config: TrainConfig) -> DataFacts:
             f"{data.tokenizer}; leave it null, or give {tokenizer.padded_size}"
         )
     sample_order(config, index)
+    used = [n for n, name in enumerate(index.languages) if data.weights.get(name, 1.0)]
+    check_room(index, used, data.seq_len - 1, data.shuffle_window, data.cache_gb)
     return DataFacts(index.hash, tokenizer.hash, asked or tokenizer.padded_size)
 
 

@@ -20,6 +20,7 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
         "data.corpus": data.corpus,
         "data.shards": data.shards,
         "data.tokenizer": data.tokenizer,
+        "data.cache": data.cache,
         "run.name": config.run.name,
         "run.dir": config.run.dir,
     }.items():
@@ -42,6 +43,7 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
             "model.layer_norm_eps": (model.layer_norm_eps, 0),
             "data.seq_len": (data.seq_len, 8),
             "data.workers": (data.workers, 1),
+            "data.cache_gb": (data.cache_gb, 0),
             "data.shuffle_window": (data.shuffle_window, 1),
             "data.span_max": (data.span_max, 1),
             "data.max_bad_shards": (data.max_bad_shards, 1),

@@ -222,3 +222,13 @@ def test_before_a_run_bad_shards_are_refused_or_counted(folder):
     gone(folder, held_out[0])
     with pytest.raises(DataError, match=rf"{held_out[0]} is not as it was written"):
         check_data(made(folder, on_bad_shard="skip"))
+
+
+@pytest.mark.ranks
+def test_shards_that_are_written_again_while_a_run_starts_are_refused(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "data.json").write_text(json.dumps({"index": "0" * 64}))
+    outcome = run(tmp_path / "run", made(folder))
+    assert outcome["code"] == DATA
+    assert "was written again while" in outcome["sentence"]
+    assert "(its index was 000000000000, and is" in outcome["sentence"]

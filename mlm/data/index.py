@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import xxhash
@@ -81,7 +82,8 @@ def write_index(
 class Index:
     """An open index. `languages` and the lists of totals are in the order of the rows."""
 
-    def __init__(self, folder: Path, raw: bytes) -> None:
+    def __init__(self, folder: Path | str, raw: bytes, arrays: Path | None = None) -> None:
+        """arrays: the folder of the arrays, where that is another; `folder` is what errors name."""
         content = json.loads(raw)
         if content["version"] != VERSION:
             raise DataError(
@@ -89,6 +91,7 @@ class Index:
                 f"reads {VERSION}; write the shards again with `mlm shards`"
             )
         self.folder = folder
+        self._arrays = Path(folder) if arrays is None else arrays
         self.hash = hashlib.sha256(raw).hexdigest()
         self.tokenizer_hash: str = content["tokenizer"]["sha256"]
         self.vocab_size: int = content["tokenizer"]["size"]  # real ids; the last one is <mask>
@@ -102,26 +105,35 @@ class Index:
         ]
         self._first_shard = _running(part.shards for part in self._parts)
         self._first_sample = _running(part.samples for part in self._parts)
+        self._map()
+
+    def _map(self) -> None:
         self.shards = self._array(SHARDS_FILE, SHARD, (self._first_shard[-1],))
         fields = self._array(SAMPLES_FILE, "<i8", (len(SAMPLE_FIELDS), self._first_sample[-1]))
         self.samples = dict(zip(SAMPLE_FIELDS, fields, strict=True))
 
     @classmethod
-    def open(cls, folder: Path) -> "Index":
+    def open(cls, folder: Path) -> Self:
         """The index of a shards folder; raises DataError where it is missing or not whole."""
         folder = Path(folder)
         try:
-            return cls(folder, (folder / FILE).read_bytes())
+            return cls.parsed(folder, (folder / FILE).read_bytes())
         except OSError as error:
             raise DataError(
                 f"{folder} has no {FILE} that can be read ({error.strerror}); give a folder that "
                 f"`mlm shards` wrote"
             ) from None
+
+    @classmethod
+    def parsed(cls, folder: Path | str, raw: bytes, arrays: Path | None = None) -> Self:
+        """The index whose `index.json` is `raw`; raises DataError where it is none."""
+        try:
+            return cls(folder, raw, arrays)
         except DataError:
             raise
         except (ValueError, KeyError, TypeError):
             raise DataError(
-                f"{folder / FILE} is not an index of shards; write the shards again with "
+                f"{folder}/{FILE} is not an index of shards; write the shards again with "
                 f"`mlm shards`"
             ) from None
 
@@ -171,7 +183,7 @@ class Index:
 
     def shard_path(self, shard: int) -> Path:
         """Its path."""
-        return self.folder / self.shard_name(shard)
+        return Path(self.folder) / self.shard_name(shard)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raises DataError unless the shards were written with this tokenizer."""
@@ -201,8 +213,8 @@ class Index:
     def verify_arrays(self) -> None:
         """Raises DataError unless the arrays are those that index.json was written with."""
         for name, hash in self._array_hashes.items():
-            if _sha256(self.folder / name) != hash:
-                raise _changed(self.folder / name, "its hash is not the one in index.json")
+            if _sha256(self._arrays / name) != hash:
+                raise _changed(self._arrays / name, "its hash is not the one in index.json")
 
     def bad_shards(self) -> Iterator[BadShard]:
         """The shards that are missing, or have another size."""
@@ -232,11 +244,11 @@ class Index:
 
     def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            mapped = np.load(self.folder / name, mmap_mode="r") if shape[-1] else np.empty(shape)
-        except (OSError, ValueError) as error:
-            raise _changed(self.folder / name, f"it cannot be read ({error})") from None
+            mapped = np.load(self._arrays / name, mmap_mode="r") if shape[-1] else np.empty(shape)
+        except (OSError, ValueError, EOFError) as error:
+            raise _changed(self._arrays / name, f"it cannot be read ({error})") from None
         if (shape[-1] and mapped.dtype != dtype) or mapped.shape != shape:
-            raise _changed(self.folder / name, f"it has not the shape {shape} of index.json")
+            raise _changed(self._arrays / name, f"it has not the shape {shape} of index.json")
         return np.asarray(mapped)  # still mapped, without memmap's slow indexing
 
 

@@ -13,7 +13,6 @@ from mlm.data.store import FolderStore, Store
 from mlm.errors import BadShard
 from mlm.text.ids import BOS
 
-KEPT = 16384  # samples that are known to be good, of which 2 windows of 16 chunks a language
 ID_BYTES = 4
 
 
@@ -23,7 +22,7 @@ class TokenReader:
     def __init__(self, index: Index, store: Store | None = None) -> None:
         self.index = index
         self._store = FolderStore(index) if store is None else store
-        self._good = lru_cache(KEPT)(self._compared)
+        self._good = lru_cache(self._store.kept)(self._compared)
         self._first = {split: index.first_tokens(split) for split in SPLITS}
         self._starts, self._tokens = index.samples["start"], index.samples["tokens"]
         self.left_out: dict[int, int] = {}  # rows of shards, and the steps from which on
@@ -58,7 +57,10 @@ class TokenReader:
         samples = self._starts.searchsorted(first, side="right") - 1
         skipped = first - self._starts[samples]
         inside = skipped + count <= self._tokens[samples]
-        gone = self._without(samples, inside, step) if self.left_out else np.zeros_like(inside)
+        gone = np.zeros_like(inside)
+        if self.left_out:
+            gone = self._without(samples, inside, step)
+        self._store.fetch(samples[~gone], inside[~gone])
         rows = zip(
             out, samples.tolist(), skipped.tolist(), inside.tolist(), gone.tolist(), strict=True
         )
