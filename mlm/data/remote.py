@@ -16,7 +16,7 @@ from threading import get_ident
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mlm.data.index import FILE, Index
+from mlm.data.index import FILE, SAMPLES_FILE, SHARDS_FILE, Index
 from mlm.data.order import CHUNK
 from mlm.data.remote_files import RemoteFolder, Threads, is_url
 from mlm.data.remote_store import ID_BYTES, RemoteStore, no_ranges
@@ -105,8 +105,8 @@ class RemoteIndex(Index):
             Threads().each(self._verify_hash, range(len(self.shards)))
 
     def verify_arrays(self) -> None:
-        for name, hash in self._array_hashes.items():
-            if _keep(self.files, name, self.kept, hash, again=True):
+        for name in (SHARDS_FILE, SAMPLES_FILE):  # and no other: they become paths here
+            if _keep(self.files, name, self.kept, self._array_hashes[name], again=True):
                 self._map()
         if self.files.ignores_ranges(FILE):
             raise no_ranges(self.files.url)
