@@ -43,6 +43,8 @@ FREE_SETTINGS = (
     "data.corpus",
     "data.shards",
     "data.tokenizer",
+    "data.cache",
+    "data.cache_gb",
     "data.workers",
 )
 BY_LANGUAGE = ("data.weights", "data.max_epochs_of")  # values that are dicts

@@ -9,7 +9,7 @@ from launch.compose import Composed
 from launch.resolve import resolve
 from launch.start import with_weights
 from mlm.config import TrainConfig, load
-from mlm.errors import REQUEUE, UserError
+from mlm.errors import FAILED, REQUEUE, UserError
 from parallel.layout import Layout, LayoutError
 
 
@@ -21,6 +21,7 @@ class Run:
     config_path: Path
     layout: Layout
     log: IO[bytes]
+    shards: str
 
 
 class Stopped(KeyboardInterrupt):
@@ -38,6 +39,7 @@ def train(composed: Composed) -> float | None:
     with run.log:
         command = local.torchrun(run.config_path, run.layout.world_size)
         left = local.run(command, run.folder, local.environment(run.layout.world_size), run.log)
+    left = explained(left, run.shards)
     if left.code == REQUEUE and composed.sweep:
         raise Stopped(left.sentence)
     return local.finish(left, run.folder)
@@ -81,7 +83,23 @@ def ready(composed: Composed, processes: int | None = None) -> Run:
     path = run_folder.write(folder.resolve(), config, composed.overrides, hashes)
     for sentence in said:
         print(sentence, flush=True)
-    return Run(folder, path, layout, log)
+    return Run(folder, path, layout, log, str(config.data.shards))
+
+
+def explained(left: local.Outcome, shards: str) -> local.Outcome:
+    """The outcome; of a rank that died because a shard that it had mapped was cut, or lost its
+    disk, that: the system ends such a rank before it can say so."""
+    from mlm.data.index import Index
+    from mlm.data.remote_files import is_url
+
+    # The others may have said that they lost it. What is remote is mapped from whole copies.
+    if left.code != FAILED or is_url(shards):
+        return left
+    try:
+        bad = next(Index.open(Path(shards)).bad_shards(), None)
+    except UserError as error:
+        return local.Outcome(error.code, str(error))
+    return left if bad is None else local.Outcome(bad.code, str(bad))
 
 
 def _with_data(

@@ -121,7 +121,9 @@ def audit(composed: Composed) -> None:
     from mlm.audit import Audit
 
     found = Audit(Path(config.run))
-    if config.step is not None:
+    if config.documents is not None:
+        found.write_documents(Path(config.documents), Console())
+    elif config.step is not None:
         found.show_step(config.step, config.rows, Console())
     else:
         found.show(config.every, Console())

@@ -1,7 +1,7 @@
 """`mlm audit`: what a run was trained on, made anew from its seed and the index of its shards."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ from rich.text import Text
 
 from mlm.build import training_batches
 from mlm.config import TrainConfig, load
-from mlm.data.index import Index
+from mlm.data.exposure import Exposure
 from mlm.data.ledger import read_ledger
+from mlm.data.remote import open_index
 from mlm.errors import DataError, UserError
-from mlm.incidents import read_incidents, steps_left_out
+from mlm.incidents import read_incidents, shards_left_out, steps_left_out
 from mlm.prepare import with_tokenizer
 from mlm.progress import progress
 from mlm.text.ids import BOS, SPACE
@@ -47,7 +48,7 @@ class Audit:
             raise UserError(f"{run} is not the folder of a run; give one") from None
         self.config = with_tokenizer(load(TrainConfig, settings))
         data, self.batch = self.config.data, self.config.train.global_batch_size
-        self.index = Index.open(Path(str(data.shards)))
+        self.index = open_index(str(data.shards), data.cache)
         if self.index.hash != before:
             raise DataError(
                 f"the shards in {data.shards} have changed since {run} began ({before[:12]} then, "
@@ -59,22 +60,58 @@ class Audit:
         if not len(self.ledger):
             raise UserError(f"{run} has no ledger, since it has made no step; train it first")
         # What a later start is to leave out has not been reached.
-        left_out = steps_left_out(read_incidents(run))
+        incidents = read_incidents(run)
+        self.bad_shards = shards_left_out(incidents)
+        for shard, since in self.bad_shards.items():
+            self.batches.reader.leave_out(shard, since)
+        left_out = steps_left_out(incidents)
         self.left_out = sorted(step for step in left_out if step < len(self.ledger))
+        self.exposure = Exposure(
+            self.order,
+            self.batches.reader,
+            self.batch,
+            len(self.ledger),
+            self.left_out,
+            self.batches.reader.left_out,
+        )
 
     def seen(self) -> list[Seen]:
         """What the run has seen, in the order of languages; its cost does not grow with the run."""
-        counts = self.order.samples_per_language(len(self.ledger) * self.batch)
-        for step in self.left_out:
-            drawn, _ = self.order.samples(np.arange(step * self.batch, (step + 1) * self.batch))
-            counts = counts - np.bincount(drawn, minlength=len(counts))
         size = self.order.seq_len - 1
         return [
             Seen(name, count, count * size, count / int(blocks))
             for name, count, blocks in zip(
-                self.index.languages, counts.tolist(), self.order.blocks, strict=True
+                self.index.languages,
+                self.exposure.samples().tolist(),
+                self.order.blocks,
+                strict=True,
             )
         ]
+
+    def write_documents(self, out: Path, console: Console) -> None:
+        """Writes a line of JSON per training document: how often the run has seen it."""
+        size, tokens = self.order.seq_len - 1, sum(self.index.train_tokens)
+        done = seen = count = 0
+        try:
+            with (
+                out.open("w", encoding="utf-8") as file,
+                progress(console, "Counting documents") as show,
+            ):
+                for number, language in enumerate(self.index.languages):
+                    for place, one in enumerate(self.exposure.documents(number)):
+                        row = {"language": language, "document": place, **asdict(one)}
+                        file.write(json.dumps(row | {"block": one.start // size}) + "\n")
+                        count, seen = count + 1, seen + (one.most > 0)
+                    done += self.index.train_tokens[number]
+                    show(done, tokens)
+        except OSError as error:
+            raise UserError(
+                f"documents={out} cannot be written ({error.strerror}); give another file"
+            ) from None
+        console.print(
+            f"The run has seen {seen:,} of {count:,} documents; {out} has a line for each",
+            highlight=False,
+        )
 
     def wrong(self, steps: np.ndarray, show=lambda done, total: None) -> list[int]:
         """Those of `steps`, from 0, in which the ledger has another batch than made anew."""
@@ -101,6 +138,11 @@ class Audit:
             first = step * self.batch
             console.print(
                 f"Step {step + 1} is left out: samples {first} to {first + self.batch - 1}",
+                highlight=False,
+            )
+        for shard, since in self.bad_shards.items():
+            console.print(
+                f"Shard {shard} is left out from step {since + 1} on",
                 highlight=False,
             )
         looked = np.arange(steps)

@@ -1,6 +1,7 @@
 """The one thing that data, model and engine agree on: a micro-batch."""
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ class MicroBatch:
     losses: (languages, 2) float64 or None; sums of losses and counts of masked tokens per
         language are added to it by the stage that holds the head
     digest: of all that it is trained on, for the ledger; sums of them count modulo 2^64
+    begins: (micro_batch, seq_len) int64 or None; where in its row each token's document begins,
+        of documents that are kept from each other; padding counts as a document
     """
 
     input_ids: Tensor
@@ -33,6 +36,7 @@ class MicroBatch:
     dropout_key: int = 0
     losses: Tensor | None = None
     digest: int = 0
+    begins: Tensor | None = None
 
     @property
     def inputs(self) -> Tensor:
@@ -55,7 +59,15 @@ class MicroBatch:
         Training blocks are full; only held-out ones end in padding.
         """
         assert not causal, "pretraining masks tokens and sees both sides of them"
+        if self.begins is not None:
+            return self.same_document, False
         return None if training else key_mask(self.lengths, self.input_ids.shape[1]), False
+
+    @cached_property
+    def same_document(self) -> Tensor:
+        """(micro_batch, 1, seq_len, seq_len) bool, true where both tokens are of one document."""
+        assert self.begins is not None, "documents are kept from each other"
+        return (self.begins[:, :, None] == self.begins[:, None, :]).unsqueeze(1)
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same batch on `device`; `losses` stays the tensor that it is."""

@@ -10,13 +10,16 @@ from mlm.batch import MicroBatch
 from mlm.config import TrainConfig, layout
 from mlm.data.batches import HeldOutBatches, TrainingBatches
 from mlm.data.index import Index
-from mlm.data.masking import Masking, masked_positions
+from mlm.data.masking import Masking
 from mlm.data.reader import TokenReader
+from mlm.data.remote import open_index, open_store
+from mlm.data.words import Words
 from mlm.model.flops import training_flops_per_token
 from mlm.model.masked_lm import masked_lm_layers
 from mlm.optimizer import make_adamw
 from mlm.prepare import sample_order
 from mlm.start import first_weights
+from mlm.text.tokenizer import Tokenizer
 from parallel.engine import Engine, EngineSettings, build_engine
 from parallel.groups import ProcessGrid, make_grid
 from parallel.keys import key
@@ -45,7 +48,7 @@ def build(config: TrainConfig, resuming: bool = False) -> Parts:
     """
     data, train = config.data, config.train
     assert data.shards is not None
-    index = Index.open(Path(data.shards))
+    index = open_index(data.shards, data.cache)
     batches = training_batches(config, index, train.micro_batch_size)
     heldout = HeldOutBatches(
         batches.reader,
@@ -53,9 +56,10 @@ def build(config: TrainConfig, resuming: bool = False) -> Parts:
         data.seq_len,
         train.micro_batch_size,
         config.eval.blocks_per_language,
+        data.isolate_documents,
     )
     grid = make_grid(layout(config))
-    masked = masked_positions(data.seq_len, data.mask_ratio)
+    masked = batches.masking.positions(data.seq_len)
     first = None
     if config.weights is not None and not resuming:
         first = first_weights(config)
@@ -98,20 +102,37 @@ def training_batches(config: TrainConfig, index: Index, micro_batch_size: int) -
     """What a run is trained on, in micro-batches of any size; raises `UserError` for data that does
     not fit."""
     return TrainingBatches(
-        TokenReader(index),
+        TokenReader(index, open_store(index, config.data.cache_gb)),
         sample_order(config, index),
-        Masking(config.data.mask_ratio, index.vocab_size),
+        masking(config, index),
         config.seed,
         micro_batch_size,
         config.train.global_batch_size,
+        config.data.isolate_documents,
+    )
+
+
+def masking(config: TrainConfig, index: Index) -> Masking:
+    """How the rows of a run are masked."""
+    data, words = config.data, None
+    if data.masking == "word":
+        assert data.tokenizer is not None, "data.tokenizer is resolved"
+        words = Words(Tokenizer.load(Path(data.tokenizer)).vocabulary)
+    return Masking(
+        data.mask_ratio,
+        index.vocab_size,
+        data.mask_ratio_schedule,
+        data.masking,
+        words,
+        data.span_p,
+        data.span_max,
     )
 
 
 def own_batches(parts: Parts, step: int) -> list[MicroBatch]:
     """The micro-batches of this data rank in a step: every dp-th of the global batch."""
     dp, dp_rank = parts.grid.layout.dp, parts.grid.dp_rank
-    numbers = range(dp_rank, parts.batches.micro_batches, dp)
-    return [parts.batches.micro_batch(step, k) for k in numbers]
+    return parts.batches.of_step(step, range(dp_rank, parts.batches.micro_batches, dp))
 
 
 def prepared(

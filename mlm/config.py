@@ -38,10 +38,8 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    corpus: str | None = (
-        None  # a folder of text, a YAML file of sources, or "sample": the package's
-    )
-    shards: str | None = None
+    corpus: str | None = None  # a folder or YAML file of text, or "sample" for that in the package
+    shards: str | None = None  # a folder, or a URL
     tokenizer: str | None = None
     vocab_size: int = 250002  # of a tokenizer that is trained here, special ids included
     seq_len: int = 512
@@ -51,8 +49,18 @@ class DataConfig:
     weights: dict[str, float] = field(default_factory=dict)  # of languages, 1 where not given
     max_epochs: float | None = None  # of a language; null: as many as its share makes
     max_epochs_of: dict[str, float] = field(default_factory=dict)  # of single languages
+    masking: Literal["token", "word", "span"] = "token"  # what is drawn as a whole
     mask_ratio: float = 0.15
+    # (step, ratio) points, to which the ratio goes on straight lines, and where it stays at the end
+    mask_ratio_schedule: tuple[tuple[int, float], ...] = ()
+    span_p: float = 0.2  # of the geometric lengths of spans: the chance that one ends at a token
+    span_max: int = 10  # tokens of a span at most
+    isolate_documents: bool = False  # no attention, and no positions, across documents in a row
+    on_bad_shard: Literal["stop", "skip"] = "stop"  # skip: its samples are no targets, and counted
+    max_bad_shards: int = 10  # that are skipped, before the run stops all the same
     shuffle_window: int = 16  # chunks of 512 blocks among which blocks are shuffled
+    cache: str | None = None  # of remote shards; null: polymlm in the user's folder of caches
+    cache_gb: float = 64.0  # that it may take, with what other runs keep there
     workers: int | None = None  # cores that prepare a corpus; null: all
     dedup: bool = False  # of a corpus: keep the first of a language's equal documents
     on_bad_line: Literal["stop", "skip"] = "stop"  # of a corpus: no UTF-8, or no JSON with a text
@@ -242,6 +250,7 @@ class AuditConfig:
     step: int | None = None  # show the batch of this step, counted as in the metrics, from 1
     rows: int = 4  # of the batch that is shown; 0: all
     every: bool = False  # compare all steps of the ledger, and not some
+    documents: str | None = None  # a file to write: how often each document was seen
 
 
 def defaults(schema: type) -> dict[str, Any]:

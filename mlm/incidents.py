@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 INCIDENTS = "incidents.jsonl"
-REFUSED, ROLLED_BACK, LEFT_OUT = "refused", "rolled back", "left out"
+REFUSED, ROLLED_BACK, LEFT_OUT, BAD_SHARD = "refused", "rolled back", "left out", "bad shard"
 
 
 class Incidents:
@@ -19,7 +19,8 @@ class Incidents:
 
     Rank 0 writes them, each to the disk before the run goes on. `what` is one of: `refused`, a
     step that was made but not applied; `rolled back`, to the checkpoint of step `to`; `left out`,
-    a step whose batch, the samples from the first to the last of `samples`, is not trained on.
+    a step whose batch, the samples from the first to the last of `samples`, is not trained on;
+    `bad shard`, a `shard` of whose samples none is trained on from this step on.
     `step` is counted as in the metrics, from 1.
     """
 
@@ -51,6 +52,10 @@ class Incidents:
         samples = [step * self.batch, (step + 1) * self.batch - 1]
         self._add({"what": LEFT_OUT, "step": step + 1, "samples": samples})
 
+    def bad_shard(self, step: int, shard: str, offset: int, why: str) -> None:
+        row = {"what": BAD_SHARD, "step": step + 1, "shard": shard, "offset": offset, "why": why}
+        self._add(row)
+
     def _add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if not self.first:
@@ -68,6 +73,16 @@ class Incidents:
 def steps_left_out(rows: list[dict[str, Any]]) -> set[int]:
     """The steps, counted from 0, whose batches rows of incidents leave out."""
     return {row["step"] - 1 for row in rows if row["what"] == LEFT_OUT}
+
+
+def shards_left_out(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """The shards that rows of incidents leave out, and the steps, from 0, from which on."""
+    found: dict[str, int] = {}
+    for row in rows:
+        if row["what"] == BAD_SHARD:
+            step = row["step"] - 1
+            found[row["shard"]] = min(step, found.get(row["shard"], step))
+    return found
 
 
 def read_incidents(run: Path) -> list[dict[str, Any]]:

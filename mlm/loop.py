@@ -10,14 +10,16 @@ import torch
 import torch.distributed as dist
 
 from mlm import checkpoint
+from mlm.bad_shards import BadShards
 from mlm.batch import MicroBatch
 from mlm.build import Parts, own_batches, prepared
 from mlm.config import TrainConfig, as_dict
 from mlm.data.entropy import unigram_entropy
+from mlm.data.exposure import Exposure
 from mlm.data.ledger import Ledger
 from mlm.data.prefetch import Prefetcher
 from mlm.drift import check_batches_agree, check_weights_agree
-from mlm.errors import DataError, NumbersError, StopRequested, UserError
+from mlm.errors import BadShard, DataError, NumbersError, StopRequested, UserError
 from mlm.evaluate import evaluate, gather
 from mlm.guard import Guard
 from mlm.incidents import Incidents
@@ -81,6 +83,7 @@ class Loop:
         guard = config.guard
         self.guard = Guard(guard.spike, guard.rollbacks, self.incidents.left_out)
         self.engine.judge = self.guard.judge
+        self.bad_shards = BadShards(config.data, parts.batches.reader, self.incidents)
         self.why = ""  # of the step that was refused last
         _freeze_garbage()
         self.pace = Pace(parts.grid, device)
@@ -97,11 +100,15 @@ class Loop:
         self.saver.wait()
 
     def _go_on(self, feed: Prefetcher) -> None:
-        """Trains until all steps are done, or the run has gone back to one before."""
+        """Trains until all steps are done, or the batches to come are others than `feed` has."""
         steps = self.config.train.steps
         while self.progress.step < steps:
             step = self.progress.step
-            batches, agreed = self._batches(feed)
+            try:
+                batches, agreed = self._batches(feed)
+            except BadShard as bad:
+                self.report.say(self.bad_shards.leave_out(step, bad))
+                return
             numbers = None
             if step not in self.guard.left_out:
                 numbers = self._take(step, batches, agreed.masked_tokens)
@@ -247,7 +254,7 @@ class Loop:
                 "seconds_data": waiting,
                 "seconds_step": seconds,
                 "loss_by_language": by_language,
-                **self._exposure(done),
+                **self._seen(done).by_language(),
                 **ranks,
                 **({"incidents": counts} if counts else {}),
             }
@@ -255,15 +262,10 @@ class Loop:
         if slow is not None:
             self.report.say(slow)
 
-    def _exposure(self, done: int) -> dict[str, dict[str, float]]:
-        """Tokens of text, and epochs, that the first `done` steps have of each language."""
-        order = self.parts.batches.order
-        counts = order.samples_per_language(done * self.config.train.global_batch_size)
-        tokens, epochs = counts * (order.seq_len - 1), counts / order.blocks
-        return {
-            "tokens_by_language": dict(zip(self.languages, tokens.tolist(), strict=True)),
-            "epochs_by_language": dict(zip(self.languages, epochs.tolist(), strict=True)),
-        }
+    def _seen(self, done: int) -> Exposure:
+        """What the first `done` steps have seen; samples of bad shards count."""
+        batches, batch = self.parts.batches, self.config.train.global_batch_size
+        return Exposure(batches.order, batches.reader, batch, done, self.guard.left_out)
 
     def _score(self) -> None:
         scored = evaluate(self.engine, self.parts.heldout, lambda: self.dog.at("evaluate"))

@@ -17,8 +17,9 @@ from mlm.data import shards
 from mlm.data.index import FILE, Index
 from mlm.data.mix import Mix, limits
 from mlm.data.order import SampleOrder
+from mlm.data.remote import cache_folder, check_room, is_url, open_index, tokenizer_beside
 from mlm.data.shards import Options
-from mlm.errors import UserError
+from mlm.errors import DataError, UserError
 from mlm.progress import progress
 from mlm.text import corpus as texts
 from mlm.text import training
@@ -125,15 +126,32 @@ def with_tokenizer(config: TrainConfig) -> TrainConfig:
     """The config with absolute `data.shards` and `data.tokenizer`, which may be the shards' own."""
     data = config.data
     assert data.shards is not None, "there are shards to train on"
+    if is_url(data.shards):
+        return _with_remote(config)
     folder = Path(data.shards).resolve()
     tokenizer = Path(data.tokenizer).resolve() if data.tokenizer else folder / "tokenizer"
     if data.tokenizer is None and (folder / FILE).is_file() and not tokenizer.is_dir():
-        raise UserError(
-            f"data.tokenizer is not given, and data.shards={data.shards} holds no tokenizer; add "
-            f"data.tokenizer=DIR, the one that these shards were written with"
-        )
+        raise _no_tokenizer(data.shards)
     paths = {"shards": str(folder), "tokenizer": str(tokenizer)}
     return replace(config, data=replace(data, **paths))
+
+
+def _with_remote(config: TrainConfig) -> TrainConfig:
+    data = config.data
+    cache = data.cache and str(cache_folder(data.cache))
+    index = open_index(str(data.shards), cache)
+    tokenizer = tokenizer_beside(index, data.tokenizer)
+    if tokenizer is None:
+        raise _no_tokenizer(data.shards)
+    places = {"shards": str(index.folder), "tokenizer": str(tokenizer), "cache": cache}
+    return replace(config, data=replace(data, **places))
+
+
+def _no_tokenizer(shards: str | None) -> UserError:
+    return UserError(
+        f"data.tokenizer is not given, and data.shards={shards} holds no tokenizer; add "
+        f"data.tokenizer=DIR, the one that these shards were written with"
+    )
 
 
 def check_data(config: TrainConfig) -> DataFacts:
@@ -141,17 +159,33 @@ def check_data(config: TrainConfig) -> DataFacts:
     data, asked = config.data, config.model.vocab_size
     assert data.shards is not None, "with_tokenizer or prepare came before"
     assert data.tokenizer is not None, "with_tokenizer or prepare came before"
-    index = Index.open(Path(data.shards))
+    index = open_index(data.shards, data.cache)
     tokenizer = Tokenizer.load(Path(data.tokenizer))
     index.check_tokenizer(tokenizer)
-    index.verify()
+    _check_shards(index, data.on_bad_shard == "skip", data.max_bad_shards)
     if asked is not None and asked < tokenizer.size:
         raise UserError(
             f"model.vocab_size={asked} is below the {tokenizer.size} ids of the tokenizer "
             f"{data.tokenizer}; leave it null, or give {tokenizer.padded_size}"
         )
     sample_order(config, index)
+    used = [n for n, name in enumerate(index.languages) if data.weights.get(name, 1.0)]
+    check_room(index, used, data.seq_len - 1, data.shuffle_window, data.cache_gb)
     return DataFacts(index.hash, tokenizer.hash, asked or tokenizer.padded_size)
+
+
+def _check_shards(index: Index, skip: bool, most: int) -> None:
+    """Raises `DataError` for a shard that is missing or has another size; with `skip`, where it is
+    of held-out text, or one of more than `most`."""
+    index.verify_arrays()
+    for found, bad in enumerate(index.bad_shards(), 1):
+        if not skip or index.split_of(index.shard_row(bad.shard))[1] != "train":
+            raise bad
+        if found > most:
+            raise DataError(
+                f"more than data.max_bad_shards={most} shards of {index.folder} are bad, the last "
+                f"is {bad.shard}; copy the shards again, or allow more"
+            )
 
 
 def sample_order(config: TrainConfig, index: Index) -> SampleOrder:

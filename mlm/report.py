@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -120,22 +121,32 @@ class Report:
 def _drop_after(path: Path, start: int, steps: int) -> None:
     """Drops the rows that will be written again after a resume at `start`, and a half-written one.
 
-    The last evaluation of a run of `steps` is made at every start of it.
+    They are the last ones, and no others are read, so that a start takes as long at any step. The
+    last evaluation of a run of `steps` is made at every start of it.
     """
-    if not path.is_file():
+    if not path.is_file() or not path.stat().st_size:
         return
-    kept = []
-    for line in path.read_text("utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        again = row["step"] > start or ("eval_loss" in row and row["step"] == steps)
-        if not again:
-            kept.append(line)
-    aside = path.with_name(path.name + ".new")  # a kill must not take the rows that stay
-    aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-    aside.replace(path)
+    with path.open("r+b") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        end = len(content)
+        while end:
+            begin = content.rfind(b"\n", 0, end - 1) + 1
+            if not _again(content[begin:end], start, steps):
+                break
+            end = begin
+        whole = not end or content[end - 1 : end] == b"\n"
+    with path.open("r+b") as file:
+        file.truncate(end)
+        if not whole:
+            file.seek(end)
+            file.write(b"\n")
+
+
+def _again(line: bytes, start: int, steps: int) -> bool:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return True  # half-written
+    return row["step"] > start or ("eval_loss" in row and row["step"] == steps)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,8 @@
 """What the values of a pretraining config must be, each by itself and together."""
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from mlm.errors import UserError
@@ -18,6 +20,7 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
         "data.corpus": data.corpus,
         "data.shards": data.shards,
         "data.tokenizer": data.tokenizer,
+        "data.cache": data.cache,
         "run.name": config.run.name,
         "run.dir": config.run.dir,
     }.items():
@@ -40,7 +43,10 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
             "model.layer_norm_eps": (model.layer_norm_eps, 0),
             "data.seq_len": (data.seq_len, 8),
             "data.workers": (data.workers, 1),
+            "data.cache_gb": (data.cache_gb, 0),
             "data.shuffle_window": (data.shuffle_window, 1),
+            "data.span_max": (data.span_max, 1),
+            "data.max_bad_shards": (data.max_bad_shards, 1),
             "train.steps": (train.steps, 1),
             "train.global_batch_size": (train.global_batch_size, 1),
             "train.micro_batch_size": (train.micro_batch_size, 1),
@@ -84,8 +90,7 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
             raise UserError(
                 f"{name}={value} is not what every tokenizer here has, {fixed}; leave it out"
             )
-    if not 0 < data.mask_ratio < 1:
-        raise UserError(f"data.mask_ratio={data.mask_ratio} is not between 0 and 1; 0.15 is usual")
+    _check_masking(data)
     _check_mix(data)
     if model.hidden_size % model.num_attention_heads:
         raise UserError(
@@ -111,20 +116,38 @@ def check_train(config: "TrainConfig", degrees: Layout) -> None:
         raise UserError(str(error)) from None
 
 
+def _check_masking(data: "DataConfig") -> None:
+    _check_schedule("mask_ratio", data.mask_ratio_schedule)
+    for name, ratio in [
+        ("data.mask_ratio", data.mask_ratio),
+        *(("data.mask_ratio_schedule", ratio) for _, ratio in data.mask_ratio_schedule),
+    ]:
+        if not 0 < ratio < 1:
+            raise UserError(f"{name}={ratio} is not between 0 and 1; 0.15 is usual")
+    if not 0 < data.span_p <= 1:
+        raise UserError(
+            f"data.span_p={data.span_p} is not above 0 and at most 1; SpanBERT's is 0.2, of which "
+            f"spans have 3.8 tokens on average"
+        )
+
+
+def _check_schedule(name: str, points: Sequence[tuple[int, float]]) -> None:
+    for before, step in pairwise([0, *(step for step, _ in points)]):
+        if step <= before:
+            raise UserError(
+                f"data.{name}_schedule has step {step} behind step {before}; give [step, {name}] "
+                f"pairs of growing steps from 1 on"
+            )
+
+
 def _check_mix(data: "DataConfig") -> None:
-    before = 0
-    for name, step, alpha in [
-        ("data.alpha", 1, data.alpha),
-        *(("data.alpha_schedule", *point) for point in data.alpha_schedule),
+    _check_schedule("alpha", data.alpha_schedule)
+    for name, alpha in [
+        ("data.alpha", data.alpha),
+        *(("data.alpha_schedule", alpha) for _, alpha in data.alpha_schedule),
     ]:
         if not 0 <= alpha <= 1:
             raise UserError(f"{name}={alpha} is not between 0 and 1; XLM-R's is 0.3")
-        if name != "data.alpha" and step <= before:
-            raise UserError(
-                f"data.alpha_schedule has step {step} behind step {before}; give [step, alpha] "
-                f"pairs of growing steps from 1 on"
-            )
-        before = step if name != "data.alpha" else 0
     for language, weight in data.weights.items():
         if not 0 <= weight < math.inf:
             raise UserError(

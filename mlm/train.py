@@ -1,6 +1,7 @@
 """Pretraining, as one rank: `python -m mlm.train RUN/config.yaml`, started by torchrun."""
 
 import errno
+import json
 import os
 import sys
 import traceback
@@ -60,6 +61,7 @@ def main(config_path: str) -> int:
 def _train(config: TrainConfig, run: Path, recorder: Recorder, progress: Progress) -> str:
     found, passed = checkpoint.choose(run)
     parts = build(config, resuming=found is not None)
+    _check_index(run, parts)
     manifest = None if found is None else _resume(parts, found)
     start = progress.step = 0 if manifest is None else manifest.step
     shown = dist.get_rank() == 0
@@ -90,6 +92,17 @@ def _train(config: TrainConfig, run: Path, recorder: Recorder, progress: Progres
         f"Trained {progress.step} steps; held-out loss {progress.eval_loss:.4f}. "
         f"Everything is in {run}"
     )
+
+
+def _check_index(run: Path, parts: Parts) -> None:
+    """Raises `DataError` where the shards are not those that the launcher has looked at."""
+    path = run / "data.json"
+    known = json.loads(path.read_text("utf-8"))["index"] if path.is_file() else parts.index.hash
+    if known != parts.index.hash:
+        raise DataError(
+            f"{parts.index.folder} was written again while {run} was starting (its index was "
+            f"{known[:12]}, and is {parts.index.hash[:12]}); start the run again"
+        )
 
 
 def _resume(parts: Parts, found: Path) -> checkpoint.Manifest:

@@ -13,6 +13,7 @@ import mlm
 from mlm import checkpoint
 from mlm.config import TrainConfig, load
 from mlm.data.index import FILE as INDEX
+from mlm.data.remote import is_url, open_index, tokenizer_beside
 from mlm.errors import DataError, UserError
 from mlm.family.config import FILE as HF_CONFIG
 from mlm.family.config import XLMRobertaXLConfig
@@ -184,7 +185,11 @@ def _tokenizer_of(settings: TrainConfig, run: Path) -> Tokenizer:
     """The tokenizer that a run was trained with, from wherever a copy of it is."""
     data = settings.data
     places = [Path(data.tokenizer)] if data.tokenizer else []
-    places += [Path(data.shards) / "tokenizer"] if data.shards else []
+    if data.shards and not is_url(data.shards):
+        places.append(Path(data.shards) / "tokenizer")
+    elif data.shards and not any(map(Tokenizer.is_in, places)):  # it has gone from the cache
+        beside = tokenizer_beside(open_index(data.shards, data.cache))
+        places += [beside] if beside is not None else []
     expected = _tokenizer_hash(settings, run)
     found = [Tokenizer.load(place) for place in places if Tokenizer.is_in(place)]
     for tokenizer in found:

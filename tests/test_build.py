@@ -23,7 +23,10 @@ def parts(dp: int, dp_rank: int, micro_batches: int = 8) -> SimpleNamespace:
         none = torch.zeros(1, 0, dtype=torch.long)
         return MicroBatch(ids, torch.ones(1), none, none, torch.zeros(1))
 
-    batches = SimpleNamespace(micro_batches=micro_batches, micro_batch=micro_batch)
+    def of_step(step: int, numbers) -> list[MicroBatch]:
+        return [micro_batch(step, number) for number in numbers]
+
+    batches = SimpleNamespace(micro_batches=micro_batches, of_step=of_step)
     return SimpleNamespace(
         grid=SimpleNamespace(layout=Layout(dp=dp), dp_rank=dp_rank), batches=batches
     )
@@ -98,6 +101,11 @@ def test_the_engine_gets_the_settings_of_the_run():
         seed=5,
         data={
             "mask_ratio": 0.3,
+            "mask_ratio_schedule": [[10, 0.4]],
+            "masking": "span",
+            "span_p": 0.5,
+            "span_max": 4,
+            "isolate_documents": True,
             "alpha": 0.7,
             "alpha_schedule": [[10, 0.5]],
             "weights": {"en": 2.0},
@@ -122,12 +130,12 @@ def test_the_engine_gets_the_settings_of_the_run():
         "betas": (0.7, 0.8),
         "eps": 1e-3,
         "layers": 4 + 5,
-        "Masking": [0.3, 400],
+        "Masking": [0.3, 400, ((10, 0.4),), "span", None, 0.5, 4],
         "SampleOrder": [32, 5, 3],  # tokens of a block, seed, window
         # Alphas at samples, weights, and limits, of which there are none.
         "Mix": [[(0, 0.7), (80, 0.5)], [1.0, 2.0, 1.0, 1.0], [None] * 4],
-        "TrainingBatches": [5, 4, 8],  # seed and sizes
-        "masked_lm_layers": [5, "unfused", 32, 10, None],  # seed, path, tokens and masks of a block
+        "TrainingBatches": [5, 4, 8, True],  # seed, sizes, whether documents are kept apart
+        "masked_lm_layers": [5, "unfused", 32, 13, None],  # seed, path, tokens and masks of a block
     }
     whole = replace(made, eval=replace(made.eval, blocks_per_language=0))
     all_of_them = run_ranks(1, engine_settings, whole)[0]["blocks"]

@@ -4,6 +4,8 @@ all: started again, the run is bit for bit the one to which nothing happened."""
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import psutil
 import pytest
 
 from mlm import checkpoint, heartbeat
-from mlm.errors import DONE, FAILED, REQUEUE
+from mlm.errors import DATA, DONE, FAILED, REQUEUE
 from mlm.prepare import prepare
 from tests.launch_fixtures import ROOT, SMALL, quiet, small, write_corpus
 from tests.test_resume import exact
@@ -190,3 +192,18 @@ def test_a_run_that_is_killed_again_and_again_is_the_one_that_was_not(faults, sh
     assert outcomes[0]["eval_loss"] == outcomes[1]["eval_loss"]
     assert found[kill_a_rank_that_saves.__name__, True] > 0  # what was left of a save was passed by
     assert not broken.saves()
+
+
+@pytest.mark.slow
+def test_a_shard_that_is_cut_while_it_is_mapped_ends_the_run_with_code_76(shards, tmp_path):
+    """The system kills a rank that reads there; the command still knows why."""
+    copy = Path(shutil.copytree(shards, tmp_path / "shards"))
+    with Run(copy, tmp_path, "cut", 100_000) as run:
+        run.trains(2)
+        for path in copy.glob("*.tar"):
+            os.truncate(path, 0)
+        code, _, error = run.end()
+    assert code == DATA, error
+    assert re.search(
+        r"mlm: .*-000000\.tar .* it has 0 bytes in place of \d+; copy the shards", error
+    )

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlm.data.draw import bits, permutation
+from mlm.data.draw import Shuffle, bits, permutation
 from mlm.data.mix import ROUND, Mix
 from mlm.data.order import CHUNK, SampleOrder
 from mlm.errors import DataError
@@ -44,6 +44,34 @@ def test_a_permutation_is_one_and_is_keyed():
     assert abs(counts - 500).max() < 110  # five standard deviations
 
 
+@given(count=st.integers(1, 3000), key=st.integers(0, 2**63))
+@settings(max_examples=100, deadline=None)
+def test_a_shuffle_is_a_permutation_and_has_its_inverse(count, key):
+    shuffle = Shuffle(count, key)
+    numbers = shuffle(np.arange(count))
+    assert np.array_equal(np.sort(numbers), np.arange(count))
+    assert np.array_equal(shuffle.places(numbers), np.arange(count))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 7, 12, 30])
+def test_a_shuffle_sends_each_number_to_each_place_as_often(count):
+    counts, tries = np.zeros((count, count)), 2000
+    for number in range(tries):
+        counts[np.arange(count), Shuffle(count, number)(np.arange(count))] += 1
+    expected = tries / count
+    assert abs(counts - expected).max() < 5 * expected**0.5
+
+
+def test_a_shuffle_of_very_many_is_as_quick_and_spreads():
+    shuffle = Shuffle(10**13, 3)
+    numbers = shuffle(np.arange(10_000))
+    assert np.array_equal(shuffle.places(numbers), np.arange(10_000))
+    assert len(set(numbers.tolist())) == 10_000
+    shares = np.bincount(numbers * 10 // 10**13, minlength=10)
+    assert abs(shares - 1000).max() < 150  # five standard deviations
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.05
+
+
 @given(
     blocks=st.integers(1, 12 * CHUNK),
     window=st.integers(1, 5),
@@ -53,12 +81,19 @@ def test_a_permutation_is_one_and_is_keyed():
 @settings(max_examples=60, deadline=None)
 def test_an_epoch_visits_every_block_once(blocks, window, epoch, seed):
     one = SampleOrder([blocks * 7 + 3], ["en"], 8, Mix([1], [(0, 0.3)]), seed, window)
-    draws = np.arange(epoch * blocks, (epoch + 1) * blocks)
-    visited = one.drawn_blocks(0, draws)
+    visited = one.drawn_blocks(0, epoch * blocks, blocks)
     assert np.array_equal(np.sort(visited), np.arange(blocks))
     for chunk in range(-(-blocks // CHUNK)):  # a chunk is read in one window and not again
         visits = np.flatnonzero(visited // CHUNK == chunk)
         assert visits.max() - visits.min() < window * CHUNK
+
+
+@given(st.integers(1, 200), st.integers(0, 5000), st.integers(1, 2000))
+@settings(max_examples=60, deadline=None)
+def test_many_epochs_at_once_are_those_one_by_one(blocks, first, count):
+    one = SampleOrder([blocks * 7], ["en"], 8, Mix([1], [(0, 0.3)]), 1)
+    singly = [one.drawn_blocks(0, number, 1)[0] for number in range(first, first + count)]
+    assert one.drawn_blocks(0, first, count).tolist() == singly
 
 
 @given(st.lists(st.integers(0, 10**7), min_size=1, max_size=40))
@@ -131,12 +166,11 @@ def test_seed_language_and_window_decide():
     first = order().samples(numbers)
     for other in (order(seed=2), order(window=1), order(alpha=0.7)):
         assert not np.array_equal(other.samples(numbers)[1], first[1])
-    draws = np.arange(500)
     assert np.array_equal(
-        order(names=("de", "en", "xx")).drawn_blocks(1, draws), order().drawn_blocks(1, draws)
+        order(names=("de", "en", "xx")).drawn_blocks(1, 0, 500), order().drawn_blocks(1, 0, 500)
     )
     twins = order(tokens=(90_000, 90_000, 90_000))
-    assert not np.array_equal(twins.drawn_blocks(0, draws), twins.drawn_blocks(1, draws))
+    assert not np.array_equal(twins.drawn_blocks(0, 0, 500), twins.drawn_blocks(1, 0, 500))
 
 
 def test_the_order_stays_what_it_is():
@@ -144,7 +178,7 @@ def test_the_order_stays_what_it_is():
     # python -c "from tests.test_order import *; print(order().samples(SOME))"
     languages, blocks = order().samples(SOME)
     assert languages.tolist() == [1, 1, 1, 0, 1]
-    assert blocks.tolist() == [238901, 533842, 67238, 11488, 24347]
+    assert blocks.tolist() == [354141, 342093, 14390, 11169, 506379]
 
 
 def test_a_language_without_a_block_is_named_with_the_seq_len_that_would_do():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlm.evaluate import Losses
-from mlm.report import Report
+from mlm.report import Report, _drop_after
 from mlm.tracker import wandb_mode
 
 
@@ -73,13 +73,13 @@ def test_metrics_are_strict_json_and_flat_for_the_tracker(tmp_path, capsys):
 
 def test_rows_after_the_checkpoint_are_dropped_at_a_resume(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rows = [{"step": 2, "loss": 1}, {"step": 4, "eval_loss": 1}, {"step": 4, "loss": 1}]
+    rows = [{"step": 2, "loss": 1}, {"step": 4, "loss": 1}, {"step": 4, "eval_loss": 1}]
     rows += [{"step": 6, "loss": 1}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 8, "lo')
     Report(tmp_path, Kept(), steps=10, start=4)
     assert [json.loads(line) for line in path.open()] == rows[:3]
     Report(tmp_path, Kept(), steps=4, start=4)  # the run's last evaluation is made again
-    assert [json.loads(line) for line in path.open()] == [rows[0], rows[2]]
+    assert [json.loads(line) for line in path.open()] == rows[:2]
 
 
 def test_other_ranks_report_nothing(tmp_path, capsys):
@@ -94,3 +94,27 @@ def test_time_left_is_from_this_start_on(tmp_path, monkeypatch):
     report = Report(tmp_path, Kept(), steps=3700 + 100, start=100)
     monkeypatch.setattr("mlm.report.time", SimpleNamespace(monotonic=lambda: report.began + 10.0))
     assert report._left(110) == "1:01:30"  # ten steps in ten seconds, 3690 to go
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"step": 9, "lo', b'{"step": 4}'])
+def test_a_start_drops_the_rows_that_come_again_and_reads_no_others(tail, tmp_path):
+    rows = [{"step": step} for step in (1, 2, 3)]
+    rows += [{"step": 3, "eval_loss": 1.0}, {"step": 4}, {"step": 4, "eval_loss": 2.0}]
+    text = [json.dumps(row).encode() + b"\n" for row in rows]
+    # A row that is not read is not looked at, whatever is in it.
+    path, first = tmp_path / "metrics.jsonl", b"not JSON, and of no step\n"
+    expected = {0: 0, 2: 3, 3: 5, 4: 7}
+    for start, kept in expected.items():
+        path.write_bytes(first + b"".join(text) + tail)
+        _drop_after(path, start, 100)
+        left = path.read_bytes().splitlines()
+        more = tail == b'{"step": 4}' and start == 4
+        assert left == [first.strip(), *(row.strip() for row in text)][:kept] + [tail] * more
+        assert not left or path.read_bytes().endswith(b"\n")
+    # The last evaluation is made again.
+    path.write_bytes(first + b"".join(text))
+    _drop_after(path, 4, 4)
+    assert path.read_bytes() == first + b"".join(text[:-1])
+    path.write_bytes(b"")
+    _drop_after(path, 4, 4)
+    assert path.read_bytes() == b""

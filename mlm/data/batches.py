@@ -1,16 +1,22 @@
 """Micro-batches of fixed shape: for training by sample number, for evaluation a fixed list."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from mlm.batch import MicroBatch
-from mlm.data.ledger import batch_digest
-from mlm.data.masking import Masking, maskable, masked_positions
+from mlm.data.draw import bits
+from mlm.data.ledger import row_digests, total
+from mlm.data.masking import Masking, maskable
 from mlm.data.order import SampleOrder
 from mlm.data.reader import TokenReader
 from mlm.errors import DataError
-from mlm.text.ids import BOS, PAD
+from mlm.text.ids import BOS, EOS, PAD
 from parallel.keys import key
+
+ROWS = 64  # that are made at once: more do not fit in a core's cache
 
 
 class TrainingBatches:
@@ -24,13 +30,18 @@ class TrainingBatches:
         seed: int,
         micro_batch_size: int,
         global_batch_size: int,
+        isolated: bool = False,
     ) -> None:
-        """Batch sizes count sequences; the global one is a multiple of the other."""
+        """Batch sizes count sequences; the global one is a multiple of the other.
+
+        isolated: whether documents in a row are kept from each other
+        """
         assert global_batch_size % micro_batch_size == 0, (global_batch_size, micro_batch_size)
         self.order = order
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
-        self.reader, self.masking, self._seed = reader, masking, seed
+        self.reader, self.masking, self.isolated = reader, masking, isolated
+        self._mask_key = np.uint64(key(seed, "mask"))
 
     @property
     def micro_batches(self) -> int:
@@ -39,17 +50,33 @@ class TrainingBatches:
 
     def micro_batch(self, step: int, k: int) -> MicroBatch:
         """Micro-batch `k` of a step, both from 0; the same in every layout."""
-        assert 0 <= k < self.micro_batches, k
-        first = step * self.global_batch_size + k * self.micro_batch_size
-        numbers = np.arange(first, first + self.micro_batch_size)
-        languages, blocks = self.order.samples(numbers)
-        seq_len = self.order.seq_len
-        ids = np.full((len(numbers), seq_len), BOS, np.int64)
-        self.reader.gather("train", languages, blocks * (seq_len - 1), ids[:, 1:])
-        lengths = np.full(len(numbers), seq_len, np.int64)
-        keys = [key(self._seed, "mask", number) for number in numbers.tolist()]
-        masked = self.masking(ids, lengths, np.array(keys))
-        return _micro_batch(ids, lengths, languages, masked, batch_digest(numbers, *masked))
+        return self.of_step(step, [k])[0]
+
+    def of_step(self, step: int, numbers: Sequence[int]) -> list[MicroBatch]:
+        """Micro-batches of a step by their numbers in it; together they cost less than alone."""
+        some = max(1, ROWS // self.micro_batch_size)
+        return [
+            batch
+            for first in range(0, len(numbers), some)
+            for batch in self._made(step, numbers[first : first + some])
+        ]
+
+    def _made(self, step: int, numbers: Sequence[int]) -> list[MicroBatch]:
+        assert all(0 <= k < self.micro_batches for k in numbers), numbers
+        size, seq_len = self.micro_batch_size, self.order.seq_len
+        firsts = step * self.global_batch_size + np.array(numbers) * size
+        samples = (firsts[:, None] + np.arange(size)).ravel()
+        languages, blocks = self.order.samples(samples)
+        ids = np.full((len(samples), seq_len), BOS, np.int32)
+        self.reader.gather("train", languages, blocks * (seq_len - 1), ids[:, 1:], step)
+        lengths = np.full(len(samples), seq_len, np.int64)
+        keys = bits(self._mask_key, samples.astype(np.uint64))
+        masked = self.masking(ids, lengths, keys, step)
+        digests = row_digests(samples, *masked)
+        begins = document_begins(ids, lengths) if self.isolated else None
+        rows = (slice(first, first + size) for first in range(0, len(samples), size))
+        whole = _micro_batch(lengths, languages, masked, begins)
+        return [replace(_rows(whole, of), digest=total(digests[of])) for of in rows]
 
 
 class HeldOutBatches:
@@ -67,9 +94,10 @@ class HeldOutBatches:
         seq_len: int,
         micro_batch_size: int,
         blocks_per_language: int,
+        isolated: bool = False,
     ) -> None:
-        """Raises DataError where nothing of any language was held out."""
-        self.reader, self.masking = reader, masking
+        """isolated: as in training. Raises DataError where nothing of any language was held out."""
+        self.reader, self.masking, self.isolated = reader, masking.single(), isolated
         self.seq_len, self.micro_batch_size = seq_len, micro_batch_size
         self.languages, self.blocks, self.tokens = self._rows(blocks_per_language)
         if not len(self.languages):
@@ -86,17 +114,18 @@ class HeldOutBatches:
         """Micro-batch `k`; from `len` on all rows are without targets, to even out ranks."""
         first = k * self.micro_batch_size
         rows = range(first, min(first + self.micro_batch_size, len(self.languages)))
-        shape = self.micro_batch_size, masked_positions(self.seq_len, self.masking.ratio)
-        ids = np.full((self.micro_batch_size, self.seq_len), PAD, np.int64)
+        size = self.micro_batch_size
+        ids = np.full((size, self.seq_len), PAD, np.int32)
         ids[:, 0] = BOS
-        lengths, languages = np.ones(shape[0], np.int64), np.zeros(shape[0], np.int64)
-        keys = np.zeros(shape[0], np.uint64)
+        lengths, languages = np.ones(size, np.int64), np.zeros(size, np.int64)
+        keys = np.zeros(size, np.uint64)
         for at, row in enumerate(rows):
             languages[at], lengths[at] = self.languages[row], self.tokens[row] + 1
             ids[at, 1 : lengths[at]] = self.block(row)
             name = self.reader.index.languages[languages[at]]
             keys[at] = key("evaluation", name, int(self.blocks[row]))
-        return _micro_batch(ids, lengths, languages, self.masking(ids, lengths, keys))
+        begins = document_begins(ids, lengths) if self.isolated else None
+        return _micro_batch(lengths, languages, self.masking(ids, lengths, keys), begins)
 
     def block(self, row: int) -> np.ndarray:
         """The token ids of a row without its `<s>`, (tokens,) int32."""
@@ -108,8 +137,10 @@ class HeldOutBatches:
         rows, size = [], self.seq_len - 1
         for language, tokens in enumerate(self.reader.index.heldout_tokens):
             whole, rest = divmod(tokens, size)
-            found = [(language, block, size) for block in range(whole)]
-            if rest and self._can_mask(language, whole * size, rest):
+            # Not one more than are scored, of which a large corpus has millions.
+            few = min(whole, blocks_per_language or whole)
+            found = [(language, block, size) for block in range(few)]
+            if len(found) == whole and rest and self._can_mask(language, whole * size, rest):
                 found.append((language, whole, rest))
             rows += found[:blocks_per_language] if blocks_per_language else found
         columns = np.array(rows, np.int64).reshape(-1, 3).T
@@ -120,19 +151,43 @@ class HeldOutBatches:
         return int(maskable(ids, self.masking.mask_id).sum()) >= 2
 
 
+def document_begins(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Where in its row the document of each token begins, as `MicroBatch.begins`; int64.
+
+    A document ends with its `</s>`; that no mask ever hides, so masked ids give the same.
+    """
+    places = np.arange(ids.shape[1])
+    first = np.zeros(ids.shape, np.int64)
+    first[:, 1:] = np.where(ids[:, :-1] == EOS, places[1:], 0)
+    begins = np.maximum.accumulate(first, axis=1)
+    return np.where(places < lengths[:, None], begins, lengths[:, None])
+
+
 def _micro_batch(
-    ids: np.ndarray,
     lengths: np.ndarray,
     languages: np.ndarray,
     masked: tuple[np.ndarray, np.ndarray, np.ndarray],
-    digest: int = 0,
+    begins: np.ndarray | None,
 ) -> MicroBatch:
-    input_ids, positions, targets = (torch.from_numpy(array) for array in masked)
+    input_ids, positions, targets = (torch.from_numpy(array).long() for array in masked)
     return MicroBatch(
         input_ids=input_ids,
         lengths=torch.from_numpy(lengths),
         positions=positions,
         targets=targets,
         languages=torch.from_numpy(languages.astype(np.int64)),
-        digest=digest,
+        begins=None if begins is None else torch.from_numpy(begins),
+    )
+
+
+def _rows(batch: MicroBatch, rows: slice) -> MicroBatch:
+    """Some rows of a batch, as a batch."""
+    return replace(
+        batch,
+        input_ids=batch.input_ids[rows],
+        lengths=batch.lengths[rows],
+        positions=batch.positions[rows],
+        targets=batch.targets[rows],
+        languages=batch.languages[rows],
+        begins=None if batch.begins is None else batch.begins[rows],
     )

@@ -5,6 +5,9 @@ state starts at `key`. Written out here, since numpy promises no generator's met
 same between its versions, and a run must see the same order and masks after an upgrade.
 """
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -23,7 +26,61 @@ def bits(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
     return z
 
 
+def chained(key: int, number: int) -> int:
+    """A key of a key and a number: cheaper than `parallel.keys.key`, and as good."""
+    return int(bits(np.array([key], np.uint64), np.array([number], np.uint64))[0])
+
+
 def permutation(count: int, key: int) -> np.ndarray:
     """The numbers below `count` in an order that `key` decides, int64."""
     drawn = bits(np.array([key], np.uint64), np.arange(count, dtype=np.uint64))
     return np.argsort(drawn, kind="stable")
+
+
+class Shuffle:
+    """The numbers below `count` in an order that `key` decides, of which nothing is stored.
+
+    A Feistel network over pairs (Luby and Rackoff, 1988) whose halves are added modulo their
+    sizes; what falls outside is sent through again (Black and Rogaway, CT-RSA 2002, section 3), so
+    any place costs the same, and no memory, however many there are.
+    """
+
+    ROUNDS = 8
+
+    def __init__(self, count: int, key: int) -> None:
+        self.count = count
+        high = math.isqrt(count - 1) + 1
+        self._sizes = np.uint64(high), np.uint64(-(-count // high))
+        numbers = np.arange(self.ROUNDS, dtype=np.uint64)
+        self._keys = bits(np.array([key], np.uint64), numbers)
+
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        """The numbers at places below `count`, int64, of the same shape."""
+        return self._inside(places, self._forth)
+
+    def places(self, numbers: np.ndarray) -> np.ndarray:
+        """The places of numbers below `count`, int64: the inverse."""
+        return self._inside(numbers, self._back)
+
+    def _inside(self, given: np.ndarray, step: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        out = step(np.asarray(given).astype(np.uint64))
+        while (outside := out >= self.count).any():
+            out[outside] = step(out[outside])
+        return out.astype(np.int64)
+
+    def _forth(self, numbers: np.ndarray) -> np.ndarray:
+        halves = list(np.divmod(numbers, self._sizes[1]))
+        for round in range(self.ROUNDS):
+            side, other = round % 2, 1 - round % 2
+            size = self._sizes[side]
+            halves[side] = (halves[side] + bits(self._keys[round], halves[other]) % size) % size
+        return halves[0] * self._sizes[1] + halves[1]
+
+    def _back(self, numbers: np.ndarray) -> np.ndarray:
+        halves = list(np.divmod(numbers, self._sizes[1]))
+        for round in reversed(range(self.ROUNDS)):
+            side, other = round % 2, 1 - round % 2
+            size = self._sizes[side]
+            added = bits(self._keys[round], halves[other]) % size
+            halves[side] = (halves[side] + size - added) % size
+        return halves[0] * self._sizes[1] + halves[1]

@@ -10,15 +10,16 @@ and with it a run, is bound to.
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import xxhash
 from numpy.typing import DTypeLike
 
-from mlm.errors import DataError
+from mlm.errors import BadShard, DataError
 from mlm.text.tokenizer import Tokenizer
 
 VERSION = 2
@@ -81,7 +82,8 @@ def write_index(
 class Index:
     """An open index. `languages` and the lists of totals are in the order of the rows."""
 
-    def __init__(self, folder: Path, raw: bytes) -> None:
+    def __init__(self, folder: Path | str, raw: bytes, arrays: Path | None = None) -> None:
+        """arrays: the folder of the arrays, where that is another; `folder` is what errors name."""
         content = json.loads(raw)
         if content["version"] != VERSION:
             raise DataError(
@@ -89,6 +91,7 @@ class Index:
                 f"reads {VERSION}; write the shards again with `mlm shards`"
             )
         self.folder = folder
+        self._arrays = Path(folder) if arrays is None else arrays
         self.hash = hashlib.sha256(raw).hexdigest()
         self.tokenizer_hash: str = content["tokenizer"]["sha256"]
         self.vocab_size: int = content["tokenizer"]["size"]  # real ids; the last one is <mask>
@@ -102,26 +105,35 @@ class Index:
         ]
         self._first_shard = _running(part.shards for part in self._parts)
         self._first_sample = _running(part.samples for part in self._parts)
+        self._map()
+
+    def _map(self) -> None:
         self.shards = self._array(SHARDS_FILE, SHARD, (self._first_shard[-1],))
         fields = self._array(SAMPLES_FILE, "<i8", (len(SAMPLE_FIELDS), self._first_sample[-1]))
         self.samples = dict(zip(SAMPLE_FIELDS, fields, strict=True))
 
     @classmethod
-    def open(cls, folder: Path) -> "Index":
+    def open(cls, folder: Path) -> Self:
         """The index of a shards folder; raises DataError where it is missing or not whole."""
         folder = Path(folder)
         try:
-            return cls(folder, (folder / FILE).read_bytes())
+            return cls.parsed(folder, (folder / FILE).read_bytes())
         except OSError as error:
             raise DataError(
                 f"{folder} has no {FILE} that can be read ({error.strerror}); give a folder that "
                 f"`mlm shards` wrote"
             ) from None
+
+    @classmethod
+    def parsed(cls, folder: Path | str, raw: bytes, arrays: Path | None = None) -> Self:
+        """The index whose `index.json` is `raw`; raises DataError where it is none."""
+        try:
+            return cls(folder, raw, arrays)
         except DataError:
             raise
         except (ValueError, KeyError, TypeError):
             raise DataError(
-                f"{folder / FILE} is not an index of shards; write the shards again with "
+                f"{folder}/{FILE} is not an index of shards; write the shards again with "
                 f"`mlm shards`"
             ) from None
 
@@ -156,9 +168,22 @@ class Index:
         before = self._first_shard[self._part_of(shard)]
         return shard_name(self.languages[language], split, shard - before)
 
+    def shard_row(self, name: str) -> int:
+        """The row of a shard by its file name; raises DataError where it is none of these."""
+        for part, first in enumerate(self._first_shard[:-1]):
+            head = shard_name(self.languages[part // len(SPLITS)], SPLITS[part % len(SPLITS)], 0)
+            stem, _, number = name.removesuffix(".tar").rpartition("-")
+            if stem == head.rpartition("-")[0] and number.isdigit():
+                row = first + int(number)
+                if row < self._first_shard[part + 1]:
+                    return row
+        raise DataError(
+            f"{name} is none of the shards of {self.folder}; give the folder that has it"
+        )
+
     def shard_path(self, shard: int) -> Path:
         """Its path."""
-        return self.folder / self.shard_name(shard)
+        return Path(self.folder) / self.shard_name(shard)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
         """Raises DataError unless the shards were written with this tokenizer."""
@@ -175,19 +200,36 @@ class Index:
 
         `deep` reads them all, and checks their hashes and that every id is one of the tokenizer's.
         """
-        for name, hash in self._array_hashes.items():
-            if _sha256(self.folder / name) != hash:
-                raise _changed(self.folder / name, "its hash is not the one in index.json")
-        for row in range(len(self.shards)):
-            path, size = self.shard_path(row), int(self.shards["bytes"][row])
-            if not path.is_file():
-                raise _changed(path, "it is missing")
-            if path.stat().st_size != size:
-                raise _changed(path, f"it has {path.stat().st_size} bytes in place of {size}")
-            if deep and _sha256(path) != bytes(self.shards["sha256"][row]).hex():
+        self.verify_arrays()
+        for bad in self.bad_shards():
+            raise bad
+        for row in range(len(self.shards)) if deep else ():
+            path = self.shard_path(row)
+            if _sha256(path) != bytes(self.shards["sha256"][row]).hex():
                 raise _changed(path, "its hash is not the one in the index")
         if deep:
             self._verify_ids()
+
+    def verify_arrays(self) -> None:
+        """Raises DataError unless the arrays are those that index.json was written with."""
+        for name, hash in self._array_hashes.items():
+            if _sha256(self._arrays / name) != hash:
+                raise _changed(self._arrays / name, "its hash is not the one in index.json")
+
+    def bad_shards(self) -> Iterator[BadShard]:
+        """The shards that are missing, or have another size."""
+        for row, size in enumerate(self.shards["bytes"].tolist()):
+            path = self.shard_path(row)
+            try:
+                found = path.stat().st_size
+            except OSError as error:
+                missing = isinstance(error, FileNotFoundError)
+                why = "it is missing" if missing else f"it cannot be read ({error.strerror})"
+                yield BadShard(path.name, 0, str(_changed(path, why)))
+                continue
+            if found != size:
+                why = f"it has {found} bytes in place of {size}"
+                yield BadShard(path.name, min(found, size), str(_changed(path, why)))
 
     def _verify_ids(self) -> None:
         fields = (self.samples[name].tolist() for name in ("shard", "offset", "tokens"))
@@ -202,11 +244,11 @@ class Index:
 
     def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            mapped = np.load(self.folder / name, mmap_mode="r") if shape[-1] else np.empty(shape)
-        except (OSError, ValueError) as error:
-            raise _changed(self.folder / name, f"it cannot be read ({error})") from None
+            mapped = np.load(self._arrays / name, mmap_mode="r") if shape[-1] else np.empty(shape)
+        except (OSError, ValueError, EOFError) as error:
+            raise _changed(self._arrays / name, f"it cannot be read ({error})") from None
         if (shape[-1] and mapped.dtype != dtype) or mapped.shape != shape:
-            raise _changed(self.folder / name, f"it has not the shape {shape} of index.json")
+            raise _changed(self._arrays / name, f"it has not the shape {shape} of index.json")
         return np.asarray(mapped)  # still mapped, without memmap's slow indexing
 
 

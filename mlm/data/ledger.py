@@ -30,7 +30,7 @@ class Ledger:
         self.file.seek(0, 2)
 
     def add(self, digest: int) -> None:
-        """The batch of the next step: int64, as `batch_digest` gives it."""
+        """The batch of the next step: int64, as `total` gives it."""
         self.file.write(np.array(digest, np.int64).astype(ROW).tobytes())
 
 
@@ -42,16 +42,21 @@ def read_ledger(run: Path) -> np.ndarray:
     return np.memmap(path, ROW, "r", shape=(path.stat().st_size // ROW.itemsize,))
 
 
-def batch_digest(
+def row_digests(
     numbers: np.ndarray, ids: np.ndarray, positions: np.ndarray, targets: np.ndarray
-) -> int:
-    """The sum of the hashes of rows, modulo 2^64, as an int64.
+) -> np.ndarray:
+    """The hashes of rows, (rows,) uint64.
 
     numbers: (rows,) of the samples; ids: (rows, seq_len); positions, targets: (rows, masked)
     """
     words = np.concatenate([ids, positions, targets], axis=1).astype(np.uint64)
     sums = (words * _weights(words.shape[1])).sum(axis=1, dtype=np.uint64)
-    return int(bits(sums, numbers.astype(np.uint64)).sum(dtype=np.uint64).astype(np.int64))
+    return bits(sums, numbers.astype(np.uint64))
+
+
+def total(digests: np.ndarray) -> int:
+    """The hash of a batch of those of its rows: their sum modulo 2^64, as an int64."""
+    return int(digests.sum(dtype=np.uint64).astype(np.int64))
 
 
 @lru_cache(4)

@@ -2,10 +2,14 @@
 
 Of each row a fixed part of the tokens becomes a target (BERT, section 3.1): 80 % of them show
 `<mask>`, 10 % a random piece, 10 % what they are. XLM-R's code also masks `<s>` and `</s>` and
-draws any id as a replacement; here no special id is a target, or a replacement.
+draws any id as a replacement; here no special id is a target, or a replacement. What is drawn is
+single tokens, whole words (`words.py`), or spans of geometric length (SpanBERT, section 3.1); what
+becomes of a word or a span is the same for all of it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -13,28 +17,127 @@ from mlm.batch import IGNORED
 from mlm.data.draw import bits
 from mlm.text.ids import BOS, EOS, FIRST_PIECE, PAD
 
-_POSITION_BITS = 16  # the low bits of a score hold its position, so that no two are equal
-_POSITION = np.uint64((1 << _POSITION_BITS) - 1)
-_NEVER = np.uint64((1 << 64) - 1)
-_MASKED, _REPLACED = (np.uint64(int(part * 2**64)) for part in (0.8, 0.9))
+Kind = Literal["token", "word", "span"]
+
+_NEVER = np.uint32((1 << 32) - 1)  # the score of what is no target
+_LOW, _HALF = np.uint64((1 << 32) - 1), np.uint64(32)
+_MASKED, _REPLACED = (np.uint64(int(part * 2**32)) for part in (0.8, 0.9))
+_PLACES, _GROUPS = np.uint64(1 << 32), np.uint64(1 << 33)  # counters of draws of their own
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How rows are masked. `vocab_size` counts the real ids, of which `<mask>` is the last."""
+    """How rows are masked. `vocab_size` counts the real ids, of which `<mask>` is the last.
+
+    schedule: (step, ratio) points behind (0, `ratio`), between which the ratio is on straight
+    lines, and behind the last of which it stays
+    words: of ids (rows, seq_len), where a word begins; for kind "word"
+    span_p, span_max: the geometric distribution of the lengths of spans, and the longest
+    room: the ratio that rows have room for, where it is above all others
+    """
 
     ratio: float
     vocab_size: int
+    schedule: tuple[tuple[int, float], ...] = ()
+    kind: Kind = "token"
+    words: Callable[[np.ndarray], np.ndarray] | None = None
+    span_p: float = 0.2
+    span_max: int = 10
+    room: float = 0.0
 
     @property
     def mask_id(self) -> int:
         return self.vocab_size - 1
 
+    def ratio_at(self, step: int) -> float:
+        """The part of a row's tokens that are targets in a step, from 0."""
+        points = [(0, self.ratio), *self.schedule]
+        steps, ratios = zip(*points, strict=True)
+        return float(np.interp(step, steps, ratios))
+
+    def positions(self, seq_len: int) -> int:
+        """Targets that a row has room for, in all steps."""
+        return masked_positions(seq_len, self._most)
+
+    @property
+    def _most(self) -> float:
+        return max(self.room, self.ratio, *(ratio for _, ratio in self.schedule))
+
+    def single(self) -> "Masking":
+        """Of single tokens, with the first ratio, and as much room: for evaluation, so that runs
+        compare."""
+        return Masking(self.ratio, self.vocab_size, room=self._most)
+
     def __call__(
-        self, ids: np.ndarray, lengths: np.ndarray, keys: np.ndarray
+        self, ids: np.ndarray, lengths: np.ndarray, keys: np.ndarray, step: int = 0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`mask` with these settings."""
-        return mask(ids, lengths, keys, self.ratio, self.mask_id, self.vocab_size)
+        """Masks rows of ids, each by its key alone: (masked ids, positions, targets).
+
+        ids: (rows, seq_len) integers; lengths: (rows,), tokens before the padding; keys: (rows,)
+        masked ids: as `ids`; positions: (rows, `positions(seq_len)`) int64, ascending, 0 where
+        unused at the end of a row; targets: int64, what stood there, -100 where unused
+        A row has `ratio_at(step)` of its length, rounded, and at least one, as targets, and fewer
+        only where fewer can be masked; with words fewer by less than a word.
+        """
+        seq_len, keys = ids.shape[1], np.asarray(keys, np.uint64)[:, None]
+        possible = maskable(ids, self.mask_id)
+        if not (lengths == seq_len).all():
+            possible &= np.arange(seq_len) < np.asarray(lengths)[:, None]
+        scores = np.where(possible, self._scores(ids, keys), _NEVER)
+        share = np.floor(self.ratio_at(step) * np.asarray(lengths) + 0.5).astype(np.int64)
+        counts = np.minimum(np.maximum(1, share), possible.sum(axis=1))
+        chosen = _smallest(scores, counts, whole=self.kind == "word")
+        flat = np.flatnonzero(chosen)
+        found = ids.ravel()[flat]
+        rows, places = np.divmod(flat, seq_len)
+        masked_ids = ids.copy()
+        shown = self._shown(found, scores.ravel()[flat], places, keys[rows, 0])
+        masked_ids.ravel()[flat] = shown
+        shape = len(ids), self.positions(seq_len)
+        positions, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
+        if len(flat) == positions.size:  # every slot has its target
+            positions[:], targets[:] = places.reshape(shape), found.reshape(shape)
+        else:
+            counts = chosen.sum(axis=1)
+            slots = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
+            positions[rows, slots], targets[rows, slots] = places, found
+        return masked_ids, positions, targets
+
+    def _scores(self, ids: np.ndarray, keys: np.ndarray) -> np.ndarray:
+        """What is drawn has the smallest: uint32, as `ids`, the same for all of a word or span."""
+        seq_len = ids.shape[1]
+        if self.kind == "span":
+            return self._of_spans(bits(keys, np.arange(seq_len, dtype=np.uint64)))
+        # Two scores of 32 bits from each draw of 64.
+        drawn = bits(keys, np.arange(-(-seq_len // 2), dtype=np.uint64))
+        scores = np.minimum(drawn.astype("<u8", copy=False).view("<u4")[:, :seq_len], _NEVER - 1)
+        if self.words is None:
+            return scores
+        begins = np.where(self.words(ids), np.arange(seq_len), 0)
+        return np.take_along_axis(scores, np.maximum.accumulate(begins, axis=1), axis=1)
+
+    def _of_spans(self, drawn: np.ndarray) -> np.ndarray:
+        """A span begins at every place; what several hold has the smallest score of theirs."""
+        scores = np.minimum((drawn & _LOW).astype(np.uint32), _NEVER - np.uint32(1))
+        # The chance of a length above d is (1 - p)^d.
+        rest = ((drawn >> _HALF).astype(np.float64) + 0.5) / 2**32
+        found = scores.copy()
+        for distance in range(1, min(self.span_max, drawn.shape[1])):
+            longer = rest[:, :-distance] < (1 - self.span_p) ** distance
+            here = np.where(longer, scores[:, :-distance], _NEVER)
+            np.minimum(found[:, distance:], here, out=found[:, distance:])
+        return found
+
+    def _shown(
+        self, targets: np.ndarray, scores: np.ndarray, places: np.ndarray, keys: np.ndarray
+    ) -> np.ndarray:
+        """What stands at the masked positions: `<mask>`, a random piece, or the token itself."""
+        drawn = bits(keys, places.astype(np.uint64) + _PLACES)
+        fate = drawn if self.kind == "token" else bits(keys, scores.astype(np.uint64) + _GROUPS)
+        fate = fate >> _HALF
+        pieces = np.uint64(self.vocab_size - FIRST_PIECE - 1)  # without <mask>, the last id
+        random = ((drawn & _LOW) * pieces >> _HALF).astype(np.int64) + FIRST_PIECE
+        return np.where(fate < _MASKED, self.mask_id, np.where(fate < _REPLACED, random, targets))
 
 
 def masked_positions(seq_len: int, ratio: float) -> int:
@@ -44,64 +147,31 @@ def masked_positions(seq_len: int, ratio: float) -> int:
 
 def maskable(ids: np.ndarray, mask_id: int) -> np.ndarray:
     """Where ids can be targets: not at `<s>`, `<pad>`, `</s>`, `<mask>`."""
-    return (ids != BOS) & (ids != PAD) & (ids != EOS) & (ids != mask_id)
+    return (ids > max(BOS, PAD, EOS)) & (ids != mask_id)
 
 
-def mask(
-    ids: np.ndarray,
-    lengths: np.ndarray,
-    keys: np.ndarray,
-    ratio: float,
-    mask_id: int,
-    vocab_size: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Masks rows of ids, each by its key alone: (masked ids, positions, targets).
+def _smallest(scores: np.ndarray, counts: np.ndarray, whole: bool) -> np.ndarray:
+    """Where the `counts[i]` smallest scores of each row i stand, bool.
 
-    ids: (rows, seq_len) integers; lengths: (rows,), tokens before the padding; keys: (rows,) uint64
-    masked ids: as `ids`; positions: (rows, masked) int64, ascending, 0 where unused at the end of a
-    row; targets: (rows, masked) int64, what stood there, -100 where unused
-    `masked` is `ratio * seq_len`, rounded; a shorter row has that part of its own length, and any
-    row fewer only where it has fewer that can be masked.
+    Of those that have the score of the last, as the rest of a span has, the first are taken; where
+    `whole`, none of them, unless they are the only ones.
     """
-    seq_len = ids.shape[1]
-    assert seq_len <= _POSITION, seq_len
-    width = masked_positions(seq_len, ratio)
-    keys = np.asarray(keys, np.uint64)[:, None]
-    places = np.arange(seq_len, dtype=np.uint64)
-    possible = maskable(ids, mask_id) & (places < np.asarray(lengths, np.uint64)[:, None])
-    scores = bits(keys, places) & ~_POSITION | places
-    scores[~possible] = _NEVER
-    wanted = np.maximum(1, np.floor(ratio * np.asarray(lengths) + 0.5)).astype(np.int64)
-    counts = np.minimum(np.minimum(wanted, width), possible.sum(axis=1))
-
-    # The smallest scores are a random choice without replacement.
-    chosen = np.partition(scores, width - 1, axis=1)[:, :width]
-    chosen.sort(axis=1)
-    used = np.arange(width) < counts[:, None]
-    positions = np.where(used, (chosen & _POSITION).astype(np.int64), seq_len)
-    positions.sort(axis=1)
-    positions[~used] = 0
-
-    targets = np.where(used, np.take_along_axis(ids, positions, axis=1), IGNORED).astype(np.int64)
-    shown = _shown(targets, positions, keys, seq_len, mask_id, vocab_size)
-    masked_ids = ids.copy()
-    row, slot = np.nonzero(used)
-    masked_ids[row, positions[row, slot]] = shown[row, slot]
-    return masked_ids, positions, targets
+    last = _at(scores, counts)[:, None]
+    chosen = scores <= last
+    chosen[counts == 0] = False
+    cut = np.flatnonzero(chosen.sum(axis=1) != counts)
+    if len(cut):
+        below, same = scores[cut] < last[cut], scores[cut] == last[cut]
+        room = (counts[cut] - below.sum(axis=1))[:, None]
+        if whole:
+            room[below.any(axis=1)] = 0
+        chosen[cut] = below | (same & (same.cumsum(axis=1) <= room))
+    return chosen
 
 
-def _shown(
-    targets: np.ndarray,
-    positions: np.ndarray,
-    keys: np.ndarray,
-    seq_len: int,
-    mask_id: int,
-    vocab_size: int,
-) -> np.ndarray:
-    """What stands at the masked positions: `<mask>`, a random piece, or the token itself."""
-    fate = bits(keys, positions.astype(np.uint64) + np.uint64(seq_len))
-    drawn = bits(keys, positions.astype(np.uint64) + np.uint64(2 * seq_len))
-    pieces = np.uint64(vocab_size - FIRST_PIECE - 1)  # without <mask>
-    random = (drawn % pieces).astype(np.int64) + FIRST_PIECE
-    random += random >= mask_id
-    return np.where(fate < _MASKED, mask_id, np.where(fate < _REPLACED, random, targets))
+def _at(scores: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The `counts[i]`-th smallest score of each row i, (rows,)."""
+    places = np.maximum(counts, 1) - 1
+    if (places == places[0]).all():
+        return np.partition(scores, places[0], axis=1)[:, places[0]]
+    return np.take_along_axis(np.sort(scores, axis=1), places[:, None], axis=1)[:, 0]

@@ -5,7 +5,7 @@ by a key of the round; so how often a language was drawn before any sample is ar
 drawing of a language takes block i of its epochs. A block is `seq_len - 1` tokens, block k being
 tokens [(seq_len - 1) k, (seq_len - 1)(k + 1)) of the stream. An epoch permutes chunks of 512
 blocks, and the blocks inside each window of chunks, so that reads stay near each other while
-neighbours get far apart.
+neighbours get far apart. Neither time nor memory grow with the number or with the data.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mlm.data.draw import permutation
+from mlm.data.draw import Shuffle, bits, chained, permutation
 from mlm.data.mix import ROUND, Mix
 from mlm.errors import DataError
 from parallel.keys import key
@@ -42,8 +42,9 @@ class SampleOrder:
         self.mix = mix
         self._seed = seed
         self._window = shuffle_window
-        # One or two windows of each language are in use at a time.
-        self._round = lru_cache(ROUNDS_KEPT)(self._shuffled_round)
+        self._keys = [key(seed, "blocks", name) for name in self.languages]
+        # A round is made at once, and one or two windows of each language are in use at a time.
+        self._round = lru_cache(ROUNDS_KEPT)(self._made_round)
         self._chunks = lru_cache(2 * len(self.languages))(self._shuffled_chunks)
         self._blocks = lru_cache(2 * len(self.languages))(self._shuffled_blocks)
 
@@ -52,32 +53,31 @@ class SampleOrder:
 
         The cost does not depend on the numbers.
         """
-        numbers = np.asarray(numbers, np.int64)
-        languages, draws = np.empty(len(numbers), np.int32), np.empty(len(numbers), np.int64)
-        for round in np.unique(numbers // ROUND).tolist():
-            here = numbers // ROUND == round
-            drawn, before = self._round(round)
-            places = numbers[here] - round * ROUND
-            languages[here] = drawn[places]
-            draws[here] = self.mix.before(round)[drawn[places]] + before[places]
-        blocks = np.empty(len(numbers), np.int64)
-        for language in np.unique(languages).tolist():
-            here = languages == language
-            blocks[here] = self.drawn_blocks(language, draws[here])
-        return languages, blocks
+        rounds, places = np.divmod(np.asarray(numbers, np.int64), ROUND)
+        if len(rounds) and (rounds == rounds[0]).all():
+            drawn, blocks = self._round(int(rounds[0]))
+            return drawn[places], blocks[places]
+        languages, found = np.empty(len(rounds), np.int32), np.empty(len(rounds), np.int64)
+        for round in np.unique(rounds).tolist():
+            here = rounds == round
+            drawn, blocks = self._round(round)
+            languages[here], found[here] = drawn[places[here]], blocks[places[here]]
+        return languages, found
 
-    def drawn_blocks(self, language: int, draws: np.ndarray) -> np.ndarray:
-        """The blocks of a language's drawings, counted from 0 over all epochs; int64."""
+    def drawn_blocks(self, language: int, first: int, count: int) -> np.ndarray:
+        """The blocks of `count` drawings of a language, the first being number `first` of them,
+        counted from 0 over all epochs; int64."""
         total = int(self.blocks[language])
-        epochs, places = np.divmod(draws, total)
-        blocks = np.empty(len(draws), np.int64)
-        for epoch in np.unique(epochs).tolist():
-            _, short = self._chunks(language, epoch)
-            windows, inside = _windows(places, total, short, self._window)
-            for window in np.unique(windows[epochs == epoch]).tolist():
-                here = (epochs == epoch) & (windows == window)
-                blocks[here] = self._blocks(language, epoch, window)[inside[here]]
-        return blocks
+        if total <= min(count, self._window * CHUNK):
+            return self._many_epochs(language, first, count)
+        out, done = np.empty(count, np.int64), 0
+        while done < count:
+            epoch, place = divmod(first + done, total)
+            window, inside = self._window_at(language, epoch, place)
+            blocks = self._blocks(language, epoch, window)[inside : inside + count - done]
+            out[done : done + len(blocks)] = blocks
+            done += len(blocks)
+        return out
 
     def samples_per_language(self, samples_done: int) -> np.ndarray:
         """How many of the first `samples_done` samples each language had, (languages,) int64."""
@@ -92,46 +92,62 @@ class SampleOrder:
         """Tokens of text in them, without `<s>`; over a language's tokens, its epochs."""
         return self.samples_per_language(samples_done) * (self.seq_len - 1)
 
-    def _shuffled_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
-        """The language of each sample of a round, and how often the round drew it before."""
-        quotas = self.mix.quotas(round)
+    def _made_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
+        """The language and the block of each sample of a round."""
+        quotas, before = self.mix.quotas(round), self.mix.before(round)
         size = int(quotas.sum())  # ROUND, but for the last one of a run that ends
         order = permutation(size, key(self._seed, "round", round))
         drawn = np.repeat(np.arange(len(self.languages), dtype=np.int32), quotas)[order]
-        before = np.empty(size, np.int64)
-        firsts = np.repeat(np.cumsum(quotas) - quotas, quotas)
-        before[np.argsort(drawn, kind="stable")] = np.arange(size) - firsts
-        return drawn, before
+        blocks = np.empty(size, np.int64)
+        blocks[np.argsort(drawn, kind="stable")] = np.concatenate(
+            [
+                self.drawn_blocks(language, first, count)
+                for language, (first, count) in enumerate(
+                    zip(before.tolist(), quotas.tolist(), strict=True)
+                )
+            ]
+        )
+        return drawn, blocks
 
-    def _shuffled_chunks(self, language: int, epoch: int) -> tuple[np.ndarray, int]:
+    def _many_epochs(self, language: int, first: int, count: int) -> np.ndarray:
+        """`drawn_blocks` of a language that a window holds all of, so small that a round may have
+        thousands of its epochs: all of them at once."""
+        total = int(self.blocks[language])
+        begin, place = divmod(first, total)
+        epochs = np.arange(begin, begin + -(-(place + count) // total), dtype=np.uint64)
+        keys = bits(bits(np.uint64(self._keys[language]), epochs), np.uint64(0))
+        places = np.arange(total, dtype=np.uint64)
+        blocks = np.argsort(bits(keys[:, None], places), axis=1, kind="stable")
+        return blocks.ravel()[place : place + count]
+
+    def _window_at(self, language: int, epoch: int, place: int) -> tuple[int, int]:
+        """The window of a place in an epoch, and the place inside it.
+
+        All windows have `window` chunks of 512 blocks, but for the last, and for that in which
+        the last, shorter chunk of the language came: what follows it begins earlier.
+        """
+        size = self._window * CHUNK
+        missing = -int(self.blocks[language]) % CHUNK
+        _, short = self._chunks(language, epoch)
+        if place >= (short // self._window + 1) * size - missing:
+            place += missing
+        return divmod(place, size)
+
+    def _shuffled_chunks(self, language: int, epoch: int) -> tuple[Shuffle, int]:
         """An epoch's order of a language's chunks, and the place of the last, shorter one in it."""
         count = -(-int(self.blocks[language]) // CHUNK)
-        chunks = permutation(count, key(self._seed, "chunks", self.languages[language], epoch))
-        return chunks, int(np.argmax(chunks == count - 1))
+        chunks = Shuffle(count, key(self._seed, "chunks", self.languages[language], epoch))
+        return chunks, int(chunks.places(np.array([count - 1]))[0])
 
     def _shuffled_blocks(self, language: int, epoch: int, window: int) -> np.ndarray:
         """The blocks of one window of an epoch in the order in which they are drawn."""
         order, _ = self._chunks(language, epoch)
-        chunks = order[window * self._window : (window + 1) * self._window]
+        first = window * self._window
+        chunks = np.sort(order(np.arange(first, min(first + self._window, order.count))))
         blocks = (chunks[:, None] * CHUNK + np.arange(CHUNK)).ravel()
         blocks = blocks[blocks < self.blocks[language]]
-        name = self.languages[language]
-        return blocks[permutation(len(blocks), key(self._seed, "blocks", name, epoch, window))]
-
-
-def _windows(
-    places: np.ndarray, total: int, short: int, window: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The window of each place in an epoch of `total` blocks, and the place inside it.
-
-    All windows have `window` chunks of 512 blocks, but for the last, and for that in which the
-    short chunk came, as number `short` of the epoch: what follows it begins earlier by `missing`.
-    """
-    size = window * CHUNK
-    missing = -total % CHUNK
-    after = places >= (short // window + 1) * size - missing
-    shifted = places + missing * after
-    return shifted // size, shifted % size
+        own = chained(chained(self._keys[language], epoch), window)
+        return blocks[permutation(len(blocks), own)]
 
 
 def _check_blocks(tokens: Sequence[int], names: Sequence[str], seq_len: int) -> None:

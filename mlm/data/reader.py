@@ -11,8 +11,8 @@ import numpy as np
 from mlm.data.index import SPLITS, Index, ids_check
 from mlm.data.store import FolderStore, Store
 from mlm.errors import BadShard
+from mlm.text.ids import BOS
 
-KEPT = 16384  # samples that are known to be good, of which 2 windows of 16 chunks a language
 ID_BYTES = 4
 
 
@@ -22,9 +22,15 @@ class TokenReader:
     def __init__(self, index: Index, store: Store | None = None) -> None:
         self.index = index
         self._store = FolderStore(index) if store is None else store
-        self._good = lru_cache(KEPT)(self._compared)
+        self._good = lru_cache(self._store.kept)(self._compared)
         self._first = {split: index.first_tokens(split) for split in SPLITS}
         self._starts, self._tokens = index.samples["start"], index.samples["tokens"]
+        self.left_out: dict[int, int] = {}  # rows of shards, and the steps from which on
+
+    def leave_out(self, shard: str, step: int) -> None:
+        """Leaves the rows out that a shard is part of, by its file name, from a step on."""
+        row = self.index.shard_row(shard)
+        self.left_out[row] = min(step, self.left_out.get(row, step))
 
     def read(self, split: str, language: int, start: int, count: int) -> np.ndarray:
         """Tokens `start` to `start + count` of a split's stream of a language, (count,) int32.
@@ -37,21 +43,42 @@ class TokenReader:
         return out[0]
 
     def gather(
-        self, split: str, languages: np.ndarray, starts: np.ndarray, out: np.ndarray
+        self,
+        split: str,
+        languages: np.ndarray,
+        starts: np.ndarray,
+        out: np.ndarray,
+        step: int = 0,
     ) -> None:
         """Fills row i of `out`, (rows, count) of any integer type, with the tokens of language
-        `languages[i]` from `starts[i]` on."""
+        `languages[i]` from `starts[i]` on; with `<s>` where they are left out in this step."""
         count = out.shape[1]
         first = self._first[split][languages] + starts
         samples = self._starts.searchsorted(first, side="right") - 1
         skipped = first - self._starts[samples]
         inside = skipped + count <= self._tokens[samples]
-        rows = zip(out, samples.tolist(), skipped.tolist(), inside.tolist(), strict=True)
-        for row, sample, place, whole in rows:
-            if whole:
+        gone = np.zeros_like(inside)
+        if self.left_out:
+            gone = self._without(samples, inside, step)
+        self._store.fetch(samples[~gone], inside[~gone])
+        rows = zip(
+            out, samples.tolist(), skipped.tolist(), inside.tolist(), gone.tolist(), strict=True
+        )
+        for row, sample, place, whole, without in rows:
+            if without:
+                row[:] = BOS
+            elif whole:
                 row[:] = self._good(sample)[place : place + count]
             else:
                 self._across(row, sample, place)
+
+    def _without(self, samples: np.ndarray, inside: np.ndarray, step: int) -> np.ndarray:
+        """Whether rows are left out in a step, which begin in `samples` and end in them where
+        `inside`, else in those behind."""
+        gone = [shard for shard, since in self.left_out.items() if since <= step]
+        shards = self.index.samples["shard"]
+        behind = np.minimum(samples + 1, len(shards) - 1)
+        return np.isin(shards[samples], gone) | (~inside & np.isin(shards[behind], gone))
 
     def _across(self, row: np.ndarray, sample: int, place: int) -> None:
         """Fills a row with ids that begin in a sample, and go on in those behind it."""

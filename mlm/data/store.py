@@ -11,11 +11,14 @@ from mlm.data.index import Index
 from mlm.errors import BadShard
 
 MAX_MAPS = 8192  # tars; the system allows 65,530 maps in a process
+KEPT = 16384  # samples that a reader knows to be good, of which 2 windows of 16 chunks a language
 ID_BYTES = 4
 
 
 class Store(Protocol):
-    """Gives the ids of the samples of an index."""
+    """Gives the ids of the samples of an index. kept: how many of them a reader may hold on to"""
+
+    kept: int
 
     def ids(self, sample: int) -> np.ndarray:
         """Those of a sample, by its row in the index, (tokens,) int32; not compared with its hash.
@@ -24,10 +27,17 @@ class Store(Protocol):
         """
         ...
 
+    def fetch(self, samples: np.ndarray, whole: np.ndarray) -> None:
+        """Gets ready what `ids` will be asked for: `samples` (rows,), and those behind them where
+        `whole` (rows,) is false. Raises as it does."""
+        ...
+
 
 class FolderStore:
     """The tars of a folder, mapped where they lie: the system's page cache is what the ranks of a
     machine share, and nothing is copied but the tokens asked for."""
+
+    kept = KEPT
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -38,6 +48,9 @@ class FolderStore:
         first = int(fields["offset"][sample]) // ID_BYTES
         tar = self._tar(int(fields["shard"][sample]))
         return tar[first : first + int(fields["tokens"][sample])]
+
+    def fetch(self, samples: np.ndarray, whole: np.ndarray) -> None:
+        """Nothing: what is mapped is there."""
 
     def _open(self, shard: int) -> np.ndarray:
         """A whole tar as int32: tars are cut in 512 bytes and npy headers in 64, so ids align.

@@ -57,6 +57,11 @@ class TaskBatch:
         """What the first layer is fed with."""
         return self.input_ids
 
+    @property
+    def begins(self) -> None:
+        """A row is one document."""
+        return None
+
     def mask_for(self, x: Tensor, training: bool, causal: bool) -> tuple[Tensor | None, bool]:
         """What is added to the scores of an attention in `x`, and whether some token may attend to
         nothing; made once for all layers."""

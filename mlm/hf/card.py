@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from mlm.config import DataConfig
 from mlm.report import EVALUATION
 from mlm.trained import Checkpoint, Trained
 from mlm.weights.source import Weights
@@ -172,7 +173,7 @@ def _training(trained: Checkpoint) -> str:
         ["Sequences a step", train.global_batch_size],
         ["Tokens a sequence", data.seq_len],
         ["Tokens in all", f"{manifest.samples * data.seq_len:,}"],
-        ["Masked", f"{data.mask_ratio:.0%} of the tokens"],
+        ["Masked", _masked(data)],
         ["Languages sampled by", f"size to the power of {data.alpha}"],
         ["Numbers", train.dtype],
         ["Optimizer", f"AdamW, betas {optim.betas}, eps {optim.eps}, decay {optim.weight_decay}"],
@@ -180,6 +181,14 @@ def _training(trained: Checkpoint) -> str:
         ["Seed", settings.seed],
     ]
     return "## Training\n\n" + _table(["Setting", ""], rows)
+
+
+def _masked(data: DataConfig) -> str:
+    kind = {"token": "single tokens", "word": "whole words", "span": "spans"}[data.masking]
+    then = "".join(
+        f", {ratio:.0%} from step {step:,} on" for step, ratio in data.mask_ratio_schedule
+    )
+    return f"{data.mask_ratio:.0%} of the tokens{then}; {kind}"
 
 
 def _scores(trained: Checkpoint, scored: dict[str, Any] | None) -> str:

@@ -1,5 +1,6 @@
 """What is added to the word embeddings: learned positions and token types. No layer norm here."""
 
+import torch
 from torch import Tensor, nn
 
 from mlm.batch import MicroBatch
@@ -36,6 +37,8 @@ class PositionEmbeddings(nn.Module):
     def forward(self, words: Tensor, batch: MicroBatch) -> Tensor:
         """words: (micro_batch, seq_len, hidden_size) of `batch.inputs`; the same shape out."""
         positions = position_ids(batch.inputs, self.pad)
+        if batch.begins is not None:  # each document has the positions that it has alone
+            positions = torch.where(positions > self.pad, positions - batch.begins, positions)
         return self.add(words, positions, batch.token_type_ids, batch.dropout_key)
 
     def add(

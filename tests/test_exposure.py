@@ -1,0 +1,103 @@
+"""What a run has seen, against counting one sample after another."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launch.cli import main
+from mlm.audit import Audit
+from mlm.data import shards, tars
+from mlm.data.exposure import Document, Exposure
+from mlm.data.index import Index
+from mlm.data.mix import Mix
+from mlm.data.order import SampleOrder
+from mlm.data.reader import TokenReader
+from tests.test_audit import STEPS, whole
+from tests.text_fixtures import corpus, tokenizer
+
+__all__ = ["whole"]  # fixtures
+
+BATCH, SIZE = 8, 15
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory) -> TokenReader:
+    out = tmp_path_factory.mktemp("exposure") / "shards"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tars, "SAMPLE_IDS", 350)
+        patch.setattr(tars, "SHARD_SAMPLES", 2)
+        shards.write(corpus(), tokenizer(), out, workers=1)
+    return TokenReader(Index.open(out))
+
+
+def order_of(reader: TokenReader, alpha: float) -> SampleOrder:
+    tokens = reader.index.train_tokens
+    mix = Mix(tokens, [(0, alpha)])
+    return SampleOrder(tokens, reader.index.languages, SIZE + 1, mix, 3)
+
+
+def counted(reader, order, steps, left_out, bad) -> list[np.ndarray]:
+    """How often each token of each language was seen, by going through all samples."""
+    index = reader.index
+    firsts = index.first_tokens("train")
+    seen = [np.zeros(tokens, int) for tokens in index.train_tokens]
+    shard_of = np.repeat(index.samples["shard"], index.samples["tokens"])
+    for step in range(steps):
+        if step in left_out:
+            continue
+        languages, blocks = order.samples(np.arange(step * BATCH, (step + 1) * BATCH))
+        for language, block in zip(languages.tolist(), blocks.tolist(), strict=True):
+            place = slice(block * SIZE, (block + 1) * SIZE)
+            read = shard_of[firsts[language] + place.start : firsts[language] + place.stop]
+            if not any(bad.get(row, steps) <= step for row in set(read.tolist())):
+                seen[language][place] += 1
+    return seen
+
+
+@given(
+    alpha=st.floats(0, 1),
+    steps=st.integers(1, 120),
+    left_out=st.sets(st.integers(0, 130), max_size=4),
+    bad=st.dictionaries(st.integers(0, 9), st.integers(0, 130), max_size=3),
+)
+@settings(max_examples=25, deadline=None)
+def test_blocks_samples_and_documents_are_those_of_all_samples(reader, alpha, steps, left_out, bad):
+    index, order = reader.index, order_of(reader, alpha)
+    trained = [row for row in range(len(index.shards)) if index.split_of(row)[1] == "train"]
+    bad = {trained[row % len(trained)]: step for row, step in bad.items()}
+    exposure = Exposure(order, reader, BATCH, steps, left_out, bad)
+    seen = counted(reader, order, steps, left_out, bad)
+    assert exposure.samples().tolist() == [int(tokens.sum()) // SIZE for tokens in seen]
+    for language, tokens in enumerate(seen):
+        blocks = tokens[: len(tokens) // SIZE * SIZE].reshape(-1, SIZE)
+        assert (blocks == blocks[:, :1]).all()
+        assert exposure.blocks(language).tolist() == blocks[:, 0].tolist()
+        ids, start = reader.read("train", language, 0, len(tokens)), 0
+        for document in exposure.documents(language):
+            end = start + document.tokens
+            assert (ids[start : end - 1] != 2).all()
+            assert ids[end - 1] == 2
+            own = tokens[start:end]
+            assert document == Document(start, end - start, own.min(), own.max())
+            start = end
+        assert start == len(ids)
+
+
+@pytest.mark.ranks
+def test_an_audit_writes_a_line_for_each_document(whole, tmp_path, capsys):
+    out = tmp_path / "documents.jsonl"
+    assert main(["audit", str(whole), f"documents={out}"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    audit = Audit(whole)
+    totals = audit.index.totals["train"]
+    for language, name in enumerate(audit.index.languages):
+        own = [row for row in rows if row["language"] == name]
+        assert [row["document"] for row in own] == list(range(totals[language].documents))
+        assert sum(row["tokens"] for row in own) == totals[language].tokens
+    seen = sum(row["most"] > 0 for row in rows)
+    assert 0 < seen < len(rows) or STEPS > 100
+    said = capsys.readouterr().out
+    assert f"The run has seen {seen:,} of {len(rows):,} documents" in said
