@@ -10,7 +10,7 @@ of its own and over whole epochs. Medians, least and most, and ratios to the lim
 The peers need not be in the environment of the project. One for all but the last, and one for that:
 
     python -m venv peers
-    peers/bin/pip install torch==2.13.0 webdataset datasets 'numpy<2.2'
+    peers/bin/pip install torch==2.13.0 webdataset datasets
     peers/bin/pip install --no-deps litdata  # asks for torchvision, and does not use it here
     peers/bin/pip install lightning-utilities filelock boto3 requests tifffile obstore
     python -m venv streaming  # its limits on numpy and transformers are not those of the others
@@ -33,8 +33,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mlm.data.index import SAMPLE_FIELDS, SHARD, Totals, write_index
 from mlm.data.mix import ROUND, shares
@@ -42,6 +41,7 @@ from mlm.data.tars import TokenTars
 from mlm.text.ids import BOS, EOS, FIRST_PIECE
 from tests.bench.data_contenders import CONTENDERS, SEQ_LEN
 
+ROOT = Path(__file__).resolve().parents[2]
 PROGRAM, VOCAB = Path(__file__).with_name("data_contenders.py"), 250002
 LIMIT, OURS = "memmap", "ours"
 FIND = "import sys, importlib.metadata as m; m.version(sys.argv[1])"

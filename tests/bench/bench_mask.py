@@ -5,10 +5,11 @@
 All mask the same rows of 512 ids at 15 %, 80/10/10, on one thread. The collator is called in each
 way that its documentation has: rows alone, and rows with the `special_tokens_mask` that it asks for
 for speed (made beforehand, outside of the time), as lists or as arrays, to torch and to numpy; and
-as transformers' run_mlm.py does, lists with an attention mask and `special_tokens_mask`. It draws each token by itself, and so another number in each row; ours draws exactly 77 of each row,
-keyed by the row, and also gives the list of positions and targets that the model's head runs on.
-The limit is what no masking can leave out: one vectorised draw of numpy for every token, and the
-replacement of those that it hits.
+as transformers' run_mlm.py does, lists with an attention mask and `special_tokens_mask`. It draws
+each token by itself, and so another number in each row; ours draws exactly 77 of each row, keyed by
+the row, and also gives the positions and targets that the model's head runs on. The limit is what
+no masking can leave out: one vectorised draw of numpy for every token, and the replacement of those
+that it hits.
 
 Tokens per CPU second, medians of the rounds with least and most; rounds alternate A B C A B C ...,
 and a ratio is taken round by round.
