@@ -16,14 +16,13 @@ _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 def bits(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
     """64 uniform bits, uint64, for each pair of a key and a counter, both uint64 and broadcast."""
-    z = counters + np.uint64(1)
-    z = z * _GAMMA + keys
-    z ^= z >> np.uint64(30)
-    z *= _FIRST
-    z ^= z >> np.uint64(27)
-    z *= _SECOND
-    z ^= z >> np.uint64(31)
-    return z
+    z = (counters + np.uint64(1)) * _GAMMA + keys
+    shifted = z >> np.uint64(30)
+    for shift, factor in ((27, _FIRST), (31, _SECOND)):
+        z = np.bitwise_xor(z, shifted, out=z)
+        z = np.multiply(z, factor, out=z)
+        shifted = np.right_shift(z, np.uint64(shift), out=shifted)
+    return np.bitwise_xor(z, shifted, out=z)
 
 
 def chained(key: int, number: int) -> int:

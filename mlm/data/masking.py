@@ -21,7 +21,7 @@ Kind = Literal["token", "word", "span"]
 
 _NEVER = np.uint32((1 << 32) - 1)  # the score of what is no target
 _LOW, _HALF = np.uint64((1 << 32) - 1), np.uint64(32)
-_MASKED, _REPLACED = (np.uint64(int(part * 2**32)) for part in (0.8, 0.9))
+_MASKED, _REPLACED = (np.uint64(int(part * 2**32) << 32) for part in (0.8, 0.9))
 _PLACES, _GROUPS = np.uint64(1 << 32), np.uint64(1 << 33)  # counters of draws of their own
 
 
@@ -80,27 +80,29 @@ class Masking:
         only where fewer can be masked; with words fewer by less than a word.
         """
         seq_len, keys = ids.shape[1], np.asarray(keys, np.uint64)[:, None]
-        possible = maskable(ids, self.mask_id)
+        possible, lengths = maskable(ids, self.mask_id), np.asarray(lengths)
         if not (lengths == seq_len).all():
-            possible &= np.arange(seq_len) < np.asarray(lengths)[:, None]
+            possible &= np.arange(seq_len) < lengths[:, None]
         scores = np.where(possible, self._scores(ids, keys), _NEVER)
-        share = np.floor(self.ratio_at(step) * np.asarray(lengths) + 0.5).astype(np.int64)
-        counts = np.minimum(np.maximum(1, share), possible.sum(axis=1))
-        chosen = _smallest(scores, counts, whole=self.kind == "word")
-        flat = np.flatnonzero(chosen)
-        found = ids.ravel()[flat]
-        rows, places = np.divmod(flat, seq_len)
-        masked_ids = ids.copy()
-        shown = self._shown(found, scores.ravel()[flat], places, keys[rows, 0])
-        masked_ids.ravel()[flat] = shown
-        shape = len(ids), self.positions(seq_len)
-        positions, targets = np.zeros(shape, np.int64), np.full(shape, IGNORED, np.int64)
-        if len(flat) == positions.size:  # every slot has its target
-            positions[:], targets[:] = places.reshape(shape), found.reshape(shape)
+        share = np.floor(self.ratio_at(step) * lengths + 0.5).astype(np.int64)
+        counts = np.maximum(1, share)
+        masked_ids, width = ids.copy(), self.positions(seq_len)
+        positions = np.zeros((len(ids), width), np.int64)
+        targets = np.full(positions.shape, IGNORED, np.int64)
+        flat = _as_many(scores, counts)
+        if flat is not None:
+            places = flat - np.arange(0, ids.size, seq_len)[:, None]
+            slots: tuple = np.s_[:, : flat.shape[1]]
         else:
-            counts = chosen.sum(axis=1)
-            slots = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
-            positions[rows, slots], targets[rows, slots] = places, found
+            counts = np.minimum(counts, possible.sum(axis=1))
+            chosen = _smallest(scores, counts, whole=self.kind == "word")
+            flat, counts = np.flatnonzero(chosen), chosen.sum(axis=1)
+            rows, places = np.divmod(flat, seq_len)
+            slots = rows, np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
+            keys = keys[rows, 0]
+        found = ids.ravel()[flat]
+        masked_ids.ravel()[flat] = self._shown(found, scores.ravel()[flat], places, keys)
+        positions[slots], targets[slots] = places, found
         return masked_ids, positions, targets
 
     def _scores(self, ids: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -134,8 +136,8 @@ class Masking:
         """What stands at the masked positions: `<mask>`, a random piece, or the token itself."""
         drawn = bits(keys, places.astype(np.uint64) + _PLACES)
         fate = drawn if self.kind == "token" else bits(keys, scores.astype(np.uint64) + _GROUPS)
-        fate = fate >> _HALF
         pieces = np.uint64(self.vocab_size - FIRST_PIECE - 1)  # without <mask>, the last id
+        # The high bits decide the fate, and the low ones the piece.
         random = ((drawn & _LOW) * pieces >> _HALF).astype(np.int64) + FIRST_PIECE
         return np.where(fate < _MASKED, self.mask_id, np.where(fate < _REPLACED, random, targets))
 
@@ -148,6 +150,21 @@ def masked_positions(seq_len: int, ratio: float) -> int:
 def maskable(ids: np.ndarray, mask_id: int) -> np.ndarray:
     """Where ids can be targets: not at `<s>`, `<pad>`, `</s>`, `<mask>`."""
     return (ids > max(BOS, PAD, EOS)) & (ids != mask_id)
+
+
+def _as_many(scores: np.ndarray, counts: np.ndarray) -> np.ndarray | None:
+    """Where, in `scores` as one row, the smallest of each row stand: (rows, count) int64.
+
+    None where rows do not all have as many, or a word or span has to be cut for it.
+    """
+    count = int(counts[0])
+    if (counts != count).any():
+        return None
+    last = np.partition(scores, count - 1, axis=1)[:, count - 1 : count]
+    flat = np.flatnonzero(scores <= last)
+    if len(flat) != count * len(scores) or (last == _NEVER).any():
+        return None
+    return flat.reshape(len(scores), count)
 
 
 def _smallest(scores: np.ndarray, counts: np.ndarray, whole: bool) -> np.ndarray:
