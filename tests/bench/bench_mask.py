@@ -33,6 +33,7 @@ import torch
 import transformers
 
 from mlm.batch import IGNORED
+from mlm.data.draw import bits
 from mlm.data.masking import Masking
 from mlm.text.ids import BOS, EOS, FIRST_PIECE
 from parallel.keys import key
@@ -114,12 +115,13 @@ def one_draw(ids: np.ndarray) -> Callable[[], Any]:
 
 
 def ours(ids: np.ndarray) -> Callable[[], Any]:
-    masking = Masking(RATIO, VOCAB)
-    lengths = np.full(len(ids), SEQ_LEN)
+    """As a run does it: the int32 of the shards, and a key for each sample number."""
+    masking, mask_key = Masking(RATIO, VOCAB), np.uint64(key(1, "mask"))
+    lengths, read = np.full(len(ids), SEQ_LEN), ids.astype(np.int32)
 
     def call() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        keys = np.array([key(1, "mask", number) for number in range(len(ids))])
-        return masking(ids, lengths, keys)
+        keys = bits(mask_key, np.arange(len(ids), dtype=np.uint64))
+        return masking(read, lengths, keys)
 
     return call
 
