@@ -36,8 +36,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mlm.data.index import SAMPLE_FIELDS, SHARD, Totals, write_index
+from mlm.data.journal import Added, Journal
 from mlm.data.mix import ROUND, shares
-from mlm.data.tars import TokenTars
+from mlm.data.tars import Ids, TokenTars
 from mlm.text.ids import BOS, EOS, FIRST_PIECE
 from tests.bench.data_contenders import CONTENDERS, SEQ_LEN
 
@@ -58,14 +59,16 @@ def write(folder: Path, languages: int, rounds: int) -> int:
         ids = random.integers(FIRST_PIECE, VOCAB - 1, (count, SEQ_LEN - 1), dtype=np.int32)
         ids[random.random(ids.shape, np.float32) < 1 / 400] = EOS
         blocks[first : first + count, 1:] = ids
-        with TokenTars(folder / "ours", f"l{n:02d}", "train") as tars:
+        journal = Journal(folder / f"l{n:02d}.jsonl")
+        with TokenTars(folder / "ours", f"l{n:02d}", "train", journal) as tars:
             for part in np.array_split(ids.ravel(), -(-ids.size // (1 << 20))):
-                tars.add([part], [])
+                tars.add(Ids(part, 0, Added(tokens=len(part))))
         streams.append(tars)
         totals[f"l{n:02d}"] = tars.totals, Totals()
         first += count
-    shards, samples = [row for tars in streams for row in tars.shards], []
+    shards, samples = [], []
     for tars in streams:
+        shards += [(*row, np.frombuffer(sha256, np.uint8)) for *row, sha256 in tars.shards]
         rows = np.array(tars.samples, np.int64).T
         done = streams[: streams.index(tars)]
         rows[SAMPLE_FIELDS.index("shard")] += sum(len(one.shards) for one in done)

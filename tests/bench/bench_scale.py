@@ -42,8 +42,9 @@ from mlm.build import training_batches
 from mlm.config import TrainConfig
 from mlm.data.batches import HeldOutBatches, TrainingBatches
 from mlm.data.index import SAMPLE_FIELDS, SHARD, Index, Totals, write_index
+from mlm.data.journal import Added, Journal
 from mlm.data.mix import shares
-from mlm.data.tars import SAMPLE_IDS, TokenTars
+from mlm.data.tars import SAMPLE_IDS, Ids, TokenTars
 
 LANGUAGES, SAMPLES, VOCAB, ROWS = 100, 10, 250002, 8
 POSITIONS = (0, 10**6, 10**9, 10**10)
@@ -55,9 +56,10 @@ def write(folder: Path, shards: int) -> None:
     """The index of so many shards, all of which have the bytes of one tar."""
     folder.mkdir()
     random = np.random.default_rng(0)
-    with TokenTars(folder, "one", "train") as tars:
+    with TokenTars(folder, "one", "train", Journal(folder / "one.jsonl")) as tars:
         for _ in range(SAMPLES):
-            tars.add([random.integers(4, VOCAB - 1, SAMPLE_IDS, dtype=np.int32)], [])
+            ids = random.integers(4, VOCAB - 1, SAMPLE_IDS, dtype=np.int32)
+            tars.add(Ids(ids, 0, Added(tokens=len(ids))))
     (folder / "one-000000.tar").rename(folder / TAR)
     weights = np.geomspace(1, 1000, LANGUAGES)
     totals = {}
@@ -68,7 +70,8 @@ def write(folder: Path, shards: int) -> None:
             for part in (count - held, held)
         )
     rows = np.empty(shards, SHARD)
-    rows[:] = tars.shards[0]
+    *row, sha256 = tars.shards[0]
+    rows[:] = (*row, np.frombuffer(sha256, np.uint8))
     of = np.array(tars.samples, np.int64).T
     samples = np.tile(of, shards)
     samples[SAMPLE_FIELDS.index("shard")] = np.repeat(np.arange(shards), SAMPLES)
