@@ -195,7 +195,7 @@ def test_a_batch_is_shown_as_it_was_seen(whole, capsys):
         assert len(re.findall(r"\[.*?\]", text)) == int((batch.targets[row] >= 0).sum())
         # What is in the brackets stands in the text.
         read = re.sub(r"\[(.*?)(=|:[^\]]*)?\]", r"\1", text).replace("</s>", "")
-        ids = np.empty((1, 31), np.int64)
+        ids = np.empty((1, 31), np.int32)
         TokenReaderOf(audit).gather(
             "train", languages[row : row + 1], blocks[row : row + 1] * 31, ids
         )

@@ -129,7 +129,7 @@ def streams_of(folder) -> dict:
 
 def test_rows_are_gathered_at_once(cut):
     languages, starts = np.array([3, 0, 1, 3]), np.array([0, 150, 99, 777])
-    out = np.zeros((4, 50), np.int64)
+    out = np.zeros((4, 50), np.int32)
     reader_of(cut).gather("train", languages, starts, out)
     for row, language, start in zip(out, languages, starts, strict=True):
         assert np.array_equal(row, streams_of(cut)["train", language][start : start + 50])

@@ -68,7 +68,7 @@ class TrainingBatches:
         samples = (firsts[:, None] + np.arange(size)).ravel()
         languages, blocks = self.order.samples(samples)
         ids = np.full((len(samples), seq_len), BOS, np.int32)
-        self.reader.gather("train", languages, blocks * (seq_len - 1), ids[:, 1:], step)
+        self.reader.gather("train", languages, blocks * (seq_len - 1), ids, 1, step)
         lengths = np.full(len(samples), seq_len, np.int64)
         keys = bits(self._mask_key, samples.astype(np.uint64))
         masked = self.masking(ids, lengths, keys, step)

@@ -78,9 +78,9 @@ def read_ours(rows: int, dtype: type) -> Callable[[str], Epochs]:
             reader = TokenReader(index)
             for first in range(number * total, (number + 1) * total, rows):
                 languages, blocks = order.samples(np.arange(first, first + rows))
-                ids = np.full((rows, SEQ_LEN), BOS, dtype)
-                reader.gather("train", languages, blocks * (SEQ_LEN - 1), ids[:, 1:])
-                yield ids
+                ids = np.full((rows, SEQ_LEN), BOS, np.int32)
+                reader.gather("train", languages, blocks * (SEQ_LEN - 1), ids, 1)
+                yield ids.astype(dtype, copy=False)
 
         return epoch
 
