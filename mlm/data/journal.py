@@ -7,6 +7,7 @@ what was added before it. Documents that straddle the end of the tar lie behind 
 
 import json
 import os
+import sys
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
@@ -46,7 +47,8 @@ class Shard:
 
 
 class Journal:
-    """Of one split. `start` and `added` are the point to go on from; `done`: there is no more."""
+    """Of one split. `start` and `added` are the point to go on from, where `start` lies behind all
+    documents once the split is `done`."""
 
     def __init__(self, path: Path) -> None:
         """Reads what is there; a last line that was cut short is taken away."""
@@ -72,12 +74,12 @@ class Journal:
     def end(self, added: Added) -> None:
         """Marks the split as finished."""
         self._append({"done": True} | _point(added))
-        self.done = True
+        self.start, self.done = sys.maxsize, True
 
     def _take(self, line: dict) -> None:
         self.added = Added(**line["added"])
         if line.get("done"):
-            self.done = True
+            self.start, self.done = sys.maxsize, True
             return
         size, tokens, documents, sha256 = line["shard"]
         row = (size, tokens, documents, bytes.fromhex(sha256))

@@ -1,6 +1,7 @@
 """`mlm shards` against sentencepiece's own batch call, per core, and with more cores.
 
-    python tests/bench/bench_shards.py [--corpus DIR --tokenizer DIR --megabytes 32 --rounds 7]
+    python tests/bench/bench_shards.py [--corpus DIR --tokenizer DIR] [--megabytes 32 --rounds 7]
+        [--scale-megabytes 400 --scale-rounds 2]
 
 The text is that of DIR, or of the sample corpus, repeated up to a size; the tokenizer is DIR's, or
 is trained on it before (20,000 ids, or what it has pieces for). On one core, in CPU seconds of the
@@ -14,11 +15,13 @@ process, three things take turns over the same text:
 
 The ratio is taken round by round and its median is the figure: above 1.00, ours is faster. Then
 `mlm shards` as a whole runs on one core and on more, in seconds of the clock, once with the text as
-one language and once as many; rounds alternate.
+one language and once as many; rounds alternate. Each process that is started takes some seconds
+until it works, which is in these figures.
 """
 
 import argparse
 import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -127,13 +130,15 @@ def compare(text: Text, tokenizer: Tokenizer, holder: Path, rounds: int) -> None
 def scale(title: str, corpus: Path, tokenizer: Tokenizer, holder: Path, rounds: int) -> None:
     """Seconds of the clock of all of `mlm shards`, on one core and on more."""
     cores = len(os.sched_getaffinity(0))
-    counts = sorted({1, 2, cores} - ({2} if cores < 2 else set()))
+    counts = sorted({1, min(2, cores), cores})
     times: dict[int, list[float]] = {count: [] for count in counts}
     for number in range(rounds):
         for count in counts:
             start = time.perf_counter()
-            shards.write(corpus, tokenizer, holder / f"{title} {count} {number}", workers=count)
+            out = holder / f"{title} {count} {number}"
+            shards.write(corpus, tokenizer, out, workers=count)
             times[count].append(time.perf_counter() - start)
+            shutil.rmtree(out)
     for count in counts:
         ratios = sorted(a / b for a, b in zip(times[1], times[count], strict=True))
         print(
@@ -150,6 +155,8 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="its folder; else one is trained")
     parser.add_argument("--megabytes", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--scale-megabytes", type=int, default=400)
+    parser.add_argument("--scale-rounds", type=int, default=2)
     given = parser.parse_args()
     with TemporaryDirectory() as name:
         holder = Path(name)
@@ -157,12 +164,11 @@ def main() -> None:
             vocab = 4000 if given.corpus == sample_corpus() else 20000
             train(given.corpus, holder / "tokenizer", vocab)
         tokenizer = Tokenizer.load(given.tokenizer or holder / "tokenizer")
-        size = given.megabytes * 1_000_000
-        one = repeated(given.corpus, holder / "one", size, one=True)
-        many = repeated(given.corpus, holder / "many", size, one=False)
-        compare(languages(one)["all"], tokenizer, holder, given.rounds)
-        scale("one language", one, tokenizer, holder, max(1, given.rounds // 2))
-        scale("many languages", many, tokenizer, holder, max(1, given.rounds // 2))
+        some = repeated(given.corpus, holder / "some", given.megabytes * 1_000_000, one=True)
+        compare(languages(some)["all"], tokenizer, holder, given.rounds)
+        for title, single in (("one language", True), ("many languages", False)):
+            text = repeated(given.corpus, holder / title, given.scale_megabytes * 1_000_000, single)
+            scale(title, text, tokenizer, holder, given.scale_rounds)
 
 
 if __name__ == "__main__":
