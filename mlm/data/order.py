@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mlm.data.draw import Shuffle, bits, chained, permutation
+from mlm.data.draw import Shuffle, bits, chained, permutation, permutations
 from mlm.data.mix import ROUND, Mix
 from mlm.errors import DataError
 from parallel.keys import key
@@ -99,7 +99,7 @@ class SampleOrder:
         order = permutation(size, key(self._seed, "round", round))
         drawn = np.repeat(np.arange(len(self.languages), dtype=np.int32), quotas)[order]
         blocks = np.empty(size, np.int64)
-        blocks[np.argsort(drawn, kind="stable")] = np.concatenate(
+        blocks[_places_by(drawn)] = np.concatenate(
             [
                 self.drawn_blocks(language, first, count)
                 for language, (first, count) in enumerate(
@@ -116,9 +116,7 @@ class SampleOrder:
         begin, place = divmod(first, total)
         epochs = np.arange(begin, begin + -(-(place + count) // total), dtype=np.uint64)
         keys = bits(bits(np.uint64(self._keys[language]), epochs), np.uint64(0))
-        places = np.arange(total, dtype=np.uint64)
-        blocks = np.argsort(bits(keys[:, None], places), axis=1, kind="stable")
-        return blocks.ravel()[place : place + count]
+        return permutations(total, keys).ravel()[place : place + count]
 
     def _window_at(self, language: int, epoch: int, place: int) -> tuple[int, int]:
         """The window of a place in an epoch, and the place inside it.
@@ -148,6 +146,13 @@ class SampleOrder:
         blocks = blocks[blocks < self.blocks[language]]
         own = chained(chained(self._keys[language], epoch), window)
         return blocks[permutation(len(blocks), own)]
+
+
+def _places_by(drawn: np.ndarray) -> np.ndarray:
+    """The places in a round at which each language was drawn, one language after the other."""
+    places = np.arange(len(drawn), dtype=np.uint64)
+    sorted_ = np.sort(drawn.astype(np.uint64) * np.uint64(ROUND) + places)
+    return (sorted_ % np.uint64(ROUND)).astype(np.int64)
 
 
 def _check_blocks(tokens: Sequence[int], names: Sequence[str], seq_len: int) -> None:
