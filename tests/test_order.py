@@ -106,6 +106,17 @@ def test_a_sample_does_not_depend_on_what_is_asked_with_it(numbers):
         assert (int(alone[0][0]), int(alone[1][0])) == (int(language), int(block))
 
 
+@given(st.integers(0, 10**6), st.lists(st.integers(0, ROUND - 1), min_size=1, max_size=300))
+@settings(max_examples=20, deadline=None)
+def test_a_round_as_a_whole_is_that_of_its_samples_one_by_one(round, places):
+    numbers, whole = round * ROUND + np.array(places), order()
+    singly = whole.samples(numbers)
+    for again in (whole.samples(numbers), whole.samples(round * ROUND + np.arange(ROUND))):
+        assert whole._round.cache_info().currsize == 1
+        picked = [part[places] if len(part) == ROUND else part for part in again]
+        assert all(np.array_equal(a, b) for a, b in zip(singly, picked, strict=True))
+
+
 def test_a_run_is_drawn_by_language_quota_and_epoch():
     whole = order()
     languages, blocks = whole.samples(np.arange(3 * ROUND + 1000))
@@ -138,7 +149,7 @@ def test_far_samples_cost_no_more_and_caches_stay_bounded():
     assert (blocks < whole.blocks[languages]).all()
     for jump in range(20):
         whole.samples(far + jump * 10**7)
-    for cache in (whole._round, whole._chunks, whole._blocks):
+    for cache in (whole._drawn, whole._round, whole._chunks, whole._blocks):
         assert cache.cache_info().currsize <= 6
 
 

@@ -20,6 +20,7 @@ from parallel.keys import key
 
 CHUNK = 512  # blocks, about 1 MiB of ids at 512 tokens
 ROUNDS_KEPT = 4
+FEW = 2048  # samples that are got sooner one by one than with all of their round
 
 
 class SampleOrder:
@@ -44,7 +45,9 @@ class SampleOrder:
         self._window = shuffle_window
         self._keys = [key(seed, "blocks", name) for name in self.languages]
         # A round is made at once, and one or two windows of each language are in use at a time.
+        self._drawn = lru_cache(ROUNDS_KEPT)(self._drawn_in)
         self._round = lru_cache(ROUNDS_KEPT)(self._made_round)
+        self._asked: int | None = None  # the round that was last asked for
         self._chunks = lru_cache(2 * len(self.languages))(self._shuffled_chunks)
         self._blocks = lru_cache(2 * len(self.languages))(self._shuffled_blocks)
 
@@ -55,14 +58,12 @@ class SampleOrder:
         """
         rounds, places = np.divmod(np.asarray(numbers, np.int64), ROUND)
         if len(rounds) and (rounds == rounds[0]).all():
-            drawn, blocks = self._round(int(rounds[0]))
-            return drawn[places], blocks[places]
-        languages, found = np.empty(len(rounds), np.int32), np.empty(len(rounds), np.int64)
+            return self._of_round(int(rounds[0]), places)
+        languages, blocks = np.empty(len(rounds), np.int32), np.empty(len(rounds), np.int64)
         for round in np.unique(rounds).tolist():
             here = rounds == round
-            drawn, blocks = self._round(round)
-            languages[here], found[here] = drawn[places[here]], blocks[places[here]]
-        return languages, found
+            languages[here], blocks[here] = self._of_round(round, places[here])
+        return languages, blocks
 
     def drawn_blocks(self, language: int, first: int, count: int) -> np.ndarray:
         """The blocks of `count` drawings of a language, the first being number `first` of them,
@@ -84,7 +85,7 @@ class SampleOrder:
         round, rest = divmod(samples_done, ROUND)
         counts = self.mix.before(round)
         if rest:
-            drawn, _ = self._round(round)
+            drawn, _ = self._drawn(round)
             counts = counts + np.bincount(drawn[:rest], minlength=len(self.languages))
         return counts
 
@@ -92,13 +93,35 @@ class SampleOrder:
         """Tokens of text in them, without `<s>`; over a language's tokens, its epochs."""
         return self.samples_per_language(samples_done) * (self.seq_len - 1)
 
-    def _made_round(self, round: int) -> tuple[np.ndarray, np.ndarray]:
-        """The language and the block of each sample of a round."""
+    def _of_round(self, round: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Languages and blocks of places in a round."""
+        drawn, draws = self._drawn(round)
+        asked, self._asked = self._asked, round
+        if asked == round or len(places) > FEW:
+            return drawn[places], self._round(round)[places]
+        # Who asks of a round for the first time may not ask again, as an audit does not, and would
+        # pay for all of it.
+        pairs = zip(drawn[places].tolist(), draws[places].tolist(), strict=True)
+        blocks = [int(self.drawn_blocks(language, draw, 1)[0]) for language, draw in pairs]
+        return drawn[places], np.array(blocks, np.int64)
+
+    def _drawn_in(self, round: int) -> tuple[np.ndarray, np.ndarray]:
+        """The language of each sample of a round, and the how manieth of it the sample is, from 0
+        and over the whole run."""
         quotas, before = self.mix.quotas(round), self.mix.before(round)
         size = int(quotas.sum())  # ROUND, but for the last one of a run that ends
         order = permutation(size, key(self._seed, "round", round))
         drawn = np.repeat(np.arange(len(self.languages), dtype=np.int32), quotas)[order]
-        blocks = np.empty(size, np.int64)
+        draws = np.empty(size, np.int64)
+        firsts = np.cumsum(quotas) - quotas
+        draws[_places_by(drawn)] = np.arange(size) + np.repeat(before - firsts, quotas)
+        return drawn, draws
+
+    def _made_round(self, round: int) -> np.ndarray:
+        """The block of each sample of a round."""
+        quotas, before = self.mix.quotas(round), self.mix.before(round)
+        drawn, _ = self._drawn(round)
+        blocks = np.empty(len(drawn), np.int64)
         blocks[_places_by(drawn)] = np.concatenate(
             [
                 self.drawn_blocks(language, first, count)
@@ -107,7 +130,7 @@ class SampleOrder:
                 )
             ]
         )
-        return drawn, blocks
+        return blocks
 
     def _many_epochs(self, language: int, first: int, count: int) -> np.ndarray:
         """`drawn_blocks` of a language that a window holds all of, so small that a round may have
