@@ -40,6 +40,8 @@ def _named(batches: Sequence[MicroBatch]) -> Iterator[tuple[str, Tensor]]:
     for number, batch in enumerate(batches):
         for name in (field.name for field in fields(batch) if field.name != "losses"):
             value = getattr(batch, name)
+            if value is None:
+                continue
             if not isinstance(value, Tensor):
                 kind = torch.float64 if isinstance(value, float) else torch.int64
                 value = torch.tensor(value, dtype=kind)

@@ -268,6 +268,7 @@ class Loop:
         return Exposure(batches.order, batches.reader, batch, done, self.guard.left_out)
 
     def _score(self) -> None:
+        self.dog.at("evaluate")
         scored = evaluate(self.engine, self.parts.heldout, lambda: self.dog.at("evaluate"))
         self.progress.eval_loss = scored.mean
         done = self.progress.step

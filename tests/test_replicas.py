@@ -205,8 +205,12 @@ def after_flips(degrees: tuple[int, int, int, int], flips: list[tuple[int, str]]
     ("degrees", "flips"),
     [
         pytest.param((1, 1, 2, 1), {(1, NORM): (("data",), (0, 1), ())}, marks=pytest.mark.slow),
-        ((1, 1, 3, 1), {(1, QUERY): (("data",), (1,), (0, 2))}),
-        ((2, 1, 1, 1), {(1, NORM): (("tensor",), (0, 1), ()), (1, QUERY): None}),
+        pytest.param((1, 1, 3, 1), {(1, QUERY): (("data",), (1,), (0, 2))}, marks=pytest.mark.slow),
+        pytest.param(
+            (2, 1, 1, 1),
+            {(1, NORM): (("tensor",), (0, 1), ()), (1, QUERY): None},
+            marks=pytest.mark.slow,
+        ),
         ((1, 2, 1, 1), {(1, WORDS): (("pipeline",), (0, 1), ()), (0, NORM): None}),
         (
             (2, 1, 2, 1),
@@ -222,7 +226,7 @@ def after_flips(degrees: tuple[int, int, int, int], flips: list[tuple[int, str]]
         ),
         pytest.param((1, 1, 2, 2), {(0, NORM): (("data",), (0, 1), ())}, marks=pytest.mark.slow),
         ((2, 1, 2, 3), {(2, NORM): (("tensor",), (2, 3), ()), (2, QUERY): None}),
-        ((1, 1, 2, 3), {(1, NORM): None}),
+        pytest.param((1, 1, 2, 3), {(1, NORM): None}, marks=pytest.mark.slow),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )

@@ -26,7 +26,7 @@ def exact(folder: Path) -> list[list]:
     ("parallel", "train"),
     [
         ({"tp": 2, "pp": 2}, {"recompute": True}),
-        ({"dp": 2, "zero": 3}, {}),
+        pytest.param({"dp": 2, "zero": 3}, {}, marks=pytest.mark.slow),
         ({}, {"dtype": "bf16"}),
         pytest.param({}, {}, marks=pytest.mark.slow),
         pytest.param({"dp": 2, "zero": 2}, {}, marks=pytest.mark.slow),
@@ -130,7 +130,14 @@ def cut(victim: Path) -> None:
     victim.write_bytes(victim.read_bytes()[:-7])
 
 
-@pytest.mark.parametrize("damage", [flip, cut, Path.unlink], ids=["bit", "truncated", "deleted"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(flip, id="bit"),
+        pytest.param(cut, id="truncated", marks=pytest.mark.slow),
+        pytest.param(Path.unlink, id="deleted", marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capfd):
     made = config(parallel={"tp": 2})
     run(tmp_path, made)

@@ -37,7 +37,11 @@ def torchrun(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
     ("arguments", "sentence"),
     [
         (["data.corpus=sample"], "mlm: data.corpus=sample is prepared by one process, and 2 were"),
-        (["data.shards=x", "parallel.tp=4"], "mlm: 2 processes were started, but parallel.tp=4"),
+        pytest.param(
+            ["data.shards=x", "parallel.tp=4"],
+            "mlm: 2 processes were started, but parallel.tp=4",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_an_error_under_torchrun_is_told_once(arguments, sentence, tmp_path):

@@ -89,6 +89,7 @@ def test_a_rank_reads_its_slices_only(tmp_path):
     assert max(found) < 0.4 * whole
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_layouts_go_on_alike_and_a_resumed_run_needs_the_weights_no_more(tmp_path):
     source = source_of(tmp_path / "source")
@@ -154,6 +155,7 @@ def test_the_head_of_another_class_is_new(head, tmp_path):
         assert (own is None) == name.startswith("lm_head.")
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_the_command_line_from_a_folder_to_a_folder(tmp_path):
     """import, train, train on without the source, export: each a process of its own."""
