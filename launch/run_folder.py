@@ -45,6 +45,8 @@ FREE_SETTINGS = (
     "data.tokenizer",
     "data.cache",
     "data.cache_gb",
+    "data.on_bad_shard",
+    "data.max_bad_shards",
     "data.workers",
 )
 BY_LANGUAGE = ("data.weights", "data.max_epochs_of")  # values that are dicts

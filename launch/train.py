@@ -15,13 +15,17 @@ from parallel.layout import Layout, LayoutError
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to be started: its folder is made and locked by the open `log`."""
+    """A run that is ready to be started: its folder is made and locked by the open `log`.
+
+    shards: where they are; skip: whether bad ones are left out
+    """
 
     folder: Path
     config_path: Path
     layout: Layout
     log: IO[bytes]
     shards: str
+    skip: bool
 
 
 class Stopped(KeyboardInterrupt):
@@ -39,7 +43,7 @@ def train(composed: Composed) -> float | None:
     with run.log:
         command = local.torchrun(run.config_path, run.layout.world_size)
         left = local.run(command, run.folder, local.environment(run.layout.world_size), run.log)
-    left = explained(left, run.shards)
+    left = explained(left, run.folder, run.shards, run.skip)
     if left.code == REQUEUE and composed.sweep:
         raise Stopped(left.sentence)
     return local.finish(left, run.folder)
@@ -83,23 +87,34 @@ def ready(composed: Composed, processes: int | None = None) -> Run:
     path = run_folder.write(folder.resolve(), config, composed.overrides, hashes)
     for sentence in said:
         print(sentence, flush=True)
-    return Run(folder, path, layout, log, str(config.data.shards))
+    skip = config.data.on_bad_shard == "skip"
+    return Run(folder, path, layout, log, str(config.data.shards), skip)
 
 
-def explained(left: local.Outcome, shards: str) -> local.Outcome:
+def explained(left: local.Outcome, folder: Path, shards: str, skip: bool) -> local.Outcome:
     """The outcome; of a rank that died because a shard that it had mapped was cut, or lost its
     disk, that: the system ends such a rank before it can say so."""
     from mlm.data.index import Index
     from mlm.data.remote_files import is_url
+    from mlm.incidents import read_incidents, shards_left_out
+    from mlm.outcome import write_outcome
 
     # The others may have said that they lost it. What is remote is mapped from whole copies.
     if left.code != FAILED or is_url(shards):
         return left
+    known = shards_left_out(read_incidents(folder))
     try:
-        bad = next(Index.open(Path(shards)).bad_shards(), None)
+        found = (bad for bad in Index.open(Path(shards)).bad_shards() if bad.shard not in known)
+        bad = next(found, None)
     except UserError as error:
-        return local.Outcome(error.code, str(error))
-    return left if bad is None else local.Outcome(bad.code, str(bad))
+        bad = error
+    if bad is None:
+        return left
+    sentence = str(bad)
+    if skip:
+        sentence = f"{sentence.rpartition('; ')[0]}; start the run again, which leaves it out"
+    write_outcome(folder, bad.code, sentence, left.step, left.eval_loss)
+    return local.Outcome(bad.code, sentence, left.step, left.eval_loss)
 
 
 def _with_data(

@@ -48,7 +48,7 @@ def shards(composed: Composed) -> None:
     held_out = sum(index.heldout_tokens)
     print(
         f"Shards of {len(index.languages)} languages are in {out}: {sum(index.train_tokens):,} "
-        f"tokens to train on, {held_out:,} held out"
+        f"tokens to train on, {held_out:,} held out ({', '.join(index.languages)})"
     )
 
 

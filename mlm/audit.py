@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlm import checkpoint
 from mlm.build import training_batches
 from mlm.config import TrainConfig, load
 from mlm.data.exposure import Exposure
-from mlm.data.ledger import read_ledger
+from mlm.data.ledger import LEDGER, read_ledger
 from mlm.data.remote import open_index
 from mlm.errors import DataError, UserError
 from mlm.incidents import read_incidents, shards_left_out, steps_left_out
@@ -57,8 +58,7 @@ class Audit:
         self.batches = training_batches(self.config, self.index, self.batch)
         self.order = self.batches.order
         self.ledger = read_ledger(run)
-        if not len(self.ledger):
-            raise UserError(f"{run} has no ledger, since it has made no step; train it first")
+        self._check_ledger()
         # What a later start is to leave out has not been reached.
         incidents = read_incidents(run)
         self.bad_shards = shards_left_out(incidents)
@@ -75,6 +75,17 @@ class Audit:
             self.batches.reader.left_out,
         )
 
+    def _check_ledger(self) -> None:
+        saved = checkpoint.newest(self.run)
+        steps = 0 if saved is None else checkpoint.read_manifest(saved).step
+        if len(self.ledger) < steps:
+            raise DataError(
+                f"the ledger of {self.run} has {len(self.ledger)} steps, and {saved} is of step "
+                f"{steps}; put {LEDGER} back as the run has left it"
+            )
+        if not len(self.ledger):
+            raise UserError(f"{self.run} has no ledger, since it has made no step; train it first")
+
     def seen(self) -> list[Seen]:
         """What the run has seen, in the order of languages; its cost does not grow with the run."""
         size = self.order.seq_len - 1
@@ -90,6 +101,10 @@ class Audit:
 
     def write_documents(self, out: Path, console: Console) -> None:
         """Writes a line of JSON per training document: how often the run has seen it."""
+        if out.exists():
+            raise UserError(
+                f"documents={out} is there already, and nothing is written over; give another file"
+            )
         size, tokens = self.order.seq_len - 1, sum(self.index.train_tokens)
         done = seen = count = 0
         try:

@@ -22,12 +22,14 @@ class BadShards:
         """
         if not self._skip:
             raise bad
-        self._incidents.bad_shard(step, bad.shard, bad.offset, str(bad))
-        self._reader.leave_out(bad.shard, step)
-        count = len(shards_left_out(self._incidents.rows))
+        count = len({bad.shard, *shards_left_out(self._incidents.rows)})
+        # Not one that the run does not go on without: it may be whole at the next start.
         if count > self._most:
             raise DataError(
                 f"{count} shards are bad, and data.max_bad_shards={self._most} may be left out; "
                 f"the last is {bad.shard} at byte {bad.offset}; copy it again, or allow more"
             )
-        return f"Left out from step {step + 1} on, {count} by now: {bad}"
+        why = str(bad).rpartition("; ")[0]  # without the remedy
+        self._incidents.bad_shard(step, bad.shard, bad.offset, why)
+        self._reader.leave_out(bad.shard, step)
+        return f"Left out from step {step + 1} on, {count} by now: {why}"

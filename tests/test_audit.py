@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -261,3 +262,23 @@ def test_another_order_or_another_mask_is_another_ledger(changed, whole, tmp_pat
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_dict(made(**changed))))
     assert Audit(tmp_path).wrong(np.arange(STEPS)) == list(range(STEPS))
+
+
+@pytest.mark.ranks
+def test_a_ledger_that_has_lost_steps_is_refused(whole, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    os.truncate(folder / "ledger.bin", 8 * 5 + 3)
+    with pytest.raises(DataError, match=r"has 5 steps, and .*step-00000012 is of step 12; put"):
+        Audit(folder)
+    (folder / "ledger.bin").unlink()
+    with pytest.raises(DataError, match=r"has 0 steps, and .* is of step 12; put ledger.bin back"):
+        Audit(folder)
+
+
+@pytest.mark.ranks
+def test_no_file_is_written_over(whole, tmp_path, capsys):
+    (tmp_path / "kept").write_text("mine")
+    assert main(["audit", str(whole), f"documents={tmp_path / 'kept'}"]) == UserError.code
+    assert "is there already, and nothing is written over" in capsys.readouterr().err
+    assert (tmp_path / "kept").read_text() == "mine"

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from launch import local
+from launch.train import explained
 from mlm.audit import Audit
 from mlm.batch import IGNORED
 from mlm.build import training_batches
@@ -15,7 +17,7 @@ from mlm.data import shards, tars
 from mlm.data.index import Index
 from mlm.data.ledger import read_ledger
 from mlm.data.reader import TokenReader
-from mlm.errors import DATA, DONE, BadShard, DataError
+from mlm.errors import DATA, DONE, FAILED, BadShard, DataError
 from mlm.incidents import BAD_SHARD, read_incidents
 from mlm.prepare import check_data
 from tests.text_fixtures import corpus, tokenizer
@@ -178,21 +180,6 @@ def test_a_bad_shard_is_left_out_by_all_ranks_alike(folder, good, tmp_path, faul
     assert len(read_incidents(tmp_path / "four")) == 1
 
 
-@pytest.mark.ranks
-def test_more_bad_shards_than_may_be_end_the_run(folder, tmp_path):
-    names = sorted(path.name for path in folder.glob("*.tar") if "heldout" not in path.name)
-    for name in names:
-        flipped(folder, name) if place_has_two(folder, name) else gone(folder, name)
-    outcome = run(tmp_path / "run", made(folder, on_bad_shard="skip", max_bad_shards=2))
-    assert outcome["code"] == DATA
-    assert outcome["sentence"].startswith("3 shards are bad, and data.max_bad_shards=2 may be")
-
-
-def place_has_two(folder: Path, shard: str) -> bool:
-    index = Index.open(folder)
-    return int((index.samples["shard"] == index.shard_row(shard)).sum()) == 2
-
-
 def test_a_name_has_its_row_and_others_have_none(good):
     index = Index.open(good)
     for row in range(len(index.shards)):
@@ -232,3 +219,77 @@ def test_shards_that_are_written_again_while_a_run_starts_are_refused(folder, tm
     assert outcome["code"] == DATA
     assert "was written again while" in outcome["sentence"]
     assert "(its index was 000000000000, and is" in outcome["sentence"]
+
+
+@pytest.mark.ranks
+def test_a_limit_holds_at_every_start_and_forgets_what_was_mended(folder, good, tmp_path):
+    names = sorted(path.name for path in folder.glob("*.tar") if "heldout" not in path.name)
+    for name in names:
+        gone(folder, name)
+    settings = made(folder, on_bad_shard="skip", max_bad_shards=2)
+    for _ in range(2):
+        outcome = run(tmp_path / "run", settings)
+        assert outcome["code"] == DATA
+        assert outcome["sentence"].startswith("3 shards are bad")
+        assert len(read_incidents(tmp_path / "run")) == 2
+    for name in names:
+        shutil.copyfile(good / name, folder / name)
+    assert run(tmp_path / "run", settings)["code"] == DONE
+    assert len(read_incidents(tmp_path / "run")) == 2
+
+
+def test_rows_that_touch_a_shard_are_left_out_from_its_step_on(folder):
+    made = TokenReader(Index.open(folder))
+    index = made.index
+    language = max(range(len(index.languages)), key=lambda n: index.train_tokens[n])
+    own = [r for r in range(len(index.shards)) if index.split_of(r) == (language, "train")]
+    made.leave_out(index.shard_name(own[1]), 7)
+    made.leave_out(index.shard_name(own[1]), 5)
+    made.leave_out(index.shard_name(own[1]), 9)
+    first = 1400  # where it begins, in the language; it has 1400 ids
+    starts = np.array([0, first - 31, first - 30, first, first + 1399, first + 1400])
+    gone = [False, False, True, True, True, False]
+    for step, expected in ((4, [False] * 6), (5, gone), (6, gone)):
+        out = np.full((6, 32), 5, np.int32)
+        made.gather("train", np.full(6, language), starts, out, 1, step)
+        assert (out[:, 0] == 5).all()
+        assert (out[:, 1:] == 0).all(axis=1).tolist() == expected
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_rank_that_died_of_its_shard_is_explained(damaged, folder, tmp_path):
+    name = sorted(path.name for path in folder.glob("*.tar"))[0]
+    if damaged:
+        (folder / name).write_bytes(b"")
+    died = local.Outcome(FAILED, "a rank died")
+    left = explained(died, tmp_path, str(folder), skip=False)
+    assert (left.code, name in left.sentence) == ((DATA, True) if damaged else (FAILED, False))
+    assert (tmp_path / "outcome.json").exists() == damaged
+    done = local.Outcome(0, None)
+    assert explained(done, tmp_path, str(folder), skip=False) is done
+    again = explained(died, tmp_path, str(folder), skip=True)
+    assert damaged == again.sentence.endswith("; start the run again, which leaves it out")
+    # One that is left out already is not what a rank died of.
+    row = json.dumps({"what": BAD_SHARD, "step": 1, "shard": name})
+    (tmp_path / "incidents.jsonl").write_text(row + "\n")
+    assert explained(died, tmp_path, str(folder), skip=True) is died
+
+
+def test_ids_that_are_changed_after_they_were_read_are_noticed(folder):
+    shard = first_shard(folder)
+    index, _, offset = place_of(folder, shard, 1)
+    reader, language = TokenReader(index), index.split_of(index.shard_row(shard))[0]
+    reader.read("train", language, 0, 1400)
+    write_ids(folder, shard, offset + 400, [index.vocab_size + 5])
+    with pytest.raises(BadShard, match=rf"{shard} .* is bad at byte {offset}: the ids there"):
+        reader.read("train", language, 0, 1400)
+
+
+def test_a_held_out_shard_is_not_said_to_be_skipped(folder):
+    shard = sorted(path.name for path in folder.glob("*.heldout-*.tar"))[0]
+    index, _, offset = place_of(folder, shard)
+    write_ids(folder, shard, offset, [7, 8, 9])
+    language = index.split_of(index.shard_row(shard))[0]
+    with pytest.raises(BadShard) as found:
+        TokenReader(index).read("heldout", language, 0, 5)
+    assert "skip" not in str(found.value)

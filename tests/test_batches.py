@@ -9,9 +9,11 @@ import torch
 from mlm.batch import IGNORED, MicroBatch
 from mlm.data import shards
 from mlm.data.batches import HeldOutBatches, TrainingBatches
+from mlm.data.draw import bits
 from mlm.data.entropy import unigram_entropy
 from mlm.data.heldout import PURPOSE
 from mlm.data.index import Index
+from mlm.data.ledger import row_digests, total
 from mlm.data.masking import Masking
 from mlm.data.mix import Mix
 from mlm.data.order import SampleOrder
@@ -19,6 +21,7 @@ from mlm.data.prefetch import Prefetcher
 from mlm.data.reader import TokenReader
 from mlm.errors import DataError
 from mlm.text.hashing import text_hash
+from parallel.keys import key
 from tests.test_shards import webdataset_ids
 from tests.text_fixtures import LANGUAGES, paragraphs, shards_folder, tokenizer
 
@@ -277,3 +280,47 @@ def test_closing_ends_the_thread():
     ahead.next()
     ahead.close()
     assert threading.active_count() == before
+
+
+def test_masks_are_those_of_the_sample_number_the_seed_and_the_step(reader):
+    masking = Masking(0.15, 400, ((4, 0.15), (5, 0.4)))
+    for seed in (1, 2):
+        made = training(reader, seed=seed)
+        made.masking = masking
+        for step in (0, 4, 5, 1000):
+            batch = made.micro_batch(step, 1)
+            numbers = step * 16 + 4 + np.arange(4)
+            languages, blocks = made.order.samples(numbers)
+            ids = np.zeros((4, SEQ_LEN), np.int32)
+            made.reader.gather("train", languages, blocks * (SEQ_LEN - 1), ids, 1)
+            keys = bits(np.uint64(key(seed, "mask")), numbers.astype(np.uint64))
+            masked, positions, targets = masking(ids, np.full(4, SEQ_LEN), keys, step)
+            assert np.array_equal(batch.input_ids.numpy(), masked)
+            assert np.array_equal(batch.positions.numpy(), positions)
+            assert batch.masked_tokens == 4 * (5 if step < 5 else 13)
+            assert batch.digest == total(row_digests(numbers, masked, positions, targets))
+
+
+def test_masks_of_held_out_blocks_are_of_single_tokens_and_keyed_by_language_and_block(reader):
+    trained = Masking(0.15, 400, ((0, 0.5),), "span")
+    for blocks in (0, 2):
+        made = HeldOutBatches(reader, trained, SEQ_LEN, 4, blocks)
+        for k in range(len(made)):
+            batch = made.micro_batch(k)
+            for at, row in enumerate(range(4 * k, min(4 * k + 4, len(made.languages)))):
+                ids = np.full((1, SEQ_LEN), 1, np.int32)
+                length = int(made.tokens[row]) + 1
+                ids[0, 0], ids[0, 1:length] = 0, made.block(row)
+                name = reader.index.languages[made.languages[row]]
+                own = np.array([key("evaluation", name, int(made.blocks[row]))], np.uint64)
+                masked, positions, _ = MASKING(ids, np.array([length]), own)
+                assert batch.input_ids[at].tolist() == masked[0].tolist()
+                assert batch.positions[at, : positions.shape[1]].tolist() == positions[0].tolist()
+                assert batch.positions.shape[1] == 16
+
+
+def test_a_micro_batch_may_be_larger_than_what_is_made_at_once(reader):
+    order = training(reader).order
+    whole = TrainingBatches(reader, order, MASKING, 1, 96, 96).micro_batch(0, 0)
+    small = TrainingBatches(reader, order, MASKING, 1, 32, 96).of_step(0, [0, 1, 2])
+    assert torch.equal(whole.input_ids, torch.cat([one.input_ids for one in small]))

@@ -1,6 +1,7 @@
 """What a run has seen, against counting one sample after another."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -101,3 +102,37 @@ def test_an_audit_writes_a_line_for_each_document(whole, tmp_path, capsys):
     assert 0 < seen < len(rows) or STEPS > 100
     said = capsys.readouterr().out
     assert f"The run has seen {seen:,} of {len(rows):,} documents" in said
+
+
+def test_left_out_steps_and_shards_that_meet(reader):
+    index, order = reader.index, order_of(reader, 0.3)
+    language = max(range(len(index.languages)), key=lambda n: index.train_tokens[n])
+    own = [r for r in range(len(index.shards)) if index.split_of(r) == (language, "train")]
+    cases = [(range(0), {own[0]: a, own[1]: b}) for a, b in ((3, 90), (90, 3))]
+    cases += [({40}, dict.fromkeys(own[:-1], 40)), ({40}, dict.fromkeys(own[:-1], 41))]
+    for left_out, bad in cases:
+        exposure = Exposure(order, reader, BATCH, 120, left_out, bad)
+        seen = counted(reader, order, 120, left_out, bad)[language]
+        blocks = seen[: len(seen) // SIZE * SIZE].reshape(-1, SIZE)
+        assert exposure.blocks(language).tolist() == blocks[:, 0].tolist()
+
+
+def test_documents_of_a_shard_that_is_left_out_are_listed_where_they_can_be_read(reader, tmp_path):
+    folder = shutil.copytree(reader.index.folder, tmp_path / "shards")
+    own, order = TokenReader(Index.open(folder)), order_of(reader, 0.3)
+    index, language = own.index, 0
+    rows = [r for r in range(len(index.shards)) if index.split_of(r) == (language, "train")]
+    expected = list(Exposure(order, own, BATCH, 5).documents(language))
+    own.leave_out(index.shard_name(rows[1]), 0)
+    left = Exposure(order, own, BATCH, 5, (), own.left_out)
+    places = [(one.start, one.tokens) for one in expected]
+    assert [(one.start, one.tokens) for one in left.documents(language)] == places
+    index.shard_path(rows[1]).unlink()
+    fresh = TokenReader(Index.open(folder))
+    found = list(Exposure(order, fresh, BATCH, 5, (), {rows[1]: 0}).documents(language))
+    gap = range(700, 1400)  # tokens of the shard
+    whole = [p for p in places if p[0] + p[1] <= gap.start or p[0] >= gap.stop]
+    assert set(whole) < {(one.start, one.tokens) for one in found}
+    cut = [one for one in found if (one.start, one.tokens) not in places]
+    assert [one.start + one.tokens for one in cut if one.start < gap.start] == [gap.start]
+    assert [one.start for one in cut if one.start >= gap.start] == [gap.stop]

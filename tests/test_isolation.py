@@ -14,6 +14,7 @@ from mlm.data.masking import Masking
 from mlm.data.mix import Mix
 from mlm.data.order import SampleOrder
 from mlm.data.reader import TokenReader
+from mlm.model.embeddings import PositionEmbeddings
 from tests.test_model import CONFIG, pretrained, reference
 from tests.text_fixtures import shards_folder
 from tests.training_fixtures import config, metrics, run
@@ -123,3 +124,16 @@ def test_layouts_agree(tmp_path):
     for a, b in zip(*rows, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_padding_beside_isolated_documents_keeps_its_own_position():
+    made = batches()
+    blocks = HeldOutBatches(made.reader, made.masking, SEQ_LEN, 4, 0, isolated=True)
+    found = (blocks.micro_batch(k) for k in range(len(blocks)))
+    batch = next(one for one in found if (one.input_ids == 1).any())
+    shape = replace(PLAIN, vocab_size=512, max_position_embeddings=SEQ_LEN + 2)
+    embedded = PositionEmbeddings(shape).eval()
+    x = embedded(torch.zeros(4, SEQ_LEN, shape.hidden_size), batch)
+    pads = batch.input_ids == 1
+    expected = embedded.position_embeddings.weight[1] + embedded.token_type_embeddings.weight[0]
+    assert torch.equal(x[pads], expected.expand(int(pads.sum()), -1))

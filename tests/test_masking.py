@@ -258,3 +258,38 @@ def test_the_ratio_follows_its_schedule_and_rows_have_room_for_the_most():
 def test_mistakes_are_one_sentence(data, said):
     with pytest.raises(UserError, match=said):
         config(data=data)
+
+
+def test_the_step_of_a_call_is_that_of_the_schedule():
+    masking = Masking(0.2, VOCAB, schedule=((10, 0.2), (11, 0.4)))
+    ids, lengths, keys = rows(seq_len=100)
+    for step, count in ((9, 20), (10, 20), (11, 40)):
+        assert ((masking(ids, lengths, keys, step)[2] != IGNORED).sum(axis=1) == count).all()
+
+
+def test_a_span_has_one_fate():
+    # One span to a row, of ten tokens, since all are of the longest.
+    ids, lengths, keys = rows(count=3000)
+    masked, positions, targets = mask(ids, lengths, keys, 10 / 128, kind="span", span_p=1e-9)
+    places = np.sort(positions, axis=1)
+    one = (places[:, -1] - places[:, 0] == 9) & ((targets != IGNORED).sum(axis=1) == 10)
+    # None that a special id or the end of the row has cut.
+    one &= ~np.isin(places[:, 0], (1, 51)) & (places[:, -1] < 127)
+    shown = np.take_along_axis(masked, positions, axis=1)[one]
+    hidden, same = (shown == MASK).sum(axis=1), (shown == targets[one]).sum(axis=1)
+    assert one.sum() > 2000
+    assert np.isin(hidden, (0, 10)).all()
+    assert abs((hidden == 10).mean() - 0.8) < 0.03
+    assert abs((same == 10).mean() - 0.1) < 0.03
+
+
+def test_fate_does_not_depend_on_what_is_a_target():
+    n = 4000
+    ids = np.full((n, 64), 7)
+    masked, positions, targets = Masking(0.15, 1000)(ids, np.full(n, 64), np.arange(n))
+    hits = hits_of(positions, targets, 64)
+    hidden = masked == 999
+    for first in (0, 1):  # place p beside places 2p and 2p + 1
+        p = np.arange(1, 32)
+        both = hits[:, p] & hits[:, 2 * p + first]
+        assert abs(hidden[:, p][both].mean() - 0.8) < 0.03

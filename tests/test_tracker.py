@@ -118,3 +118,9 @@ def test_a_start_drops_the_rows_that_come_again_and_reads_no_others(tail, tmp_pa
     path.write_bytes(b"")
     _drop_after(path, 4, 4)
     assert path.read_bytes() == b""
+
+
+def test_the_last_evaluation_is_made_again_of_a_run_that_is_to_be_shorter(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "eval_loss": 1}\n')
+    Report(tmp_path, Kept(), steps=3, start=4)
+    assert (tmp_path / "metrics.jsonl").read_text() == ""

@@ -106,3 +106,13 @@ def test_special_ids_are_words_of_their_own(tokenizer, words):
     assert begins[[0, 1, len(ids) + 1, len(ids) + 2, len(ids) + 3]].all()
     alone = words(ids[None])[0]
     assert np.array_equal(begins[1 : len(ids) + 1], alone)
+
+
+@pytest.mark.parametrize("language", ["ja", "zh-Hans", "th"])
+def test_a_cut_does_not_depend_on_the_sentence_before(tokenizer, words, language):
+    for line in lines(language)[:10]:
+        ids = tokenizer.encode([line])[0]
+        alone = words(ids[None])[0]
+        for before in (1, 2, 3, 5):
+            row = np.array([[BOS, *ids[:before], EOS, *ids]])
+            assert np.array_equal(words(row)[0, before + 2 :], alone)

@@ -7,9 +7,8 @@ import numpy as np
 
 from mlm.data.order import SampleOrder
 from mlm.data.reader import TokenReader
+from mlm.errors import BadShard
 from mlm.text.ids import EOS
-
-SCANNED = 1 << 24  # tokens of a stream that are looked through at once
 
 
 @dataclass(frozen=True)
@@ -83,16 +82,17 @@ class Exposure:
         return counts
 
     def documents(self, language: int) -> Iterator[Document]:
-        """A language's documents, whose tokens are read to find them."""
+        """A language's documents, whose tokens are read to find them.
+
+        Of what cannot be read there are none, and of a document that goes on in it the rest.
+        """
         size = self.order.seq_len - 1
         # What is behind the last whole block is in no sample.
         counts = np.append(self.blocks(language), 0)
-        start = 0
-        for end in self._ends(language):
+        for start, end in self._spans(language):
             first, last = start // size, (end - 1) // size
             seen = counts[min(first, len(counts) - 1) : last + 1]
             yield Document(start, end - start, int(seen.min()), int(seen.max()))
-            start = end
 
     def _before(self, language: int, steps: int) -> np.ndarray:
         """`blocks` of the first `steps`, nothing left out."""
@@ -119,9 +119,20 @@ class Exposure:
             found[first // size, min(-(-last // size), int(self.order.blocks[language]))] = since
         return found
 
-    def _ends(self, language: int) -> Iterator[int]:
-        """Where the documents of a language's stream end."""
-        total = self.reader.index.train_tokens[language]
-        for first in range(0, total, SCANNED):
-            ids = self.reader.read("train", language, first, min(SCANNED, total - first))
-            yield from (np.flatnonzero(ids == EOS) + first + 1).tolist()
+    def _spans(self, language: int) -> Iterator[tuple[int, int]]:
+        """Where the documents of a language's stream begin and end."""
+        index, start, place = self.reader.index, 0, 0
+        for tokens in index.samples["tokens"][index.sample_rows("train", language)].tolist():
+            try:
+                ids = self.reader.read("train", language, place, tokens)
+            except BadShard:
+                if place > start:
+                    yield start, place
+                start = place = place + tokens
+                continue
+            for end in (np.flatnonzero(ids == EOS) + place + 1).tolist():
+                yield start, end
+                start = end
+            place += tokens
+        if place > start:  # a document's end could not be read
+            yield start, place

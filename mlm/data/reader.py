@@ -14,6 +14,7 @@ from mlm.errors import BadShard
 from mlm.text.ids import BOS
 
 ID_BYTES = 4
+NEVER = -1  # a step before the first: nothing is left out
 
 
 class TokenReader:
@@ -36,10 +37,10 @@ class TokenReader:
         """Tokens `start` to `start + count` of a split's stream of a language, (count,) int32.
 
         `split` is "train" or "heldout", `language` counts in the index's order. Raises BadShard
-        where a shard is missing, or is not as it was written.
+        where a shard is missing, or is not as it was written, also where it is left out of rows.
         """
         out = np.empty((1, count), np.int32)
-        self.gather(split, np.array([language]), np.array([start]), out)
+        self.gather(split, np.array([language]), np.array([start]), out, step=NEVER)
         return out[0]
 
     def gather(
@@ -77,6 +78,8 @@ class TokenReader:
                 flat[cell : cell + count] = good(sample)[place : place + count]
             else:
                 self._across(flat[cell : cell + count], sample, place)
+        if out.size and int(out.view(np.uint32).max()) >= self.index.vocab_size:
+            self._look_again(samples, inside)
 
     def _without(self, samples: np.ndarray, inside: np.ndarray, step: int) -> np.ndarray:
         """Whether rows are left out in a step, which begin in `samples` and end in them where
@@ -85,6 +88,11 @@ class TokenReader:
         shards = self.index.samples["shard"]
         behind = np.minimum(samples + 1, len(shards) - 1)
         return np.isin(shards[samples], gone) | (~inside & np.isin(shards[behind], gone))
+
+    def _look_again(self, samples: np.ndarray, inside: np.ndarray) -> None:
+        """Raises BadShard for the sample that was changed after it was found to be good."""
+        for sample in np.unique(np.append(samples, samples[~inside] + 1)).tolist():
+            self._compared(sample)
 
     def _across(self, row: memoryview, sample: int, place: int) -> None:
         """Fills a row with ids that begin in a sample, and go on in those behind it."""
@@ -106,11 +114,14 @@ class TokenReader:
         return memoryview(ids)
 
     def _bad(self, sample: int, place: int, why: str) -> BadShard:
-        name = self.index.shard_name(int(self.index.samples["shard"][sample]))
+        shard = int(self.index.samples["shard"][sample])
+        name, trained = self.index.shard_name(shard), self.index.split_of(shard)[1] == "train"
         offset = int(self.index.samples["offset"][sample]) + place * ID_BYTES
+        again = "copy it again, or write the shards with `mlm shards`"
+        if trained:
+            again += ", or add data.on_bad_shard=skip"
         return BadShard(
             name,
             offset,
-            f"the shard {name} of {self.index.folder} is bad at byte {offset}: {why}; copy it "
-            f"again, write the shards with `mlm shards`, or add data.on_bad_shard=skip",
+            f"the shard {name} of {self.index.folder} is bad at byte {offset}: {why}; {again}",
         )

@@ -100,7 +100,7 @@ def unreadable(place: str, where: str, error: BaseException) -> DataError:
     """What is raised for a source that breaks off; `where` is empty or begins with a blank."""
     said = error if isinstance(error, OSError) and error.errno else (error.args or [error])[0]
     reason = str(said).split(" @ ")[0]  # webdataset adds to the arguments what it was reading
-    return DataError(
-        f"{place} cannot be read{where}: {reason}; make sure that it is whole and that you may "
-        f"read it"
-    )
+    remedy = "make sure that it is whole and that you may read it"
+    if place.startswith("pipe:"):
+        remedy += "; a command writes a tar of .txt or .json files"
+    return DataError(f"{place} cannot be read{where}: {reason}; {remedy}")
