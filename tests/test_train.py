@@ -133,10 +133,10 @@ def test_a_shard_that_goes_away_stops_all_ranks_together(tmp_path, monkeypatch):
     """One data rank cannot read; the other, which could go on, ends with the same code."""
     real = TokenReader.gather
 
-    def failing(self, split, *arguments):
+    def failing(self, split, *arguments, **named):
         if os.environ["RANK"] == "1" and split == "train":
             raise OSError("Stale file handle")
-        return real(self, split, *arguments)
+        return real(self, split, *arguments, **named)
 
     monkeypatch.setattr(TokenReader, "gather", failing)
     outcome = run(tmp_path, config(parallel={"dp": 2}))

@@ -144,11 +144,11 @@ def log(folder: Path, rank: int) -> str:
 def test_a_rank_that_hangs_in_its_data_is_named_with_its_phase(tmp_path, monkeypatch):
     real = TokenReader.gather
 
-    def hanging(self, split, *arguments):
+    def hanging(self, split, *arguments, **named):
         rank_1 = os.environ["RANK"] == "1"
         while rank_1 and split == "train" and (tmp_path / "metrics.jsonl").exists():
             time.sleep(0.01)
-        return real(self, split, *arguments)
+        return real(self, split, *arguments, **named)
 
     monkeypatch.setattr(TokenReader, "gather", hanging)
     trained(tmp_path, parallel={"dp": 2}, train={"steps": 50}, watchdog={"seconds": 6.0})
