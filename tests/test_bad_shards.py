@@ -13,26 +13,20 @@ from launch.train import explained
 from mlm.audit import Audit
 from mlm.batch import IGNORED
 from mlm.build import training_batches
-from mlm.data import shards, tars
 from mlm.data.index import Index
 from mlm.data.ledger import read_ledger
 from mlm.data.reader import TokenReader
 from mlm.errors import DATA, DONE, FAILED, BadShard, DataError
 from mlm.incidents import BAD_SHARD, read_incidents
 from mlm.prepare import check_data
-from tests.text_fixtures import corpus, tokenizer
+from tests.text_fixtures import small_shards, tokenizer
 from tests.training_fixtures import config, metrics, run
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Path:
     """Shards of two samples of 700 ids."""
-    out = tmp_path_factory.mktemp("good") / "shards"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tars, "SAMPLE_IDS", 700)
-        patch.setattr(tars, "SHARD_SAMPLES", 2)
-        shards.write(corpus(), tokenizer(), out, workers=1)
-    return out
+    return small_shards(tmp_path_factory.mktemp("good") / "shards", 700, 2)
 
 
 @pytest.fixture

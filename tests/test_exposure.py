@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from launch.cli import main
 from mlm.audit import Audit
-from mlm.data import shards, tars
 from mlm.data.exposure import Document, Exposure
 from mlm.data.index import Index
 from mlm.data.mix import Mix
 from mlm.data.order import SampleOrder
 from mlm.data.reader import TokenReader
 from tests.test_audit import STEPS, whole
-from tests.text_fixtures import corpus, tokenizer
+from tests.text_fixtures import small_shards
 
 __all__ = ["whole"]  # fixtures
 
@@ -26,11 +25,7 @@ BATCH, SIZE = 8, 15
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory) -> TokenReader:
-    out = tmp_path_factory.mktemp("exposure") / "shards"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tars, "SAMPLE_IDS", 350)
-        patch.setattr(tars, "SHARD_SAMPLES", 2)
-        shards.write(corpus(), tokenizer(), out, workers=1)
+    out = small_shards(tmp_path_factory.mktemp("exposure") / "shards", 350, 2)
     return TokenReader(Index.open(out))
 
 

@@ -9,25 +9,26 @@ import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlm.data import shards, tars
 from mlm.data.index import Index
 from mlm.data.reader import TokenReader
 from mlm.errors import DataError
 from mlm.text.tokenizer import Tokenizer
 from mlm.text.training import train
 from tests.test_shards import webdataset_ids
-from tests.text_fixtures import LANGUAGES, corpus, documents_of, shards_folder, tokenizer
+from tests.text_fixtures import (
+    LANGUAGES,
+    corpus,
+    documents_of,
+    shards_folder,
+    small_shards,
+    tokenizer,
+)
 
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory):
     """Shards of many small samples and tars."""
-    folder = tmp_path_factory.mktemp("cut") / "shards"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tars, "SAMPLE_IDS", 100)
-        patch.setattr(tars, "SHARD_SAMPLES", 5)
-        shards.write(corpus(), tokenizer(), folder, workers=1)
-    return folder
+    return small_shards(tmp_path_factory.mktemp("cut") / "shards", 100, 5)
 
 
 @pytest.fixture

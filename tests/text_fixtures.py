@@ -5,7 +5,9 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from mlm.data import shards
+import pytest
+
+from mlm.data import shards, tars
 from mlm.text.tokenizer import Tokenizer
 from mlm.text.training import train
 
@@ -71,3 +73,12 @@ def tokenizer() -> Tokenizer:
 def shards_folder() -> Path:
     shards.write(corpus(), tokenizer(), _folder() / "shards", workers=1)
     return _folder() / "shards"
+
+
+def small_shards(out: Path, sample_ids: int, shard_samples: int) -> Path:
+    """Shards of that corpus in many samples and tars."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tars, "SAMPLE_IDS", sample_ids)
+        patch.setattr(tars, "SHARD_SAMPLES", shard_samples)
+        shards.write(corpus(), tokenizer(), out, workers=1)
+    return out

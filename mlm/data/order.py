@@ -85,7 +85,7 @@ class SampleOrder:
         round, rest = divmod(samples_done, ROUND)
         counts = self.mix.before(round)
         if rest:
-            drawn, _ = self._drawn(round)
+            drawn, _, _ = self._drawn(round)
             counts = counts + np.bincount(drawn[:rest], minlength=len(self.languages))
         return counts
 
@@ -95,7 +95,7 @@ class SampleOrder:
 
     def _of_round(self, round: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Languages and blocks of places in a round."""
-        drawn, draws = self._drawn(round)
+        drawn, draws, _ = self._drawn(round)
         asked, self._asked = self._asked, round
         if asked == round or len(places) > FEW:
             return drawn[places], self._round(round)[places]
@@ -105,24 +105,25 @@ class SampleOrder:
         blocks = [int(self.drawn_blocks(language, draw, 1)[0]) for language, draw in pairs]
         return drawn[places], np.array(blocks, np.int64)
 
-    def _drawn_in(self, round: int) -> tuple[np.ndarray, np.ndarray]:
-        """The language of each sample of a round, and the how manieth of it the sample is, from 0
-        and over the whole run."""
+    def _drawn_in(self, round: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The language of each sample of a round, the how manieth of it the sample is, from 0 and
+        over the whole run, and the places of one language after the other."""
         quotas, before = self.mix.quotas(round), self.mix.before(round)
         size = int(quotas.sum())  # ROUND, but for the last one of a run that ends
         order = permutation(size, key(self._seed, "round", round))
         drawn = np.repeat(np.arange(len(self.languages), dtype=np.int32), quotas)[order]
         draws = np.empty(size, np.int64)
         firsts = np.cumsum(quotas) - quotas
-        draws[_places_by(drawn)] = np.arange(size) + np.repeat(before - firsts, quotas)
-        return drawn, draws
+        places = _places_by(drawn)
+        draws[places] = np.arange(size) + np.repeat(before - firsts, quotas)
+        return drawn, draws, places
 
     def _made_round(self, round: int) -> np.ndarray:
         """The block of each sample of a round."""
         quotas, before = self.mix.quotas(round), self.mix.before(round)
-        drawn, _ = self._drawn(round)
-        blocks = np.empty(len(drawn), np.int64)
-        blocks[_places_by(drawn)] = np.concatenate(
+        _, _, places = self._drawn(round)
+        blocks = np.empty(len(places), np.int64)
+        blocks[places] = np.concatenate(
             [
                 self.drawn_blocks(language, first, count)
                 for language, (first, count) in enumerate(
