@@ -167,7 +167,9 @@ def test_a_bad_shard_is_left_out_by_all_ranks_alike(folder, good, tmp_path, faul
 
     hashes = json.dumps({"index": Index.open(folder).hash})
     (tmp_path / "four" / "data.json").write_text(hashes)
-    assert Audit(tmp_path / "four").wrong(np.arange(8)) == []
+    audit = Audit(tmp_path / "four")
+    assert audit.wrong(np.arange(8)) == []
+    assert sum(row.samples for row in audit.seen()) == 8 * 8 - seen
     # A later start knows of it and does not count it again.
     longer_run = replace(four, train=replace(four.train, steps=9))
     assert run(tmp_path / "four", longer_run)["code"] == DONE
