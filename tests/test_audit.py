@@ -196,16 +196,9 @@ def test_a_batch_is_shown_as_it_was_seen(whole, capsys):
         assert len(re.findall(r"\[.*?\]", text)) == int((batch.targets[row] >= 0).sum())
         # What is in the brackets stands in the text.
         read = re.sub(r"\[(.*?)(=|:[^\]]*)?\]", r"\1", text).replace("</s>", "")
-        ids = np.empty((1, 31), np.int32)
-        TokenReaderOf(audit).gather(
-            "train", languages[row : row + 1], blocks[row : row + 1] * 31, ids
-        )
-        assert read.replace(" ", "") == tokenizer().decode(ids[0].tolist()).replace(" ", "")
-
-
-def TokenReaderOf(audit):
-
-    return TokenReader(audit.index)
+        start = int(blocks[row]) * 31
+        ids = TokenReader(audit.index).read("train", int(languages[row]), start, 31)
+        assert read.replace(" ", "") == tokenizer().decode(ids.tolist()).replace(" ", "")
 
 
 @pytest.mark.ranks

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mlm.data.index import Index
 from mlm.data.reader import TokenReader
 from mlm.errors import DataError
+from mlm.text.ids import BOS
 from mlm.text.tokenizer import Tokenizer
 from mlm.text.training import train
 from tests.test_shards import webdataset_ids
@@ -128,12 +129,38 @@ def streams_of(folder) -> dict:
     return STREAMS[folder]
 
 
-def test_rows_are_gathered_at_once(cut):
-    languages, starts = np.array([3, 0, 1, 3]), np.array([0, 150, 99, 777])
-    out = np.zeros((4, 50), np.int32)
-    reader_of(cut).gather("train", languages, starts, out)
-    for row, language, start in zip(out, languages, starts, strict=True):
-        assert np.array_equal(row, streams_of(cut)["train", language][start : start + 50])
+@given(data=st.data())
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_rows_are_what_webdataset_reads(cut, data):
+    """From the first id of a sample (100), inside of one, and over one to three of them."""
+    split, streams = data.draw(st.sampled_from(["train", "heldout"])), streams_of(cut)
+    count = data.draw(st.integers(0, min(len(ids) for ids in streams.values())))
+    of_rows = data.draw(st.lists(st.integers(0, len(LANGUAGES) - 1), max_size=12))
+    starts = [
+        data.draw(st.integers(0, (len(streams[split, n]) - count) // 10)) * 10 for n in of_rows
+    ]
+    found = reader_of(cut).gather(
+        split, np.array(of_rows, np.int32), np.array(starts, np.int64), count
+    )
+    assert (found.shape, found.dtype) == ((len(of_rows), 1 + count), np.int32)
+    assert found.flags.c_contiguous
+    for row, language, start in zip(found, of_rows, starts, strict=True):
+        assert row.tolist() == [BOS, *streams[split, language][start : start + count]]
+
+
+def test_rows_of_more_samples_than_are_kept(cut, monkeypatch):
+    """What a row is copied from must stay mapped until it is: else this dies."""
+    monkeypatch.setattr("mlm.data.store.MAX_MAPS", 1)
+    monkeypatch.setattr("mlm.data.store.FolderStore.kept", 1)
+    reader = TokenReader(Index.open(cut))
+    languages = np.arange(400) % len(LANGUAGES)
+    starts = np.arange(400) // len(LANGUAGES) * 10
+    for row, language, start in zip(
+        reader.gather("train", languages, starts, 40), languages, starts, strict=True
+    ):
+        assert row.tolist() == [BOS, *streams_of(cut)["train", language][start : start + 40]]
 
 
 def test_open_maps_are_bounded(cut, monkeypatch):

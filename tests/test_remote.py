@@ -46,10 +46,8 @@ def rows_of(server, cache: Path) -> list[int]:
     made = reader(server, cache)
     languages = np.arange(64) % 4
     starts = np.arange(64) // 4 * 40
-    out = np.empty((64, 31), np.int32)
     dist.barrier()
-    made.gather("train", languages, starts, out)
-    return out.sum(axis=1).tolist()
+    return made.gather("train", languages, starts, 31).sum(axis=1).tolist()
 
 
 @pytest.mark.ranks
@@ -62,9 +60,8 @@ def test_ranks_and_a_second_start_download_nothing_twice(nginx, copy, tmp_path):
     others = [row.path for row in sent if not row.path.endswith(".tar")]
     assert sorted(others) == ["/index.json"] * 3 + sorted([*FILES, "/index.json"])
     local = TokenReader(Index.open(copy))
-    out = np.empty((64, 31), np.int32)
-    local.gather("train", np.arange(64) % 4, np.arange(64) // 4 * 40, out)
-    assert found == [out.sum(axis=1).tolist()] * 4
+    rows = local.gather("train", np.arange(64) % 4, np.arange(64) // 4 * 40, 31)
+    assert found == [rows.sum(axis=1).tolist()] * 4
     assert run_ranks(2, rows_of, nginx, tmp_path / "cache") == found[:2]
     assert [row.path for row in nginx.requests()] == ["/index.json"] * 2
 
@@ -72,8 +69,7 @@ def test_ranks_and_a_second_start_download_nothing_twice(nginx, copy, tmp_path):
 def test_what_rows_need_is_fetched_at_once(nginx, tmp_path):
     made = reader(nginx, tmp_path / "cache")
     nginx.requests()
-    out = np.empty((12, 31), np.int32)
-    made.gather("train", np.arange(12) % 4, np.arange(12) * 100, out)
+    made.gather("train", np.arange(12) % 4, np.arange(12) * 100, 31)
     sent = [row for row in nginx.requests() if row.path.endswith(".tar")]
     assert len(sent) == 12
     assert len({row.connection for row in sent}) > 6  # one by one, they would share one

@@ -67,8 +67,8 @@ class TrainingBatches:
         firsts = step * self.global_batch_size + np.array(numbers) * size
         samples = (firsts[:, None] + np.arange(size)).ravel()
         languages, blocks = self.order.samples(samples)
-        ids = np.full((len(samples), seq_len), BOS, np.int32)
-        self.reader.gather("train", languages, blocks * (seq_len - 1), ids, 1, step)
+        starts = blocks * (seq_len - 1)
+        ids = self.reader.gather("train", languages, starts, seq_len - 1, step)
         lengths = np.full(len(samples), seq_len, np.int64)
         keys = bits(self._mask_key, samples.astype(np.uint64))
         masked = self.masking(ids, lengths, keys, step)

@@ -66,7 +66,7 @@ def write_index(
     """Writes index.json and its arrays: `totals` of train and heldout, by language, in order;
     `shards` (shards,) of `SHARD`; `samples` (fields, samples)."""
     np.save(folder / SHARDS_FILE, shards.astype(SHARD, copy=False))
-    np.save(folder / SAMPLES_FILE, samples.astype("<i8", copy=False))
+    np.save(folder / SAMPLES_FILE, np.ascontiguousarray(samples, "<i8"))  # field after field
     index = {
         "version": VERSION,
         "tokenizer": {"sha256": tokenizer.hash, "size": tokenizer.size},

@@ -1,20 +1,30 @@
 """Ranges of a language's token stream, read from the samples of its shards.
 
-A sample, about 1 MiB of ids, is compared with the index when it is first read: its hash, and that
-every id is one of the tokenizer's. So what a model is trained on is what `mlm shards` wrote.
+The hash of a sample, about 1 MiB of ids, is compared with the index when it is first read, and all
+that is given has ids of the tokenizer. So what a model is trained on is what `mlm shards` wrote.
 """
 
 from functools import lru_cache
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from mlm.data.index import SPLITS, Index, ids_check
+from mlm.data.memory import ID_BYTES, place_of, rows_at
 from mlm.data.store import FolderStore, Store
 from mlm.errors import BadShard
 from mlm.text.ids import BOS
 
-ID_BYTES = 4
-NEVER = -1  # a step before the first: nothing is left out
+
+class Sample(NamedTuple):
+    """ids: (tokens,) int32, in memory from `place` on, as `rows_at` counts"""
+
+    ids: np.ndarray
+    place: int
+
+
+PLACE = attrgetter("place")
 
 
 class TokenReader:
@@ -39,79 +49,92 @@ class TokenReader:
         `split` is "train" or "heldout", `language` counts in the index's order. Raises BadShard
         where a shard is missing, or is not as it was written, also where it is left out of rows.
         """
-        out = np.empty((1, count), np.int32)
-        self.gather(split, np.array([language]), np.array([start]), out, step=NEVER)
-        return out[0]
+        row = np.array([language]), np.array([start])
+        samples, places, behind = self._places(split, *row, count)
+        self._store.fetch(samples, ~behind)
+        ids = np.empty(count, np.int32)
+        self._fill(ids, int(samples[0]), int(places[0]))
+        self._check(ids, samples, behind)
+        return ids
 
     def gather(
-        self,
-        split: str,
-        languages: np.ndarray,
-        starts: np.ndarray,
-        out: np.ndarray,
-        skip: int = 0,
-        step: int = 0,
-    ) -> None:
-        """Fills row i of `out`, (rows, columns) int32 and contiguous, from column `skip` on with
-        the tokens of language `languages[i]` from `starts[i]` on; with `<s>` where they are left
-        out in this step."""
-        columns, count = out.shape[1], out.shape[1] - skip
+        self, split: str, languages: np.ndarray, starts: np.ndarray, count: int, step: int = 0
+    ) -> np.ndarray:
+        """Rows of `<s>` and of `count` tokens of language `languages[i]` from `starts[i]` on, or of
+        nothing but `<s>` where they are left out in this step; (rows, 1 + count) int32.
+
+        Raises as `read`.
+        """
+        samples, places, behind = self._places(split, languages, starts, count)
+        gone = [shard for shard, since in self.left_out.items() if since <= step]
+        if not gone:
+            return self._rows(samples, places, behind, count)
+        kept = ~self._touch(gone, samples, behind)
+        ids = np.full((len(samples), 1 + count), BOS, np.int32)
+        ids[kept] = self._rows(samples[kept], places[kept], behind[kept], count)
+        return ids
+
+    def _places(
+        self, split: str, languages: np.ndarray, starts: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The samples in which rows begin, where in them, and whether they go on behind them."""
         first = self._first[split][languages] + starts
         samples = self._starts.searchsorted(first, side="right") - 1
         places = first - self._starts[samples]
-        inside = places + count <= self._tokens[samples]
-        rows = np.arange(len(out))
-        if self.left_out:
-            gone = self._without(samples, inside, step)
-            out[gone, skip:] = BOS
-            rows, samples, places, inside = (
-                each[~gone] for each in (rows, samples, places, inside)
-            )
-        self._store.fetch(samples, inside)
-        # Views of memory, since numpy takes thrice as long to copy a row.
-        flat, good = memoryview(out.reshape(-1)), self._good
-        cells = (rows * columns + skip).tolist()
-        for cell, sample, place, whole in zip(
-            cells, samples.tolist(), places.tolist(), inside.tolist(), strict=True
-        ):
-            if whole:
-                flat[cell : cell + count] = good(sample)[place : place + count]
-            else:
-                self._across(flat[cell : cell + count], sample, place)
-        if out.size and int(out.view(np.uint32).max()) >= self.index.vocab_size:
-            self._look_again(samples, inside)
+        return samples, places, places + count > self._tokens[samples]
 
-    def _without(self, samples: np.ndarray, inside: np.ndarray, step: int) -> np.ndarray:
-        """Whether rows are left out in a step, which begin in `samples` and end in them where
-        `inside`, else in those behind."""
-        gone = [shard for shard, since in self.left_out.items() if since <= step]
-        shards = self.index.samples["shard"]
-        behind = np.minimum(samples + 1, len(shards) - 1)
-        return np.isin(shards[samples], gone) | (~inside & np.isin(shards[behind], gone))
+    def _touch(self, shards: list[int], samples: np.ndarray, behind: np.ndarray) -> np.ndarray:
+        """Whether rows have tokens of some shards."""
+        of = self.index.samples["shard"]
+        after = np.minimum(samples + 1, len(of) - 1)
+        return np.isin(of[samples], shards) | (behind & np.isin(of[after], shards))
 
-    def _look_again(self, samples: np.ndarray, inside: np.ndarray) -> None:
-        """Raises BadShard for the sample that was changed after it was found to be good."""
-        for sample in np.unique(np.append(samples, samples[~inside] + 1)).tolist():
-            self._compared(sample)
+    def _rows(
+        self, samples: np.ndarray, places: np.ndarray, behind: np.ndarray, count: int
+    ) -> np.ndarray:
+        """What `gather` gives of rows that are not left out."""
+        self._store.fetch(samples, ~behind)
+        good = list(map(self._good, samples.tolist()))  # held until they are copied
+        first = np.fromiter(map(PLACE, good), np.int64, len(good)) + places
+        first -= 1  # each with the id before it, where `<s>` comes
+        apart = (behind | (places == 0)).nonzero()[0]
+        if len(apart):
+            nothing = np.empty(1 + count, np.int32)
+            first[apart] = place_of(nothing)
+        ids = rows_at(first, 1 + count)
+        ids[:, 0] = BOS
+        for row in apart.tolist():
+            self._fill(ids[row, 1:], int(samples[row]), int(places[row]))
+        self._check(ids, samples, behind)
+        return ids
 
-    def _across(self, row: memoryview, sample: int, place: int) -> None:
-        """Fills a row with ids that begin in a sample, and go on in those behind it."""
+    def _check(self, ids: np.ndarray, samples: np.ndarray, behind: np.ndarray) -> None:
+        """Raises BadShard for ids that are none of the tokenizer's: they were written so, or were
+        changed since their sample was found to be good."""
+        if not ids.size or int(ids.view(np.uint32).max()) < self.index.vocab_size:
+            return
+        for sample in np.unique(np.append(samples, samples[behind] + 1)).tolist():
+            all_ids = self._compared(sample).ids
+            wrong = all_ids.view(np.uint32) >= self.index.vocab_size
+            if wrong.any():
+                place = int(np.argmax(wrong))
+                known = f"which is none of the {self.index.vocab_size} of the tokenizer"
+                raise self._bad(sample, place, f"the id there is {all_ids[place]}, {known}")
+
+    def _fill(self, row: np.ndarray, sample: int, place: int) -> None:
+        """Fills a row with the ids from a place of a sample on, and of those behind it."""
         done = 0
         while done < len(row):
-            ids = self._good(sample)[place : place + len(row) - done]
+            ids = self._good(sample).ids[place : place + len(row) - done]
             row[done : done + len(ids)] = ids
             done, sample, place = done + len(ids), sample + 1, 0
 
-    def _compared(self, sample: int) -> memoryview:
-        """The ids of a sample, int32, that are as the index has them."""
+    def _compared(self, sample: int) -> Sample:
+        """A sample that is as the index has it."""
         ids = self._store.ids(sample)
         if ids_check(ids) != self.index.samples["check"][sample]:
             raise self._bad(sample, 0, "the ids there are not those that were written")
-        if len(ids) and int(ids.view(np.uint32).max()) >= self.index.vocab_size:
-            wrong = int(np.argmax(ids.view(np.uint32) >= self.index.vocab_size))
-            known = f"which is none of the {self.index.vocab_size} of the tokenizer"
-            raise self._bad(sample, wrong, f"the id there is {ids[wrong]}, {known}")
-        return memoryview(ids)
+        return Sample(ids, place_of(ids))
 
     def _bad(self, sample: int, place: int, why: str) -> BadShard:
         shard = int(self.index.samples["shard"][sample])

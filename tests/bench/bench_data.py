@@ -148,18 +148,24 @@ def main() -> None:
                 rates[name].append(run(python, name, place, "time", given.seconds)["rate"])
     print(f"{'thousand blocks per CPU second':32s} {'(least-most)':>24s}  limit is      resumes by")
     for name, each in rates.items():
-        limit = [a / b for a, b in zip(rates[LIMIT], each, strict=True)]
-        cells = shown([value / 1000 for value in each]), shown(limit, "x")
+        cells = shown([value / 1000 for value in each]), shown(times(rates[LIMIT], each), "x")
         print(f"{name:32s} {cells[0]:>24s}  {cells[1]:22s} {CONTENDERS[name].resumes}")
     others = [name for name in rates if not name.startswith((OURS, LIMIT))]
-    if others:
-        best = max(others, key=lambda name: statistics.median(rates[name]))
-        ratios = [a / b for a, b in zip(rates[OURS], rates[best], strict=True)]
-        print(f"ours is {shown(ratios, 'x')} the best peer, {best}")
+    others.sort(key=lambda name: -statistics.median(rates[name]))
+    for shuffles, what in ((True, ""), (False, ", whose batches are each of one place")):
+        best = next((name for name in others if CONTENDERS[name].shuffles is shuffles), None)
+        for ours in (OURS, f"{OURS}, 256 rows") if best else ():
+            ratio = shown(times(rates[ours], rates[best]), "x")
+            print(f"{ours}: {ratio} of {best}, the best peer{what}")
+
+
+def times(some: list[float], others: list[float]) -> list[float]:
+    """How many times others some are, round by round."""
+    return [a / b for a, b in zip(some, others, strict=True)]
 
 
 def shown(values: list[float], unit: str = "") -> str:
-    digits = 1 if max(values) < 1000 else 0
+    digits = 2 if unit else 1 if max(values) < 1000 else 0
     median, least, most = (f"{f(values):.{digits}f}" for f in (statistics.median, min, max))
     return f"{median}{unit} ({least}-{most})"
 

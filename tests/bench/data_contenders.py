@@ -6,8 +6,8 @@ A contender's reader gives an epoch as batches, arrays (rows, 512) that are its 
 training step takes them; the blocks are shuffled anew in each epoch, with what the library has for
 it. `check` prints how many blocks an epoch had, and the sum of their hashes. `time` prints blocks
 per CPU second of this process, with its threads and children, over whole epochs that take at least
-SECONDS; opening is not counted. What is imported is imported here by function, since the peers
-live in environments of their own.
+SECONDS; opening and a first epoch are not counted. What is imported is imported here by function,
+since the peers live in environments of their own.
 """
 
 import glob
@@ -17,24 +17,27 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-SEQ_LEN, ROWS, MANY = 512, 64, 128
+SEQ_LEN, ROWS, MANY, MIXED = 512, 64, 128, 16
 SHARD_BLOCKS = 4096  # 8 MiB: small files, and many of them, as a shuffle of shards wants
 BUFFER = 1000  # samples that webdataset shuffles among, as its examples do
 Epochs = Callable[[int], Iterator[Any]]
 
 
 class Contender(NamedTuple):
-    """package: what must be installed; resumes: how it goes on in the middle of an epoch"""
+    """package: what must be installed; resumes: how it goes on in the middle of an epoch; shuffles:
+    whether the rows of a batch are from more than one place of the data"""
 
     package: str
     write: Callable[[np.ndarray, str], None] | None
     read: Callable[[str], Epochs]
     resumes: str
+    shuffles: bool = True
 
 
 def blocks_of(folder: str) -> np.ndarray:
@@ -66,7 +69,6 @@ def read_ours(rows: int, dtype: type) -> Callable[[str], Epochs]:
         from mlm.data.mix import Mix
         from mlm.data.order import SampleOrder
         from mlm.data.reader import TokenReader
-        from mlm.text.ids import BOS
 
         index = Index.open(Path(folder).parent / "ours")
         # In proportion to the languages' sizes, so that an epoch of all is one of each.
@@ -78,8 +80,7 @@ def read_ours(rows: int, dtype: type) -> Callable[[str], Epochs]:
             reader = TokenReader(index)
             for first in range(number * total, (number + 1) * total, rows):
                 languages, blocks = order.samples(np.arange(first, first + rows))
-                ids = np.full((rows, SEQ_LEN), BOS, np.int32)
-                reader.gather("train", languages, blocks * (SEQ_LEN - 1), ids, 1)
+                ids = reader.gather("train", languages, blocks * (SEQ_LEN - 1), SEQ_LEN - 1)
                 yield ids.astype(dtype, copy=False)
 
         return epoch
@@ -101,9 +102,9 @@ def write_webdataset(rows: int) -> Callable[[np.ndarray, str], None]:
     return write
 
 
-def read_webdataset(rows: int) -> Callable[[str], Epochs]:
-    """Raw bytes, which took less than its npy decoder. Of records of many rows, the records are
-    shuffled among 16, and the rows in each record."""
+def read_webdataset(rows: int, mixed: int = 1) -> Callable[[str], Epochs]:
+    """Raw bytes, which took less than its npy decoder. Records of many rows are shuffled among 16,
+    and then the rows of `mixed` records at a time; batches of 256 of them took no less."""
 
     def opened(folder: str) -> Epochs:
         import webdataset
@@ -117,11 +118,7 @@ def read_webdataset(rows: int) -> Callable[[str], Epochs]:
             if rows == 1:
                 yield from data.listed(ROWS).map(np.stack)
                 return
-            random = np.random.default_rng(number)
-            for record in data:
-                record, order = record.reshape(-1, SEQ_LEN), random.permutation(rows)
-                for first in range(0, rows, ROWS):
-                    yield record[order[first : first + ROWS]]
+            yield from shuffled((row.reshape(-1, SEQ_LEN) for row in data), mixed, number)
 
         return epoch
 
@@ -201,8 +198,8 @@ def write_streaming(rows: int) -> Callable[[np.ndarray, str], None]:
     return write
 
 
-def read_streaming(rows: int) -> Callable[[str], Epochs]:
-    """Its own shuffle, of records; of records of many rows, also of the rows in each."""
+def read_streaming(rows: int, mixed: int = 1) -> Callable[[str], Epochs]:
+    """Its own shuffle, of records; of records of many rows, also of the rows of `mixed` of them."""
 
     def opened(folder: str) -> Epochs:
         from streaming import StreamingDataset
@@ -213,15 +210,21 @@ def read_streaming(rows: int) -> Callable[[str], Epochs]:
             if rows == 1:
                 yield from stacked((row["ids"] for row in data), np.stack)
                 return
-            random = np.random.default_rng(number)
-            for record in data:
-                order = random.permutation(rows)
-                for first in range(0, rows, ROWS):
-                    yield record["ids"][order[first : first + ROWS]]
+            yield from shuffled((record["ids"] for record in data), mixed, number)
 
         return epoch
 
     return opened
+
+
+def shuffled(records: Iterator[np.ndarray], mixed: int, seed: int) -> Iterator[np.ndarray]:
+    """Batches of the rows of records (rows, 512), shuffled among `mixed` of them at a time."""
+    random = np.random.default_rng(seed)
+    while some := list(islice(records, mixed)):
+        pool = some[0] if len(some) == 1 else np.concatenate(some)
+        order = random.permutation(len(pool))
+        for first in range(0, len(pool), ROWS):
+            yield pool[order[first : first + ROWS]]
 
 
 def stacked(rows: Any, stack: Callable) -> Iterator[Any]:
@@ -244,14 +247,20 @@ CONTENDERS = {
     "ours, 256 rows": Contender("polymlm", None, read_ours(256, np.int32), "sample number"),
     "webdataset": Contender("webdataset", write_webdataset(1), read_webdataset(1), "not at all"),
     "webdataset, 128 a record": Contender(
-        "webdataset", write_webdataset(MANY), read_webdataset(MANY), "not at all"
+        "webdataset", write_webdataset(MANY), read_webdataset(MANY, MIXED), "not at all"
+    ),
+    "webdataset, record by record": Contender(
+        "webdataset", write_webdataset(MANY), read_webdataset(MANY), "not at all", shuffles=False
     ),
     "datasets": Contender("datasets", write_datasets, read_datasets("numpy"), PLACE),
     "datasets, arrow": Contender("datasets", write_datasets, read_datasets("arrow"), PLACE),
     "litdata": Contender("litdata", write_litdata, read_litdata, STATE),
     "streaming": Contender("mosaicml-streaming", write_streaming(1), read_streaming(1), STATE),
     "streaming, 128 a record": Contender(
-        "mosaicml-streaming", write_streaming(MANY), read_streaming(MANY), STATE
+        "mosaicml-streaming", write_streaming(MANY), read_streaming(MANY, MIXED), STATE
+    ),
+    "streaming, record by record": Contender(
+        "mosaicml-streaming", write_streaming(MANY), read_streaming(MANY), STATE, shuffles=False
     ),
 }
 
@@ -278,7 +287,8 @@ def cpu_seconds() -> float:
 
 
 def rate(epoch: Epochs, seconds: float, blocks: int) -> float:
-    """Blocks per CPU second, of whole epochs."""
+    """Blocks per CPU second, of whole epochs behind a first one."""
+    assert sum(len(batch) for batch in epoch(0)) == blocks
     found, number, start = 0, 1, cpu_seconds()
     while (taken := cpu_seconds() - start) < seconds:
         found += sum(len(batch) for batch in epoch(number))
