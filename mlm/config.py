@@ -303,6 +303,9 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
+IN_YAML = {"a valid dictionary": "a mapping like {en: 2}", "a valid tuple": "a list like [1, 2]"}
+
+
 def _sentence(error: ValidationError) -> str:
     """The first thing that pydantic found, as value, rule and remedy."""
     first = error.errors(include_url=False)[0]
@@ -317,4 +320,6 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{name} is not given, and there is no default; add {name}=..."
     rule = re.sub(r"^\w+ (?=should)", "", first["msg"]).split(", unable")[0]
+    for python, ours in IN_YAML.items():
+        rule = rule.replace(python, ours)
     return f"{name}={first['input']!r} is not possible: it {rule}; give {name} such a value"

@@ -213,10 +213,11 @@ def sample_order(config: TrainConfig, index: Index) -> SampleOrder:
         index.train_tokens, index.languages, data.seq_len, mix, config.seed, data.shuffle_window
     )
     if mix.samples is not None and mix.samples < config.train.steps * batch:
+        fewer = mix.samples // batch
         raise UserError(
             f"train.steps={config.train.steps} takes {config.train.steps * batch:,} samples, and "
             f"{mix.samples:,} are what data.max_epochs and data.max_epochs_of allow; choose "
-            f"train.steps={mix.samples // batch} or less, or more epochs"
+            + (f"train.steps={fewer} or less, or more epochs" if fewer else "more epochs")
         )
     return order
 

@@ -11,8 +11,9 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 @contextmanager
-def progress(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
-    """Shows how far something is; gives a function that is called with (done, total)."""
+def progress(console: Console, title: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Shows how far something is; gives a function that is called with (done, total), where a total
+    of None is one that is not known yet."""
     if not console.is_terminal:
         console.print(title)
         yield _lines(console, title)
@@ -26,16 +27,23 @@ def progress(console: Console, title: str) -> Iterator[Callable[[int, int], None
     )
     with bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total: bar.update(
+            task, description=_said(title, done, total), completed=done, total=total
+        )
 
 
-def _lines(console: Console, title: str) -> Callable[[int, int], None]:
+def _said(title: str, done: int, total: int | None) -> str:
+    return f"{title} ({done:,} looked at)" if total is None else title
+
+
+def _lines(console: Console, title: str) -> Callable[[int, int | None], None]:
     last = time.monotonic()
 
-    def show(done: int, total: int) -> None:
+    def show(done: int, total: int | None) -> None:
         nonlocal last
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            console.print(f"{title}: {done / max(total, 1):.0%}")
+            rest = "" if total is None else f": {done / max(total, 1):.0%}"
+            console.print(f"{_said(title, done, total)}{rest}")
 
     return show

@@ -180,7 +180,11 @@ def test_what_hydra_refuses_is_one_sentence(argument, sentence, capfd):
         ("model.initializer_range=-1", "model.initializer_range=-1.0 is below 0"),
         ("model.intermediate_size=0", "model.intermediate_size=0 is below 1"),
         ("model.max_position_embeddings=1", "model.max_position_embeddings=1 is below 10"),
-        ("data.weights=2", "data.weights=2 is not possible: it should be a valid dictionary"),
+        (
+            "data.weights=2",
+            "data.weights=2 is not possible: it should be a mapping like {en: 2}",
+        ),
+        ("data.mask_ratio_schedule=3", "it should be a list like [1, 2]; give data.mask_ratio_"),
         ("data.weights={sw: much}", "data.weights.sw='much' is not possible: it should be a valid"),
         ("data.alpha_schedule=[[5]]", "data.alpha_schedule.0=[5] has too few values; give it 2"),
         ("guard.spike=-1", "guard.spike=-1.0 is below 0; give 0 or more"),

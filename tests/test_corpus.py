@@ -7,7 +7,7 @@ import zstandard
 
 from mlm.errors import DataError
 from mlm.text import documents as reading
-from mlm.text.corpus import languages, resolve, sample_corpus
+from mlm.text.corpus import languages, passed_over, resolve, sample_corpus
 from mlm.text.documents import documents
 from mlm.text.sources import Source, source
 from tests.text_fixtures import REAL
@@ -47,10 +47,15 @@ def test_files_packed_in_parts_are_read_to_the_end(tmp_path, packed):
 
 
 def test_languages_are_sorted_and_other_files_passed_over(tmp_path):
-    for name in ("sw.txt", "en.jsonl.gz", "zh-Hans.txt.xz", "COUNTS.json", ".fr.txt", "b.zip"):
+    for folder in ("folder.txt", "de"):
+        (tmp_path / folder).mkdir()
+    names = ("sw.txt", "en.jsonl.gz", "zh-Hans.txt.xz", "de/a.tar", ".fr.txt", "README", "de/.b")
+    others = ("COUNTS.json", "b.zip", "readmes.md", "de/a.csv")
+    for name in names + others:
         (tmp_path / name).touch()
-    (tmp_path / "folder.txt").mkdir()
-    assert list(languages(tmp_path)) == ["en", "sw", "zh-Hans"]
+    assert list(languages(tmp_path)) == ["de", "en", "sw", "zh-Hans"]
+    assert passed_over(tmp_path) == sorted([*others, "folder.txt"])
+    assert passed_over(tmp_path / "README") == []
 
 
 def test_white_space_line_ends_and_byte_order_mark_are_no_text(tmp_path):

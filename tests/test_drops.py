@@ -116,6 +116,7 @@ def test_the_report_adds_up(tmp_path, monkeypatch, cut):
     documents_ = [[line] for line in paragraphs("en", 40)]
     documents_[7:7] = [[LONE], [LONE, LONE], documents_[0]]
     write_text(tmp_path / "text" / "en.txt", documents_)
+    (tmp_path / "text" / "de.csv").touch()
     with (tmp_path / "text" / "en.txt").open("ab") as file:
         file.write(b"\nbad \xff line\n")
     write_text(tmp_path / "text" / "sw.txt", [[line] for line in paragraphs("sw", 30)])
@@ -148,6 +149,7 @@ def test_the_command_says_what_it_dropped(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "text").mkdir()
     write_text(tmp_path / "text" / "en.txt", [[line] for line in paragraphs("en", 30)] * 2)
+    (tmp_path / "text" / "de.csv").touch()
     with (tmp_path / "text" / "en.txt").open("ab") as file:
         file.write(b"\n\xff\n")
     given = [f"corpus={tmp_path}/text", f"tokenizer={tokenizer().model_path.parent}"]
@@ -155,7 +157,10 @@ def test_the_command_says_what_it_dropped(tmp_path, capfd, monkeypatch):
     assert main(["shards", *given, "dedup=true"]) == 76
     assert "byte 0xff" in capfd.readouterr().err
     assert main(["shards", *given, "on_bad_line=skip", "dedup=true"]) == 0
-    assert "30 (" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert "30 (" in out
+    assert f"Passed over in {tmp_path}/text, as no text by their names: de.csv" in out
+    assert report_of(tmp_path / "out")["passed over"] == ["de.csv"]
     assert main(["shards", *given, "on_bad_line=maybe"]) == 2
     assert "on_bad_line='maybe' is not possible" in capfd.readouterr().err
 
@@ -190,6 +195,7 @@ def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch):
     monkeypatch.setattr("mlm.data.heldout.check", lambda text, bad: iter([1]))
     (tmp_path / "text").mkdir()
     write_text(tmp_path / "text" / "en.txt", [[line] for line in paragraphs("en", 4000)])
+    (tmp_path / "text" / "de.csv").touch()
     with (tmp_path / "text" / "en.txt").open("ab") as file:
         file.write(b"\n\xff\n")
     with pytest.raises(DataError, match="byte 0xff"):

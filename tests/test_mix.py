@@ -146,6 +146,7 @@ def mixed(**data) -> TrainConfig:
             {"max_epochs_of": {"el": -2.0}},
             "data.max_epochs_of.el=-2.0 is not a finite number above",
         ),
+        ({"max_epochs": 1e-9}, "and 0 are what data.max_epochs .*allow; choose more epochs"),
         (
             {"max_epochs": 0.01},
             "train.steps=6 takes 48 samples, and [0-9]+ are what data.max_epochs",

@@ -107,5 +107,5 @@ def test_what_s3_refuses_is_told_at_once(bucket, tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    with pytest.raises(DataError, match=r"cannot be read at byte 0 \(Unable to locate credentials"):
+    with pytest.raises(DataError, match=r"\(Unable to locate credentials\); give them as to"):
         open_index(URL, str(tmp_path))

@@ -182,6 +182,8 @@ def test_a_file_says_where_text_is(tmp_path):
         ("de: http://x/a.parquet", "http://x/a.parquet, which is of no known kind"),
         ("de: {dataset: a}", "which is not of the form {datasets: PATH, split: train"),
         ("de: {datasets: a, split: 3}", "which is not of the form"),
+        ("de: a.txt\nsw: b.txt\nde: c.txt", r"\(de stands there a second time in line 3\); mend"),
+        ("de: [http://x/a.txt, http://x/a.txt]", "the source http://x/a.txt twice; leave one out"),
         ("de: {datasets: a}", "gives de the saved dataset .*a, and that is no folder of"),
     ],
 )

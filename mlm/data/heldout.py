@@ -22,6 +22,7 @@ from mlm.text.sources import Text, shown
 PURPOSE = "heldout"
 THRESHOLD = (1 << HASH_BITS) // 100
 FEW_DOCUMENTS = 20
+TOLD = 1 << 20  # characters that are reported at once
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,7 @@ class HeldOut:
 
     def split(self, document: list[str]) -> tuple[list[str], list[str]]:
         """The paragraphs of `document` that are trained on, and those that are held out."""
-        if not self.paragraphs:
-            held = text_hash(document, PURPOSE) <= self.cutoff
-            return ([], document) if held else (document, [])
+        assert self.paragraphs, "documents are held out as a whole"
         parts: tuple[list[str], list[str]] = ([], [])
         for paragraph in document:
             parts[text_hash([paragraph], PURPOSE) <= self.cutoff].append(paragraph)
@@ -68,7 +67,7 @@ def first_pass(
 ) -> FirstPass:
     """Reads all of a language's text. Raises DataError where all of it is one paragraph.
 
-    `report(0)` is called now and then, and may raise to end this early.
+    `report(characters)` is called now and then, and may raise to end this early.
     """
     bad = BadLines() if skip_bad_lines else None
     few: set[int] = set()
@@ -84,10 +83,12 @@ def first_pass(
             digests += xxhash.xxh3_128_digest(raw)
         elif len(few) == FEW_DOCUMENTS and smallest < THRESHOLD:
             break  # whatever comes, these two decide
-    characters = 0
+    characters = told = 0
     for part in check(text, BadLines() if skip_bad_lines else None):
-        report(0)
         characters += part
+        news = characters - told if characters - told >= TOLD else 0
+        report(news)
+        told += news
     if len(few) == FEW_DOCUMENTS:
         rule = HeldOut(paragraphs=False, cutoff=max(smallest, THRESHOLD - 1))
     else:

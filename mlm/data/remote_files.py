@@ -90,6 +90,11 @@ class RemoteFolder:
                 f"{url} may not be read at byte {start} ({_text(error)}); give this user the right "
                 f"to read it"
             )
+        if _without_credentials(error):
+            return DataError(
+                f"{url} cannot be read at byte {start} ({_text(error)}); give them as to any AWS "
+                f"tool, in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or with `aws configure`"
+            )
         if _permanent(error):
             return DataError(
                 f"{url} cannot be read at byte {start} ({_text(error)}); correct data.shards"
@@ -175,7 +180,11 @@ def _permanent(error: Exception) -> bool:
     status = getattr(error, "status", None)
     if status is not None:
         return 400 <= status < 500 and status not in TRY_AGAIN
-    return isinstance(error, (*PERMANENT, ValueError)) or "Credentials" in type(error).__name__
+    return isinstance(error, (*PERMANENT, ValueError)) or _without_credentials(error)
+
+
+def _without_credentials(error: Exception) -> bool:
+    return "Credentials" in type(error).__name__  # of botocore, which is not imported for it
 
 
 def _outside(error: Exception) -> bool:

@@ -21,14 +21,16 @@ from mlm.data.journal import Added, Read
 from mlm.data.tars import TokenTars
 from mlm.data.tokenizing import Work, tokenized
 from mlm.data.workers import SMALL, Report, Workers
-from mlm.text.corpus import languages
+from mlm.text.corpus import languages, passed_over
 from mlm.text.folder import kept_folder
 from mlm.text.sources import Text
 from mlm.text.tokenizer import Tokenizer
 
+Progress = Callable[[int, int | None], None]
 SHARD_FIELD, START_FIELD = SAMPLE_FIELDS.index("shard"), SAMPLE_FIELDS.index("start")
 VERSION = 1  # of what a staging folder holds; one more when an older one cannot be gone on with
 REPORT = "report.json"
+FEW = 5  # names that are said of files that are passed over
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,23 @@ def write(
     tokenizer: Tokenizer,
     out: Path,
     workers: int | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
     options: Options = Options(),
     say: Callable[[str], None] = lambda sentence: None,
     complete: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Writes the shards of a corpus, their index and a report into the new folder `out`.
 
-    `workers` cores, None for all of them. `on_progress(done, total)` counts characters once the
-    first pass is over. `complete(folder)` may add files before the folder gets its name. Raises
-    DataError for text that cannot be used, UserError where `out` has something in it or cannot be
-    written. `out` is there whole or not at all; after a kill or an error, whole shards stay beside
-    it, and the same call goes on from them, and `say` gets a sentence about it.
+    `workers` cores, None for all of them. `on_progress(done, total)` counts characters, in the
+    first pass with None for the total. `complete(folder)` may add files before the folder gets its
+    name. `say` gets sentences. Raises DataError for text that cannot be used, UserError where `out`
+    has something in it or cannot be written. `out` is there whole or not at all; after a kill or an
+    error, whole shards stay beside it, and the same call goes on from them.
     """
-    sources = languages(corpus)
+    sources, over = languages(corpus), passed_over(corpus)
+    if over:
+        few = ", ".join(over[:FEW]) + (f" and {len(over) - FEW} more" if len(over) > FEW else "")
+        say(f"Passed over in {corpus}, as no text by their names: {few}")
     belongs_to = {
         "version": VERSION,
         "tokenizer": tokenizer.hash,
@@ -90,6 +95,7 @@ def write(
             stage.check_unchanged(sources)
             _write_index(folder, tokenizer, parts)
             report = report_of({name: (part.read, part.added) for name, part in parts.items()})
+            report["passed over"] = over
             (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
             complete(folder)
         except BaseException:
@@ -104,7 +110,7 @@ def _parts(
     tokenizer: Tokenizer,
     folder: Path,
     workers: int | None,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Progress | None,
     options: Options,
 ) -> dict[str, Written]:
     """Writes the shards of all languages, the largest first; the first pass of some is `known`."""
@@ -115,7 +121,8 @@ def _parts(
             for language in sorted(sources, key=lambda language: -sizes[language])
         }
         new = {language: job for language, job in jobs.items() if language not in known}
-        found = known | pool.each(_first_pass, new)
+        looked = None if on_progress is None else lambda done: on_progress(done, None)
+        found = known | pool.each(_first_pass, new, looked)
         total = sum(each.characters for each in found.values())
         jobs = {
             language: (*jobs[language], found[language], tokenizer.model_path)

@@ -105,7 +105,7 @@ class _Here:
 
     def __call__(self, amount: int) -> None:
         self._done += amount
-        if self._on_progress is not None:
+        if amount and self._on_progress is not None:
             self._on_progress(self._done)
 
     def threads(self) -> int:

@@ -6,6 +6,7 @@ them, or one that `save_to_disk` of the package datasets made.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from glob import glob, has_magic
 from pathlib import Path
@@ -21,6 +22,7 @@ SAMPLE = "sample"
 YAML = (".yaml", ".yml")
 
 _NUMBERED = re.compile(r"(?P<language>.+?)(?P<number>-\d{4,})?\.(txt|jsonl|tar|tgz)(\.\w+)?")
+_ABOUT = re.compile(r"\.|(README|LICEN[CS]E|NOTICE)\b", re.IGNORECASE)
 _LANGUAGE = re.compile(r"[A-Za-z0-9_-]+")
 _SAVED = {"datasets", "split", "column"}  # keys of a saved dataset in YAML
 
@@ -38,9 +40,9 @@ def resolve(corpus: str) -> Path:
 def languages(corpus: Path) -> dict[str, Text]:
     """The sources of each language of a corpus, sorted by language.
 
-    Files of other kinds in a folder are passed over. Raises DataError where the corpus is missing
-    or has no text, where it gives a language in two ways or in a form that is not known, and where
-    a name is not one that a language can have.
+    Raises DataError where the corpus is missing or has no text, where it gives a language in two
+    ways or in a form that is not known, and where a name is not one that a language can have.
+    Files of other kinds in a folder are no text: `passed_over` names them.
     """
     corpus = Path(corpus)
     if corpus.suffix in YAML and corpus.is_file():
@@ -73,6 +75,22 @@ def languages(corpus: Path) -> dict[str, Text]:
             f"for each language, as it is or packed as .xz, .gz or .zst"
         )
     return {name: sum((text for _, text in found[name]), ()) for name in sorted(found)}
+
+
+def passed_over(corpus: Path) -> list[str]:
+    """What lies in a corpus folder and is no text by its name, but for hidden files and those that
+    say what a corpus is; sorted paths in the folder."""
+    if not corpus.is_dir():
+        return []
+    over = []
+    for path in sorted(corpus.iterdir()):
+        _, text = _entry(path)
+        if not text:
+            over.append(path)
+        elif path.is_dir() and text[0].kind != "datasets":
+            taken = {source.place for source in text}
+            over += [one for one in sorted(path.iterdir()) if str(one) not in taken]
+    return [str(one.relative_to(corpus)) for one in over if not _ABOUT.match(one.name)]
 
 
 def _entry(path: Path) -> tuple[str, Text]:
@@ -108,9 +126,22 @@ def _no_language(name: object) -> str:
     )
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                line = key.start_mark.line + 1
+                raise ValueError(f"{key.value} stands there a second time in line {line}")
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _of_yaml(path: Path) -> dict[str, Text]:
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = yaml.load(path.read_text("utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(
             f"the corpus {path} cannot be read as YAML ({' '.join(str(error).split())}); mend it"
@@ -129,6 +160,12 @@ def _of_yaml(path: Path) -> dict[str, Text]:
         made[language] = tuple(one for item in listed for one in _sources(path, language, item))
         if not made[language]:
             raise DataError(f"{path} gives {language} no source; add one, or remove {language}")
+        again = [one.place for one, times in Counter(made[language]).items() if times > 1]
+        if again:
+            raise DataError(
+                f"{path} gives {language} the source {again[0]} twice; leave one out, or have the "
+                f"language read more often with data.weights"
+            )
     return made
 
 
