@@ -33,7 +33,7 @@ def progress(console: Console, title: str) -> Iterator[Callable[[int, int | None
 
 
 def _said(title: str, done: int, total: int | None) -> str:
-    return f"{title} ({done:,} looked at)" if total is None else title
+    return f"{title} ({done:,} looked at)" if done and total is None else title
 
 
 def _lines(console: Console, title: str) -> Callable[[int, int | None], None]:

@@ -213,6 +213,13 @@ def test_what_does_not_agree_is_told(whole, tmp_path, capsys):
     assert f"in 1 of {STEPS} steps (7); its shards or its ledger have been changed" in err
     assert main(["audit", str(tmp_path), "step=7", "rows=1"]) == 0
     assert "is not what the ledger has" in capsys.readouterr().out
+    # Of a batch that was left out there is nothing in the ledger.
+    rows = [{"what": LEFT_OUT, "step": step, "samples": []} for step in (3, 5)]
+    (tmp_path / "incidents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert Audit(tmp_path).wrong(np.arange(STEPS)) == [2, 4, 6]
+    content[8 * 2 : 8 * 3] = bytes(8)
+    (tmp_path / "ledger.bin").write_bytes(content)
+    assert Audit(tmp_path).wrong(np.arange(STEPS)) == [4, 6]
     (tmp_path / "data.json").write_text(json.dumps({"index": "0" * 64}))
     with pytest.raises(DataError, match=r"have changed since .* began \(000000000000 then"):
         Audit(tmp_path)

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from launch import local
 from launch.train import explained
 from mlm.audit import Audit
+from mlm.bad_shards import BadShards
 from mlm.batch import IGNORED
 from mlm.build import training_batches
 from mlm.data.index import Index
@@ -81,20 +83,26 @@ def longer(folder: Path, shard: str) -> int:
     return size
 
 
-def outside(folder: Path, shard: str) -> int:
+def outside(folder: Path, shard: str, id: int | None = None, place: int = 3) -> int:
     """An id that the tokenizer has not, which the writer already wrote: its hash is right."""
     index, row, offset = place_of(folder, shard, 1)
-    write_ids(folder, shard, offset + 12, [index.vocab_size])
+    offset += 4 * place
+    write_ids(folder, shard, offset, [index.vocab_size if id is None else id])
     fields = np.load(folder / "samples.npy")
-    ids = np.fromfile(folder / shard, "<i4", int(fields[2, row]), offset=offset)
+    start = offset - 4 * place
+    ids = np.fromfile(folder / shard, "<i4", int(fields[2, row]), offset=start)
     from mlm.data.index import ids_check
 
     fields[4, row] = ids_check(ids)
     np.save(folder / "samples.npy", fields)
-    return offset + 12
+    return offset
 
 
-FAULTS = [flipped, cut, gone, longer, outside]
+def negative(folder: Path, shard: str) -> int:
+    return outside(folder, shard, -1)
+
+
+FAULTS = [flipped, cut, gone, longer, outside, negative]
 
 
 def made(folder: Path, **data):
@@ -248,6 +256,40 @@ def test_rows_that_touch_a_shard_are_left_out_from_its_step_on(folder):
     for step, expected in ((4, [False] * 6), (5, gone), (6, gone)):
         rows = made.gather("train", np.full(6, language), starts, 31, step)
         assert (rows == 0).all(axis=1).tolist() == expected
+
+
+@pytest.mark.parametrize(("start", "place"), [(680, 0), (700, 0), (690, 3), (710, 20)])
+def test_no_row_has_an_id_outside_the_vocabulary(folder, start, place):
+    """Of rows over the border of two samples, behind it, and inside of one."""
+    shard = first_shard(folder)
+    offset = outside(folder, shard, -7, place)
+    index = Index.open(folder)
+    language = index.split_of(index.shard_row(shard))[0]
+    languages, starts = np.array([language, language]), np.array([0, start])
+    with pytest.raises(BadShard, match=rf"{shard} .* at byte {offset}: the id there is -7"):
+        TokenReader(index).gather("train", languages, starts, 31)
+    TokenReader(index).gather("train", languages, starts * 0, 31)
+
+
+def test_a_shard_counts_once_however_often_it_is_found(folder):
+    """As after a return to a checkpoint, when it is found at an earlier step."""
+    first, second, third = sorted(path.name for path in folder.glob("*.tar"))[:3]
+    rows: list[dict] = []
+    kept = SimpleNamespace(
+        rows=rows,
+        bad_shard=lambda step, shard, *_: rows.append(
+            {"what": BAD_SHARD, "step": step + 1, "shard": shard}
+        ),
+    )
+    settings = made(folder, on_bad_shard="skip", max_bad_shards=2).data
+    reader = TokenReader(Index.open(folder))
+    shards = BadShards(settings, reader, kept)
+    for step, name, count in ((9, first, 1), (5, first, 1), (7, second, 2), (3, first, 2)):
+        said = shards.leave_out(step, BadShard(name, 0, "it is bad; copy it"))
+        assert said == f"Left out from step {step + 1} on, {count} by now: it is bad"
+    with pytest.raises(DataError, match=r"3 shards are bad, and data\.max_bad_shards=2 may be"):
+        shards.leave_out(3, BadShard(third, 0, "it is bad; copy it"))
+    assert sorted(reader.left_out.values()) == [3, 7]
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -58,6 +58,14 @@ def test_languages_are_sorted_and_other_files_passed_over(tmp_path):
     assert passed_over(tmp_path / "README") == []
 
 
+def test_hidden_files_are_no_text(tmp_path):
+    """Such as those that macOS leaves beside others."""
+    (tmp_path / "de").mkdir()
+    for name in ("de/._a.txt", "de/.old.txt", "de/a.txt", "._en.txt"):
+        (tmp_path / name).write_text("Satz.\n")
+    assert languages(tmp_path) == {"de": text_of(tmp_path / "de" / "a.txt")}
+
+
 def test_white_space_line_ends_and_byte_order_mark_are_no_text(tmp_path):
     path = tmp_path / "en.txt"
     path.write_bytes("\ufeff\n\n one \r\ntwo\u2028half\r\n \t \r\n\n\nthree".encode())

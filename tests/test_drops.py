@@ -11,8 +11,10 @@ from rich.console import Console
 from launch.cli import main
 from mlm.data import shards, tars, tokenizing
 from mlm.data.drops import table
+from mlm.data.heldout import first_pass
 from mlm.data.index import Index
 from mlm.data.shards import REPORT, Options
+from mlm.data.tokenizing import Work
 from mlm.errors import DataError
 from mlm.prepare import prepare
 from mlm.text.documents import documents
@@ -105,6 +107,36 @@ def test_lines_behind_a_bad_one_keep_their_number(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\n\n{"text": "two"}\n{\n\xff\n')
     with pytest.raises(DataError, match="line 4 is not a JSON object"):
         list(documents(text))
+
+
+@pytest.mark.parametrize("documents", [3, 40])
+def test_bad_lines_of_languages_of_any_size_are_left_out(tmp_path, monkeypatch, documents):
+    """Also the last, behind a whole batch."""
+    monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 1)
+    (tmp_path / "text").mkdir()
+    found = [[line] for line in paragraphs("en", documents)]
+    write_text(tmp_path / "text" / "en.txt", found)
+    with (tmp_path / "text" / "en.txt").open("ab") as file:
+        file.write(b"\n\xff\n")
+    options = Options(skip_bad_lines=True)
+    shards.write(tmp_path / "text", tokenizer(), tmp_path / "out", 1, options=options)
+    report = report_of(tmp_path / "out")["languages"]["en"]
+    assert report["documents"] == documents
+    assert report["dropped"]["bad line"] == {"lines": 1, "characters": 1}
+
+
+def test_paragraphs_that_are_held_out_are_not_passed_over_with_the_others(tmp_path):
+    """As where a kill came when one part of a language was finished, and the other not."""
+    write_text(tmp_path / "en.txt", [paragraphs("en", 60), paragraphs("el", 60)])
+    text = (Source(str(tmp_path / "en.txt"), "txt"),)
+    found = first_pass("en", text, lambda amount: None)
+    assert found.rule.paragraphs
+    parts = [next(Work(text, found, starts).batches()).parts for starts in ([0, 0], [9, 0], [0, 9])]
+    (train, heldout), (no_train, same), (same_train, no_heldout) = parts
+    assert (no_train.lines, same.lines) == ([], heldout.lines)
+    assert (same_train.lines, no_heldout.lines) == (train.lines, [])
+    assert train.lines
+    assert heldout.lines
 
 
 @pytest.mark.parametrize("cut", [False, True])

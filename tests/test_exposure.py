@@ -35,7 +35,7 @@ def order_of(reader: TokenReader, alpha: float) -> SampleOrder:
     return SampleOrder(tokens, reader.index.languages, SIZE + 1, mix, 3)
 
 
-def counted(reader, order, steps, left_out, bad) -> list[np.ndarray]:
+def counted(reader, order, steps, left_out, bad, batch=BATCH) -> list[np.ndarray]:
     """How often each token of each language was seen, by going through all samples."""
     index = reader.index
     firsts = index.first_tokens("train")
@@ -44,7 +44,7 @@ def counted(reader, order, steps, left_out, bad) -> list[np.ndarray]:
     for step in range(steps):
         if step in left_out:
             continue
-        languages, blocks = order.samples(np.arange(step * BATCH, (step + 1) * BATCH))
+        languages, blocks = order.samples(np.arange(step * batch, (step + 1) * batch))
         for language, block in zip(languages.tolist(), blocks.tolist(), strict=True):
             place = slice(block * SIZE, (block + 1) * SIZE)
             read = shard_of[firsts[language] + place.start : firsts[language] + place.stop]
@@ -80,6 +80,21 @@ def test_blocks_samples_and_documents_are_those_of_all_samples(reader, alpha, st
             assert document == Document(start, end - start, own.min(), own.max())
             start = end
         assert start == len(ids)
+
+
+def test_a_batch_that_is_left_out_may_have_a_block_twice(reader):
+    """As one of several epochs of a small language has."""
+    batch, steps, left_out = 4000, 4, {1, 3, 4}
+    index, order = reader.index, order_of(reader, 0.0)
+    language = int(np.argmin(order.blocks))
+    assert order.blocks[language] * 2 < batch / len(order.blocks)
+    own = [r for r in range(len(index.shards)) if index.split_of(r) == (language, "train")]
+    for bad in ({}, {own[0]: 2}, {own[0]: 3}):
+        exposure = Exposure(order, reader, batch, steps, left_out, bad)
+        seen = counted(reader, order, steps, left_out, bad, batch)
+        assert exposure.samples().tolist() == [int(tokens.sum()) // SIZE for tokens in seen]
+        blocks = seen[language][: len(seen[language]) // SIZE * SIZE].reshape(-1, SIZE)
+        assert exposure.blocks(language).tolist() == blocks[:, 0].tolist()
 
 
 @pytest.mark.ranks

@@ -105,7 +105,8 @@ def test_a_row_does_not_depend_on_its_neighbours(case, random, kind):
 def test_a_full_row_has_exactly_its_share():
     assert masked_positions(512, 0.15) == 77
     assert masked_positions(128, 0.15) == 19
-    for seq_len, width in ((512, 77), (128, 19), (8, 1)):
+    for seq_len, width in ((512, 77), (128, 19), (8, 1), (30, 5), (10, 2)):
+        assert masked_positions(seq_len, 0.15) == width
         ids, lengths, keys = rows(seq_len=max(seq_len, 51))
         _, _, targets = mask(ids[:, :seq_len], lengths * 0 + seq_len, keys, 0.15)
         assert ((targets != IGNORED).sum(axis=1) == width).all()

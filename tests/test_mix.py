@@ -49,6 +49,12 @@ def test_alpha_goes_on_straight_lines_between_its_points():
     assert np.array_equal(mix.before(150), sum(mix.quotas(round) for round in range(150)))
 
 
+def test_a_line_that_begins_inside_a_round_begins_at_the_next_one():
+    mix = Mix([10**9, 10**5], [(0, 0.3), (10 * ROUND + 5, 0.3), (20 * ROUND, 0.7)])
+    same = [np.array_equal(mix.quotas(round), mix.quotas(0)) for round in range(13)]
+    assert same == [True] * 12 + [False]
+
+
 def test_a_schedule_shorter_than_a_round_changes_at_the_next_one():
     mix = Mix([10**9, 10**5], [(0, 0.3), (10, 0.7), (20, 1.0)])
     assert [phase.first for phase in mix.phases] == [0, 1]

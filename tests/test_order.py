@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mlm.data.draw import Shuffle, bits, permutation
 from mlm.data.mix import ROUND, Mix
-from mlm.data.order import CHUNK, SampleOrder
+from mlm.data.order import CHUNK, SampleOrder, _places_by
 from mlm.errors import DataError
 
 NAMES = ("de", "en", "sw")
@@ -19,6 +19,12 @@ def order(tokens=TOKENS, names=NAMES, seq_len=8, alpha=0.3, seed=1, window=16):
 
 def quotas(tokens, alpha):
     return Mix(tokens, [(0, alpha)]).quotas(10**9)
+
+
+@pytest.mark.parametrize("languages", [3, 300, 1000])
+def test_places_of_languages_are_those_of_a_stable_sort(languages):
+    drawn = np.random.default_rng(1).integers(0, languages, ROUND, np.int32)
+    assert np.array_equal(_places_by(drawn), np.argsort(drawn, kind="stable"))
 
 
 def test_bits_are_those_of_splitmix64():

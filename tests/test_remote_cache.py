@@ -1,12 +1,17 @@
 """The cache of remote shards: its bound, what leaves it, and what is wrong in it."""
 
+import errno
+import fcntl
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mlm.data.sample_cache import SampleCache
+from mlm.errors import UserError
 from mlm.prepare import check_data
 from tests.launch_fixtures import ROOT
 from tests.remote_fixtures import (
@@ -24,6 +29,11 @@ from tests.remote_fixtures import (
 __all__ = ["copy", "cut", "nginx"]  # fixtures
 
 GB = 10**9
+SAMPLE_BYTES = 400  # of the samples of `cut`
+
+
+def files_but_samples(cache: Path) -> set[str]:
+    return {str(p) for p in cache.rglob("*") if p.is_file() and p.parent.name != "samples"}
 
 
 def test_the_cache_keeps_to_its_bound(nginx, tmp_path):
@@ -33,6 +43,7 @@ def test_the_cache_keeps_to_its_bound(nginx, tmp_path):
     shutil.rmtree(cache)
     limit = held // 3
     made, most = reader(nginx, cache, limit / GB), 0
+    others = files_but_samples(cache)
     for n, tokens in enumerate(made.index.train_tokens):
         for start in range(0, tokens - 1000, 1000):
             ids = made.read("train", n, start, 1000)
@@ -40,6 +51,11 @@ def test_the_cache_keeps_to_its_bound(nginx, tmp_path):
             most = max(most, used(cache))
             assert most <= limit
     assert most > 0.8 * limit
+    assert files_but_samples(cache) >= others
+    # What is mapped stays on the disk, also where it has no name any more.
+    store = made._store
+    assert len(store._maps) <= store.kept
+    assert store.kept * SAMPLE_BYTES <= limit
     # The oldest have gone, and the newest are there: they are read again without a request.
     nginx.requests()
     again = reader(nginx, cache, limit / GB)
@@ -118,3 +134,30 @@ def test_a_disk_that_takes_no_more_is_one_sentence(nginx, tmp_path):
         f"or give another folder as data.cache\n"
     ), ran.stderr
     assert list((tmp_path / "cache").glob("*/samples/*")) == []
+
+
+def test_indices_that_fill_the_cache_are_one_sentence(tmp_path):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "samples.npy").write_bytes(bytes(90_000))
+    cache = SampleCache(tmp_path, "own", 100_000)
+    for sample in range(3):
+        with pytest.raises(UserError, match=r"holds [0-9,]+ bytes of indexes, and data\.cache_gb"):
+            cache.put(sample, bytes(20_000))
+    assert (tmp_path / "other" / "samples.npy").stat().st_size == 90_000
+
+
+def test_a_file_system_without_locks_will_do_and_others_must_have_them(tmp_path, monkeypatch):
+    def refused(code):
+        def flock(file, how):
+            raise OSError(code, "no")
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    cache = SampleCache(tmp_path, "own", 100_000)
+    refused(errno.ENOLCK)
+    with cache.lock(3):
+        cache.put(3, bytes(400))
+    assert cache.path(3).read_bytes() == bytes(400)
+    refused(errno.EIO)
+    with pytest.raises(UserError, match=r"cannot be written \(no\)"), cache.lock(3):
+        pass

@@ -4,6 +4,7 @@ import filecmp
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import pytest
 
 from mlm.data import shards
 from mlm.data.staging import WORK
-from mlm.errors import UserError
+from mlm.errors import DataError, UserError
 from mlm.text.folder import kept_folder
+from tests.test_sources import of_documents, write_tar
 from tests.text_fixtures import corpus, documents_of, tokenizer, write_corpus
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -175,10 +177,60 @@ def test_what_has_changed_is_begun_anew(tmp_path, expected):
         assert (out / name).stat().st_ino == kept[name][0]
 
 
-def test_a_tar_that_is_gone_is_written_again(tmp_path, expected):
+def test_a_command_that_gives_other_text_after_a_kill_is_noticed(tmp_path):
+    """Nothing but its text tells: it is begun anew, and not mixed."""
+    text, out, aside = tmp_path / "c.yaml", tmp_path / "out", tmp_path / ".out.partial"
+    tar = write_tar(tmp_path / "en.tar", of_documents("txt", documents_of("en")))
+    text.write_text(f"en: 'pipe:cat {tar}'\nsw: {corpus()}/sw.txt\n")
+    assert run(text, out, kill="after 3").code == -signal.SIGKILL
+    assert journaled(aside)
+    write_tar(tar, of_documents("txt", documents_of("en")[::-1]))
+    assert run(text, out).code == DataError.code
+    assert not out.exists()
+    assert run(text, out).says("The text of en or what was written of it has changed")
+    assert run(text, tmp_path / "new").code == 0
+    assert same_trees(out, tmp_path / "new")
+
+
+def test_text_that_changes_while_it_is_read_is_noticed(tmp_path, monkeypatch):
+    text, out = write_corpus(tmp_path / "text"), tmp_path / "out"
+    first_pass = shards._first_pass
+
+    def changing(report, folder, language, *arguments):
+        found = first_pass(report, folder, language, *arguments)
+        if language == "sw":
+            with (text / "sw.txt").open("a") as file:
+                file.write("\nmwisho\n")
+        return found
+
+    monkeypatch.setattr(shards, "_first_pass", changing)
+    with pytest.raises(DataError, match=r"the text of sw .* was changed while it was read; leave"):
+        shards.write(text, tokenizer(), out, workers=1)
+    assert not out.exists()
+
+
+def test_a_language_is_begun_anew_without_those_whose_names_go_on(tmp_path):
+    text, out, aside = tmp_path / "text", tmp_path / "out", tmp_path / ".out.partial"
+    write_corpus(text)
+    shutil.copy(text / "sw.txt", text / "en-GB.txt")
+    assert run(text, out, kill="index").code == -signal.SIGKILL
+    kept = journaled(aside)
+    with (text / "en.txt").open("a") as file:
+        file.write("\nthe end\n")
+    assert run(text, out).code == 0
+    assert (out / "en-GB-000000.tar").stat().st_ino == kept["en-GB-000000.tar"][0]
+    assert run(text, tmp_path / "new").code == 0
+    assert same_trees(out, tmp_path / "new")
+
+
+@pytest.mark.parametrize("how", ["gone", "cut"])
+def test_a_tar_that_is_not_whole_is_written_again(tmp_path, expected, how):
     out, aside = tmp_path / "out", tmp_path / ".out.partial"
     assert run(corpus(), out, kill="index").code == -signal.SIGKILL
-    (aside / "ja-000000.tar").unlink()
+    if how == "gone":
+        (aside / "ja-000000.tar").unlink()
+    else:
+        os.truncate(aside / "ja-000000.tar", 1024)
     assert run(corpus(), out).lines == sum(map(len, documents_of("ja")))
     assert same_trees(out, expected[0])
 

@@ -177,7 +177,8 @@ def test_a_file_says_where_text_is(tmp_path):
         ("de: []", "gives de no source; add one"),
         ("de: 3", "gives de the source 3, which is neither text nor a mapping"),
         ("de: a.txt", "gives de the source .*a.txt, which is not there"),
-        ("de: a-*.txt", "gives de no source; add one"),
+        ("de: a-*.txt", "gives de the source .*a-\\*.txt, to which no file fits"),
+        ("de: [http://x/b.txt, a-*.txt]", "gives de the source .*a-\\*.txt, to which no file fits"),
         ("de: sources.yaml", "sources.yaml, which is of no known kind; give names that end in"),
         ("de: http://x/a.parquet", "http://x/a.parquet, which is of no known kind"),
         ("de: {dataset: a}", "which is not of the form {datasets: PATH, split: train"),
@@ -193,6 +194,16 @@ def test_a_file_of_sources_that_is_wrong_is_one_sentence(tmp_path, content, sent
     with pytest.raises(DataError, match=sentence) as raised:
         languages(path)
     assert "\n" not in str(raised.value)
+
+
+def test_braces_of_a_command_are_its_own_but_for_ranges(tmp_path):
+    """As `{print $1,$2}` of awk is."""
+    command = "pipe:cat {x,y}-{08..10}.tar | awk '{print $1,$2}' -"
+    found = languages(sources_file(tmp_path, de=command))["de"]
+    tail = "tar | awk '{print $1,$2}' -"
+    assert [one.place for one in found] == [
+        f"pipe:cat {{x,y}}-{n}.{tail}" for n in ("08", "09", "10")
+    ]
 
 
 def test_text_comes_over_http(tmp_path, server):

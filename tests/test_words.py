@@ -108,6 +108,30 @@ def test_special_ids_are_words_of_their_own(tokenizer, words):
     assert np.array_equal(begins[1 : len(ids) + 1], alone)
 
 
+@pytest.mark.parametrize(
+    ("pieces", "begins"),
+    [
+        ("▁a b ▁c", "101"),
+        ("▁a $ b", "111"),  # symbols part words, as punctuation does
+        ("▁a + + 😀 b", "11001"),
+        ("▁a. b", "11"),  # it ends as one kind and begins as another
+        ("▁a .b b", "110"),
+        ("▁a ก", "11"),  # the first and the last of a script's block
+        ("▁a \u0e7f", "11"),
+        ("ก ข", "10"),
+        ("▁กข ค ง จ ฉ", "10010"),  # words of 4 characters, without the mark
+        ("กข คง จ", "101"),
+        ("▁ ก", "10"),  # a mark alone is of what is behind it
+    ],
+)
+def test_where_words_begin(pieces, begins):
+    """Pieces in a row, parted by blanks, as the scripts' own rules have them."""
+    row = pieces.split(" ")
+    vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *row, "<mask>"]
+    found = Words(vocabulary)(np.arange(4, 4 + len(row))[None])[0]
+    assert "".join(map(str, found.astype(int).tolist())) == begins
+
+
 @pytest.mark.parametrize("language", ["ja", "zh-Hans", "th"])
 def test_a_cut_does_not_depend_on_the_sentence_before(tokenizer, words, language):
     for line in lines(language)[:10]:

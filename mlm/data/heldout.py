@@ -18,6 +18,7 @@ from mlm.text.documents import check, documents
 from mlm.text.hashing import HASH_BITS, bytes_hash, text_hash
 from mlm.text.lines import BadLines
 from mlm.text.sources import Text, shown
+from mlm.text.streams import is_remote
 
 PURPOSE = "heldout"
 THRESHOLD = (1 << HASH_BITS) // 100
@@ -50,12 +51,14 @@ class FirstPass:
     """What is known of a language's text before any of it is tokenized.
 
     repeated: numbers of documents that occurred before, counted from 0 as they are read, where they
-    are looked for, (repeated documents,) int64, sorted; characters: about
+    are looked for, (repeated documents,) int64, sorted; characters: about; digest: of all documents
+    in order, where nothing else tells whether a second reading gives the same, else 0
     """
 
     rule: HeldOut
     repeated: np.ndarray
     characters: int
+    digest: int = 0
 
 
 def first_pass(
@@ -70,8 +73,9 @@ def first_pass(
     `report(characters)` is called now and then, and may raise to end this early.
     """
     bad = BadLines() if skip_bad_lines else None
+    remote = any(is_remote(source.place) for source in text)
     few: set[int] = set()
-    smallest, digests = 1 << HASH_BITS, bytearray()
+    smallest, digests, all_ = 1 << HASH_BITS, bytearray(), xxhash.xxh3_64()
     for document in documents(text, bad):
         report(0)
         raw = joined(document).encode()
@@ -79,9 +83,11 @@ def first_pass(
         smallest = min(smallest, hashed)
         if len(few) < FEW_DOCUMENTS:
             few.add(hashed)
+        if remote:
+            all_.update(raw)
         if find_repeated:
             digests += xxhash.xxh3_128_digest(raw)
-        elif len(few) == FEW_DOCUMENTS and smallest < THRESHOLD:
+        elif not remote and len(few) == FEW_DOCUMENTS and smallest < THRESHOLD:
             break  # whatever comes, these two decide
     characters = told = 0
     for part in check(text, BadLines() if skip_bad_lines else None):
@@ -93,7 +99,8 @@ def first_pass(
         rule = HeldOut(paragraphs=False, cutoff=max(smallest, THRESHOLD - 1))
     else:
         rule = _of_paragraphs(language, text, skip_bad_lines)
-    return FirstPass(rule, _repeated(digests), characters)
+    digest = all_.intdigest() if remote else 0
+    return FirstPass(rule, _repeated(digests), characters, digest)
 
 
 def joined(document: list[str]) -> str:

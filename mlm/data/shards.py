@@ -28,7 +28,7 @@ from mlm.text.tokenizer import Tokenizer
 
 Progress = Callable[[int, int | None], None]
 SHARD_FIELD, START_FIELD = SAMPLE_FIELDS.index("shard"), SAMPLE_FIELDS.index("start")
-VERSION = 1  # of what a staging folder holds; one more when an older one cannot be gone on with
+VERSION = 2  # of what a staging folder holds; one more when an older one cannot be gone on with
 REPORT = "report.json"
 FEW = 5  # names that are said of files that are passed over
 
@@ -187,7 +187,10 @@ def _write_language(
             report(found.characters)
         else:
             tokenizer = Tokenizer.load(model_path.parent)
-            read = _add_all(report, text, found, options, tokenizer, streams)
+            read, digest = _add_all(report, text, found, options, tokenizer, streams)
+            if found.digest and digest != found.digest:  # a remote source, or it was seen sooner
+                staging.forget(work, language)
+                raise staging.changed(language, text)
             staging.save_read(work, language, read)
     totals = (streams[0].totals, streams[1].totals)
     shards = [
@@ -210,8 +213,9 @@ def _add_all(
     options: Options,
     tokenizer: Tokenizer,
     streams: list[TokenTars],
-) -> Read:
-    """Tokenizes what the streams of the splits do not have yet, and adds it."""
+) -> tuple[Read, int]:
+    """Tokenizes what the streams of the splits do not have yet, and adds it; what was read, and the
+    digest of all of it."""
     starts = [stream.start for stream in streams]
     work, left = Work(text, found, starts, options.skip_bad_lines), found.characters
     with closing(tokenized(work, tokenizer, report.threads)) as batches:
@@ -222,4 +226,4 @@ def _add_all(
             report(min(characters, left))
             left -= min(characters, left)
     report(left)  # line ends and the like, which the first pass counted
-    return work.read
+    return work.read, work.digest.intdigest()

@@ -62,7 +62,7 @@ class Staging:
                 if (found := load(self._work, language)) is not None:
                     known[language] = found
                 continue
-            if path.is_file() and any(self._work.glob(f"{language}.*.jsonl")):
+            if any(self._work.glob(f"{language}.*.jsonl")):
                 self._say(
                     f"The text of {language} or what was written of it has changed since an "
                     f"earlier command was ended, so this language is begun anew"
@@ -75,10 +75,7 @@ class Staging:
         """Raises DataError where a language's text is not what it was when `match` saw it."""
         for language, text in sources.items():
             if (self._work / f"{language}.fingerprint").read_text() != _fingerprint(text):
-                raise DataError(
-                    f"the text of {language} ({shown(text)}) was changed while it was read; leave "
-                    f"it as it is, and give the same command again"
-                )
+                raise changed(language, text)
 
     def clear(self, language: str) -> None:
         """Takes away what was written of a language."""
@@ -100,6 +97,18 @@ class Staging:
         return True
 
 
+def forget(work: Path, language: str) -> None:
+    """Has a language be begun anew by the next command."""
+    (work / f"{language}.fingerprint").unlink(missing_ok=True)
+
+
+def changed(language: str, text: Text) -> DataError:
+    return DataError(
+        f"the text of {language} ({shown(text)}) was changed while it was read; leave it as it is, "
+        f"and give the same command again"
+    )
+
+
 def _fingerprint(text: Text) -> str:
     return json.dumps([source.fingerprint() for source in text])
 
@@ -112,9 +121,9 @@ def journal(work: Path, language: str, split: str) -> Journal:
 def save(work: Path, language: str, found: FirstPass) -> None:
     """Keeps what the first pass found of a language, whole or not at all."""
     rule, aside = found.rule, work / f"{language}.partial"
-    facts = np.array([rule.paragraphs, rule.cutoff, found.characters], np.uint64)
+    facts = [rule.paragraphs, rule.cutoff, found.characters, found.digest]
     with aside.open("wb") as file:
-        np.savez(file, facts=facts, repeated=found.repeated)
+        np.savez(file, facts=np.array(facts, np.uint64), repeated=found.repeated)
     aside.replace(work / f"{language}.npz")
 
 
@@ -124,8 +133,9 @@ def load(work: Path, language: str) -> FirstPass | None:
     if not path.is_file():
         return None
     with np.load(path) as kept:
-        paragraphs, cutoff, characters = kept["facts"].tolist()
-        return FirstPass(HeldOut(bool(paragraphs), cutoff), kept["repeated"], characters)
+        paragraphs, cutoff, *rest = kept["facts"].tolist()
+        characters, digest = rest
+        return FirstPass(HeldOut(bool(paragraphs), cutoff), kept["repeated"], characters, digest)
 
 
 def save_read(work: Path, language: str, read: Read) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import xxhash
 
 from mlm.data.heldout import FirstPass, joined
 from mlm.data.journal import Added, Read
@@ -55,7 +56,7 @@ class Work:
     ) -> None:
         self._text, self._found, self._starts = text, found, starts
         self._bad = BadLines() if skip_bad_lines else None
-        self.read = Read()
+        self.read, self.digest = Read(), xxhash.xxh3_64()  # of all documents, in order
 
     def batches(self) -> Iterator[Batch]:
         """Some documents at a time, since sentencepiece is fast on many lines in one call."""
@@ -67,6 +68,7 @@ class Work:
             text = joined(document)
             raw = text.encode()
             characters, size = len(text) - len(document), len(raw) - len(document)
+            self.digest.update(raw)
             if number == next_repeated:
                 next_repeated = next(repeated, -1)
                 read.repeated_documents += 1

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from glob import glob, has_magic
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ YAML = (".yaml", ".yml")
 
 _NUMBERED = re.compile(r"(?P<language>.+?)(?P<number>-\d{4,})?\.(txt|jsonl|tar|tgz)(\.\w+)?")
 _ABOUT = re.compile(r"\.|(README|LICEN[CS]E|NOTICE)\b", re.IGNORECASE)
+_RANGE = re.compile(r"(\{\w+\.\.\w+(?:\.\.\d+)?\})")  # {000..099}
 _LANGUAGE = re.compile(r"[A-Za-z0-9_-]+")
 _SAVED = {"datasets", "split", "column"}  # keys of a saved dataset in YAML
 
@@ -179,22 +181,37 @@ def _sources(path: Path, language: str, item: Any) -> Iterator[Source]:
             f"{path} gives {language} the source {item!r}, which is neither text nor a mapping; "
             f"write a path, a URL, pipe:COMMAND or {{datasets: PATH}}"
         )
-    from braceexpand import UnbalancedBracesError, braceexpand  # webdataset's
-
-    try:
-        expanded = list(braceexpand(item))
-    except UnbalancedBracesError:
-        expanded = [item]  # as in a command of awk
-    for one in expanded:
+    for one in _expanded(item):
         if is_remote(one):
             yield _known(path, language, one, source(one))
         else:
             yield from _files(path, language, one)
 
 
+def _expanded(item: str) -> Iterator[str]:
+    """All that braces stand for, as in webdataset; in a command only those of ranges, since it may
+    have others of its own, as awk does."""
+    from braceexpand import UnbalancedBracesError, braceexpand  # webdataset's
+
+    if item.startswith("pipe:"):
+        parts = _RANGE.split(item)  # a range is every second one
+        ways = [braceexpand(part) if n % 2 else [part] for n, part in enumerate(parts)]
+        yield from map("".join, product(*ways))
+        return
+    try:
+        yield from braceexpand(item)
+    except UnbalancedBracesError:
+        yield item
+
+
 def _files(path: Path, language: str, given: str) -> Iterator[Source]:
     place = str(path.parent / given)
-    for one in sorted(glob(place)) if has_magic(place) else [place]:
+    places = sorted(glob(place)) if has_magic(place) else [place]
+    if not places:
+        raise DataError(
+            f"{path} gives {language} the source {place}, to which no file fits; mend it"
+        )
+    for one in places:
         if Path(one).is_dir():
             yield from _of_folder(Path(one))
         elif Path(one).is_file():
