@@ -99,7 +99,7 @@ class TokenReader:
         first -= 1  # each with the id before it, where `<s>` comes
         apart = (behind | (places == 0)).nonzero()[0]
         if len(apart):
-            nothing = np.empty(1 + count, np.int32)
+            nothing = np.zeros(1 + count, np.int32)
             first[apart] = place_of(nothing)
         ids = rows_at(first, 1 + count)
         ids[:, 0] = BOS
