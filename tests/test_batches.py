@@ -320,6 +320,6 @@ def test_masks_of_held_out_blocks_are_of_single_tokens_and_keyed_by_language_and
 
 def test_a_micro_batch_may_be_larger_than_what_is_made_at_once(reader):
     order = training(reader).order
-    whole = TrainingBatches(reader, order, MASKING, 1, 96, 96).micro_batch(0, 0)
-    small = TrainingBatches(reader, order, MASKING, 1, 32, 96).of_step(0, [0, 1, 2])
+    whole = TrainingBatches(reader, order, MASKING, 1, 192, 192).micro_batch(0, 0)
+    small = TrainingBatches(reader, order, MASKING, 1, 64, 192).of_step(0, [0, 1, 2])
     assert torch.equal(whole.input_ids, torch.cat([one.input_ids for one in small]))

@@ -16,7 +16,7 @@ from mlm.errors import DataError
 from mlm.text.ids import BOS, EOS, PAD
 from parallel.keys import key
 
-ROWS = 64  # that are made at once: more do not fit in a core's cache
+ROWS = 128  # that are made at once: more do not fit in a core's cache
 
 
 class TrainingBatches:
