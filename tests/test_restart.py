@@ -16,6 +16,7 @@ from tempfile import TemporaryFile
 import pytest
 
 from mlm.data import shards
+from mlm.data.heldout import FEW_DOCUMENTS
 from mlm.data.staging import WORK
 from mlm.errors import DataError, UserError
 from mlm.text.folder import kept_folder
@@ -190,6 +191,16 @@ def test_a_command_that_gives_other_text_after_a_kill_is_noticed(tmp_path):
     assert run(text, out).says("The text of en or what was written of it has changed")
     assert run(text, tmp_path / "new").code == 0
     assert same_trees(out, tmp_path / "new")
+
+
+@pytest.mark.parametrize("dedup", ["false", "true"])
+def test_a_command_is_asked_for_its_text_twice(tmp_path, dedup):
+    """Once to look at it, once to tokenize it."""
+    tar = write_tar(tmp_path / "en.tar", of_documents("txt", documents_of("en")))
+    (tmp_path / "c.yaml").write_text(f"en: 'pipe:echo once >> {tmp_path}/asked; cat {tar}'\n")
+    assert len(documents_of("en")) >= FEW_DOCUMENTS
+    assert run(tmp_path / "c.yaml", tmp_path / "out", f"dedup={dedup}").code == 0
+    assert (tmp_path / "asked").read_text() == "once\n" * 2
 
 
 def test_text_that_changes_while_it_is_read_is_noticed(tmp_path, monkeypatch):

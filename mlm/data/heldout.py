@@ -74,33 +74,45 @@ def first_pass(
     """
     bad = BadLines() if skip_bad_lines else None
     remote = any(is_remote(source.place) for source in text)
+    every, count = find_repeated or remote, _Count(report)
     few: set[int] = set()
-    smallest, digests, all_ = 1 << HASH_BITS, bytearray(), xxhash.xxh3_64()
+    smallest, digests, digest = 1 << HASH_BITS, bytearray(), xxhash.xxh3_64()
     for document in documents(text, bad):
-        report(0)
+        count.add(sum(map(len, document)) if every else 0)
         raw = joined(document).encode()
         hashed = bytes_hash(raw, PURPOSE)
         smallest = min(smallest, hashed)
         if len(few) < FEW_DOCUMENTS:
             few.add(hashed)
         if remote:
-            all_.update(raw)
+            digest.update(raw)
         if find_repeated:
             digests += xxhash.xxh3_128_digest(raw)
-        elif not remote and len(few) == FEW_DOCUMENTS and smallest < THRESHOLD:
+        if not every and len(few) == FEW_DOCUMENTS and smallest < THRESHOLD:
             break  # whatever comes, these two decide
-    characters = told = 0
-    for part in check(text, BadLines() if skip_bad_lines else None):
-        characters += part
-        news = characters - told if characters - told >= TOLD else 0
-        report(news)
-        told += news
+    for part in () if every else check(text, BadLines() if skip_bad_lines else None):
+        count.add(part)
     if len(few) == FEW_DOCUMENTS:
         rule = HeldOut(paragraphs=False, cutoff=max(smallest, THRESHOLD - 1))
     else:
         rule = _of_paragraphs(language, text, skip_bad_lines)
-    digest = all_.intdigest() if remote else 0
-    return FirstPass(rule, _repeated(digests), characters, digest)
+    seen = digest.intdigest() if remote else 0
+    return FirstPass(rule, _repeated(digests), count.characters, seen)
+
+
+class _Count:
+    """Characters, which are reported some at a time."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        self.characters = self._told = 0
+        self._report = report
+
+    def add(self, characters: int) -> None:
+        self.characters += characters
+        news = self.characters - self._told
+        news = news if news >= TOLD else 0
+        self._told += news
+        self._report(news)
 
 
 def joined(document: list[str]) -> str:

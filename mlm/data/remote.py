@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from mlm.data.index import FILE, SAMPLES_FILE, SHARDS_FILE, Index
+from mlm.data.memory import ID_BYTES
 from mlm.data.order import CHUNK
 from mlm.data.remote_files import RemoteFolder, Threads, is_url
-from mlm.data.remote_store import ID_BYTES, RemoteStore, no_ranges
+from mlm.data.remote_store import RemoteStore, no_ranges
 from mlm.data.sample_cache import FULL, SampleCache, held_in, lock, on_disk, told
 from mlm.data.store import FolderStore, Store
 from mlm.errors import BadShard, DataError, UserError

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from mlm.data.index import Index, ids_check
+from mlm.data.memory import ID_BYTES
 from mlm.data.remote_files import RemoteFolder, Threads
 from mlm.data.sample_cache import USED_AGAIN, SampleCache
-from mlm.data.store import ID_BYTES, KEPT
+from mlm.data.store import KEPT
 from mlm.errors import BadShard, DataError
 
 DOWNLOADS = 3  # of a sample that does not come as it was written

@@ -188,7 +188,7 @@ def _write_language(
         else:
             tokenizer = Tokenizer.load(model_path.parent)
             read, digest = _add_all(report, text, found, options, tokenizer, streams)
-            if found.digest and digest != found.digest:  # a remote source, or it was seen sooner
+            if found.digest and digest != found.digest:
                 staging.forget(work, language)
                 raise staging.changed(language, text)
             staging.save_read(work, language, read)

@@ -133,8 +133,7 @@ def load(work: Path, language: str) -> FirstPass | None:
     if not path.is_file():
         return None
     with np.load(path) as kept:
-        paragraphs, cutoff, *rest = kept["facts"].tolist()
-        characters, digest = rest
+        paragraphs, cutoff, characters, digest = kept["facts"].tolist()
         return FirstPass(HeldOut(bool(paragraphs), cutoff), kept["repeated"], characters, digest)
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from mlm.data.index import Index
+from mlm.data.memory import ID_BYTES
 from mlm.errors import BadShard
 
 MAX_MAPS = 8192  # tars; the system allows 65,530 maps in a process
 KEPT = 16384  # samples that a reader knows to be good, of which 2 windows of 16 chunks a language
-ID_BYTES = 4
 
 
 class Store(Protocol):
