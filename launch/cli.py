@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from launch.beside import shadowed
+from launch.shadowing import shadowed
 
 OVERRIDE = re.compile(r"~|\+{0,2}([A-Za-z_][\w.@:]*|hydra/[\w/@.]+)=")
 COMPLETION = ("-sc", "--shell-completion")
@@ -24,31 +24,43 @@ class Verb:
     """A command: its line in the list, its settings, and the function that does it."""
 
     summary: str
-    schema: str  # a class of mlm.config
+    schema: str  # a class of mlm.config.settings
     function: str  # module:name, called with the composed settings
     positional: tuple[str, ...] = ()
     many: bool = False  # the last positional takes all that are left, as a list
 
 
 VERBS = {
-    "tokenizer": Verb("trains a tokenizer", "TokenizerConfig", "launch.verbs:tokenizer"),
-    "shards": Verb("writes token shards of a corpus", "ShardsConfig", "launch.verbs:shards"),
-    "train": Verb("pretrains a masked language model", "TrainConfig", "launch.train:train"),
+    "tokenizer": Verb("trains a tokenizer", "TokenizerConfig", "launch.verbs.others:tokenizer"),
+    "shards": Verb("writes token shards of a corpus", "ShardsConfig", "launch.verbs.others:shards"),
+    "train": Verb("pretrains a masked language model", "TrainConfig", "launch.verbs.train:train"),
     "checkpoints": Verb(
         "lists, verifies and prunes checkpoints",
         "CheckpointsConfig",
-        "launch.verbs:checkpoints",
+        "launch.verbs.others:checkpoints",
         ("run",),
     ),
-    "audit": Verb("shows what a run was trained on", "AuditConfig", "launch.verbs:audit", ("run",)),
+    "audit": Verb(
+        "shows what a run was trained on", "AuditConfig", "launch.verbs.others:audit", ("run",)
+    ),
     "fill": Verb(
-        "fills the masks of a text", "FillConfig", "launch.verbs:fill", ("path", "texts"), True
+        "fills the masks of a text",
+        "FillConfig",
+        "launch.verbs.others:fill",
+        ("path", "texts"),
+        True,
     ),
     "import": Verb(
-        "reads a model from elsewhere", "ImportConfig", "launch.verbs:import_", ("path", "out")
+        "reads a model from elsewhere",
+        "ImportConfig",
+        "launch.verbs.others:import_",
+        ("path", "out"),
     ),
     "export": Verb(
-        "writes a Hugging Face folder", "ExportConfig", "launch.verbs:export", ("path", "out")
+        "writes a Hugging Face folder",
+        "ExportConfig",
+        "launch.verbs.others:export",
+        ("path", "out"),
     ),
 }
 
@@ -115,7 +127,7 @@ def _run_verb(name: str, arguments: list[str]) -> None:
     def composing(run: Callable[[Any], float | None]) -> None:
         compose(name, verb.schema, rest, given, run)
 
-    from launch.distributed import joined, train_as_rank
+    from launch.launchers.torchrun import joined, train_as_rank
 
     if name == "train" and joined():
         train_as_rank(composing, rest)

@@ -12,9 +12,9 @@ from typing import IO, Any
 
 import yaml
 
-from mlm.config import TrainConfig, as_dict, defaults
+from mlm.config.settings import TrainConfig, as_dict, defaults
 from mlm.errors import DataError, UserError
-from mlm.outcome import OUTCOME, STOP
+from mlm.health.outcome import OUTCOME, STOP
 
 CONFIG, OVERRIDES, DATA = "config.yaml", "overrides.txt", "data.json"
 PREPARED = "prepared"  # beside the runs: tokenizers and shards made of `data.corpus`

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _PLACES = {
-    "AutoTokenizer": "mlm.tokenizer.auto",
+    "AutoTokenizer": "mlm.tokenizer.family.auto",
     "XLMRobertaXLConfig": "mlm.family.config",
     "XLMRobertaXLForCausalLM": "mlm.family.language",
     "XLMRobertaXLForMaskedLM": "mlm.family.language",

@@ -11,15 +11,15 @@ import torch.distributed as dist
 import yaml
 
 from mlm import checkpoint
-from mlm.build import Parts, build
-from mlm.config import TrainConfig, load
+from mlm.config.settings import TrainConfig, load
 from mlm.errors import CONFIG, DONE, FAILED, DataError, StopRequested, UserError
-from mlm.loop import Loop, Progress
-from mlm.outcome import make_room, write_outcome
-from mlm.report import Report
-from mlm.tracker import Tracker
-from mlm.watchdog import Watchdog
-from mlm.world import log_to_file, settled, start_process_group
+from mlm.health.outcome import make_room, write_outcome
+from mlm.health.watchdog import Watchdog
+from mlm.tracking.report import Report
+from mlm.tracking.tracker import Tracker
+from mlm.training.build import Parts, build
+from mlm.training.loop import Loop, Progress
+from mlm.training.world import log_to_file, settled, start_process_group
 from parallel.recorder import Recorder, recording
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.engine import Engine
+from parallel.engine.deepspeed import Engine
 from parallel.groups import Group, ProcessGrid
 from parallel.layout import Layout
 from parallel.sharding import shard_of

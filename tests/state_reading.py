@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from parallel.engine import Engine
+from parallel.engine.deepspeed import Engine
 
 
 def whole_weights(engine: Engine) -> Iterator[tuple[str, nn.Parameter, Tensor]]:

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mlm.data import shards, tars
-from mlm.text.tokenizer import Tokenizer
-from mlm.text.training import train
+from mlm.data.writing import shards, tars
+from mlm.tokenizer.tokenizer import Tokenizer
+from mlm.tokenizer.training import train
 
-REAL = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "pretrain"
 # Letters of a language, whether it puts spaces between words, documents, paragraphs in each.
 LANGUAGES = {
     "el": ("αβγδεζηθικλμνξοπρστυφχψω", " ", 6, 8),

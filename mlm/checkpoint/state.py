@@ -11,10 +11,10 @@ from torch import Tensor
 from mlm.errors import DataError, UserError
 from mlm.weights.stored import causes_of
 from mlm.weights.tiles import LoadTiles, Tile
-from parallel.engine import Engine
+from parallel.engine.deepspeed import Engine
+from parallel.engine.state import Piece, loaded, pieces
 from parallel.groups import group_rank, group_size
 from parallel.sharding import Box, boxes, shard_of
-from parallel.state import Piece, loaded, pieces
 
 PART = 1 << 22  # numbers of a tile, of which loading holds a few at once
 

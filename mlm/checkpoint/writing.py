@@ -32,8 +32,8 @@ from mlm.checkpoint.state import own, tiles
 from mlm.errors import UserError
 from mlm.weights import stored
 from mlm.weights.tiles import SaveTiles, Tile
-from parallel.engine import Engine
-from parallel.state import Piece
+from parallel.engine.deepspeed import Engine
+from parallel.engine.state import Piece
 
 Result = TypeVar("Result")
 

@@ -20,7 +20,7 @@ import xxhash
 from numpy.typing import DTypeLike
 
 from mlm.errors import BadShard, DataError
-from mlm.text.tokenizer import Tokenizer
+from mlm.tokenizer.tokenizer import Tokenizer
 
 VERSION = 2
 SPLITS = ("train", "heldout")

@@ -17,8 +17,8 @@ from mlm.model.embeddings import PositionEmbeddings
 from mlm.model.encoder import word_embeddings
 from mlm.model.heads import FinalNorm, Pooler
 from mlm.model.layer import EncoderLayer, LayerOutputs
-from parallel.collectives import gather_from_group
 from parallel.groups import Group
+from parallel.tensor.collectives import gather_from_group
 
 
 class Embeddings(PositionEmbeddings):

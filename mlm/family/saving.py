@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mlm.errors import UserError
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.text.folder import new_folder
+from mlm.files.folders import new_folder
 from mlm.weights.load import full_shapes
 from mlm.weights.write import write_weights
 from parallel.groups import Group, group_rank, group_size

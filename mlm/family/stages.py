@@ -22,9 +22,9 @@ from mlm.model.initial import initialise
 from mlm.model.losses import checked_labels, mean_cross_entropy, span_loss
 from mlm.model.masked_lm import lm_head_layers
 from parallel.groups import Group
-from parallel.layers import VocabParallelEmbedding
-from parallel.loss import linear_cross_entropy
-from parallel.stages import StageLayer
+from parallel.pipeline.stages import StageLayer
+from parallel.tensor.layers import VocabParallelEmbedding
+from parallel.tensor.loss import linear_cross_entropy
 
 LANGUAGE_MODELS = (XLMRobertaXLForMaskedLM, XLMRobertaXLForCausalLM)
 

@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mlm.config import DataConfig
-from mlm.report import EVALUATION
-from mlm.trained import Checkpoint, Trained
+from mlm.config.settings import DataConfig
+from mlm.tracking.report import EVALUATION
+from mlm.trained.opening import Checkpoint, Trained
 from mlm.weights.source import Weights
 
 

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from mlm.errors import UserError
 from mlm.family.folder import config_values
-from mlm.family.published import BARE
 from mlm.hf.ids import check_ids, check_source_ids, lines, sample_of
 from mlm.hf.plain import Read, Sample, plain_outputs
-from mlm.text.ids import JSON_FILE
-from mlm.trained import HF_CONFIG, Trained
+from mlm.tokenizer.ids import JSON_FILE
+from mlm.trained.opening import HF_CONFIG, Trained
+from mlm.trained.published import BARE
 from mlm.weights.source import Weights
 from mlm.weights.stored import parts_of
 

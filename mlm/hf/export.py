@@ -9,12 +9,12 @@ from rich.console import Console
 from torch import Tensor
 
 from mlm.errors import DataError, UserError
+from mlm.files.folders import new_folder
 from mlm.hf.card import model_card
 from mlm.hf.check import check_export, rounding
-from mlm.text.backend import write_tokenizer
-from mlm.text.folder import new_folder
-from mlm.text.ids import JSON_FILE, MODEL_FILE
-from mlm.trained import (
+from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
+from mlm.tokenizer.published_files import write_tokenizer
+from mlm.trained.opening import (
     DTYPES,
     HF_CONFIG,
     Trained,

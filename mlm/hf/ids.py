@@ -13,11 +13,11 @@ from torch import Tensor
 from mlm.errors import UserError
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.hf.plain import Sample
-from mlm.text.charsmap import normalizer
 from mlm.text.corpus import languages, sample_corpus
 from mlm.text.documents import documents
-from mlm.text.ids import FIRST_PIECE, JSON_FILE, SHIFT, UNK
-from mlm.text.tokenizer import Tokenizer
+from mlm.tokenizer.charsmap import normalizer
+from mlm.tokenizer.ids import FIRST_PIECE, JSON_FILE, SHIFT, UNK
+from mlm.tokenizer.tokenizer import Tokenizer
 
 LANGUAGES = ("en", "de", "ru", "ar", "hi", "zh-Hans")  # whose logits are compared
 TOKENS = 48  # of a text at most

@@ -13,14 +13,13 @@ from rich.console import Console
 from mlm import checkpoint
 from mlm.errors import DataError, UserError
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.family.published import AddedTokens, tokenizer_of
+from mlm.files.folders import new_folder
 from mlm.hf.check import check_import
-from mlm.progress import progress
-from mlm.text.folder import new_folder
-from mlm.text.ids import JSON_FILE, MODEL_FILE
-from mlm.text.json_file import sentencepiece_model
-from mlm.text.tokenizer import Tokenizer
-from mlm.trained import (
+from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
+from mlm.tokenizer.tokenizer import Tokenizer
+from mlm.tokenizer.tokenizer_json import sentencepiece_model
+from mlm.tracking.progress import progress
+from mlm.trained.opening import (
     HF_CONFIG,
     Trained,
     check,
@@ -28,6 +27,7 @@ from mlm.trained import (
     open_folder,
     open_trained,
 )
+from mlm.trained.published import AddedTokens, tokenizer_of
 from mlm.weights.source import Weights
 from mlm.weights.stored import parts_of
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from mlm.model.config import ModelConfig
 from mlm.model.relative import RelativePositions
-from parallel.collectives import copy_to_group
 from parallel.groups import Group, group_rank, group_size
 from parallel.keys import key
-from parallel.layers import ColumnParallelLinear, RowParallelLinear
 from parallel.random import dropout, sharded_key
 from parallel.sharding import mark_sharded, shard_of
+from parallel.tensor.collectives import copy_to_group
+from parallel.tensor.layers import ColumnParallelLinear, RowParallelLinear
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from mlm.batch import MicroBatch
+from mlm.batch.micro_batch import MicroBatch
 from mlm.model.config import ModelConfig
 from parallel.keys import key
 from parallel.random import dropout

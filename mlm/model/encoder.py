@@ -5,15 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mlm.batch import MicroBatch
+from mlm.batch.micro_batch import MicroBatch
 from mlm.model.config import LayerOptions, ModelConfig
 from mlm.model.embeddings import PositionEmbeddings
 from mlm.model.flops import layer_flops
 from mlm.model.heads import FinalNorm
 from mlm.model.layer import ENCODER_LAYER, EncoderLayer
 from parallel.groups import Group
-from parallel.layers import VocabParallelEmbedding
-from parallel.stages import StageLayer
+from parallel.pipeline.stages import StageLayer
+from parallel.tensor.layers import VocabParallelEmbedding
 
 WORDS = "roberta.embeddings.word_embeddings"
 

@@ -4,16 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlm.batch import IGNORED, MicroBatch
+from mlm.batch.micro_batch import IGNORED, MicroBatch
 from mlm.model.config import ModelConfig
 from mlm.model.layer import ACTIVATIONS, Dense
-from parallel.collectives import copy_to_group, gather_from_group
 from parallel.groups import Group
 from parallel.keys import key
-from parallel.layers import VocabParallelEmbedding
-from parallel.loss import linear_cross_entropy
 from parallel.random import dropout
 from parallel.sharding import mark_sharded, split
+from parallel.tensor.collectives import copy_to_group, gather_from_group
+from parallel.tensor.layers import VocabParallelEmbedding
+from parallel.tensor.loss import linear_cross_entropy
 
 
 class FinalNorm(nn.LayerNorm):

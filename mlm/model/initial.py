@@ -6,8 +6,8 @@ from torch import nn
 
 from mlm.model.config import ModelConfig
 from parallel.groups import group_rank
-from parallel.layers import VocabParallelEmbedding
 from parallel.random import normal_
+from parallel.tensor.layers import VocabParallelEmbedding
 
 
 def initialise(

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlm.batch import MicroBatch
+from mlm.batch.micro_batch import MicroBatch
 from mlm.model.attention import Attend, AttentionBlock
 from mlm.model.config import LayerOptions, ModelConfig
 from parallel.groups import Group
 from parallel.keys import key
-from parallel.layers import ColumnParallelLinear, RowParallelLinear
 from parallel.random import dropout
+from parallel.tensor.layers import ColumnParallelLinear, RowParallelLinear
 
 
 def _gelu_new(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlm.batch import IGNORED
+from mlm.batch.micro_batch import IGNORED
 
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 

@@ -8,7 +8,7 @@ from mlm.model.flops import decoder_flops, transform_flops
 from mlm.model.heads import MaskedLMHead, masked_lm_loss
 from mlm.model.initial import initialise
 from parallel.groups import Group
-from parallel.stages import StageLayer
+from parallel.pipeline.stages import StageLayer
 
 
 def masked_lm_layers(

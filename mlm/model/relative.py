@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from parallel.collectives import copy_to_group
 from parallel.groups import Group
+from parallel.tensor.collectives import copy_to_group
 
 
 class RelativePositions(nn.Module):

@@ -1,290 +1,287 @@
-"""What a tokenizer returns: ids, masks and more by name, and where in a text each token stands."""
+"""Texts to ids as transformers does it, and where in its text each id stands.
 
-from collections import UserDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+The ids are sentencepiece's. Their places are found when they are asked for, by rules that give
+what transformers' XLMRobertaTokenizer gives: the blank before a word belongs to no id, a `▁` that
+is an id of its own shares the first character of the word behind it, and where several characters
+were made one (a letter and its accent), only the first counts.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from itertools import chain
+from multiprocessing import parent_process
+from typing import Any
 
 import numpy as np
 
-from mlm.text.encoding import Encoded
-from mlm.text.ids import BOS, EOS, PAD
-from mlm.tokenizer.windows import Window
+from mlm.tokenizer.ids import SPACE, UNK
+from mlm.tokenizer.tokenizer import Tokenizer
 
-NAMES = {BOS: "<s>", PAD: "<pad>", EOS: "</s>"}
-
-
-class CharSpan(NamedTuple):
-    """Characters of a text, from `start` to behind the last."""
-
-    start: int
-    end: int
+MASK = "<mask>"
+SPECIAL = re.compile("<s>|<pad>|</s>|<unk>|<mask>")
+# What `<mask>` takes with it when it stands before it: Unicode's white space.
+BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+CHARACTERS_PER_THREAD = 8192  # a thread for fewer takes longer to start than it saves
 
 
-class TokenSpan(NamedTuple):
-    """Tokens of a row, from `start` to behind the last."""
+@dataclass
+class Parts:
+    """Texts cut at special tokens, or at the words that they are given in.
 
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """One row: a window on a text, maybe one on its pair, special tokens, and pads.
-
-    source: of the texts; sample: which of them it is
-    first, second: the windows, counted in the ids of all texts
-    special: whether `<s>` and `</s>` were added
-    left, right: pads at each end
+    strings: what sentencepiece is given, for all texts; "" for a special token
+    counts: how many of them each text has; none: one each
+    starts: at which character of its text (of its word) each begins; empty: all at 0
+    words: the word that each belongs to; empty: words are counted by their blanks
+    special: those that are special tokens, by their place: the id, the number of characters
     """
 
-    source: Encoded
-    sample: int
-    first: Window
-    second: Window | None
-    special: bool
-    left: int = 0
-    right: int = 0
+    strings: list[str]
+    counts: list[int] | None = None
+    starts: list[int] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
+    special: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+class Encoded:
+    """The ids of several texts, found when they are asked for.
+
+    count: of the texts
+    plain: whether each text is one string for sentencepiece
+    """
+
+    def __init__(self, tokenizer: Tokenizer, parts: Parts) -> None:
+        self._tokenizer, self._parts = tokenizer, parts
+        self.plain = parts.counts is None
+        self.count = len(parts.strings if self.plain else parts.counts)
+
+    def closed(self, arrays: bool) -> list[Any]:
+        """The ids of plain texts with `<s>` before and `</s>` behind each, as lists or as arrays,
+        made by sentencepiece itself and so with no work beside its own."""
+        return self._asked(partial(self._tokenizer.closed, arrays=arrays))
 
     @property
-    def ids(self) -> list[int]:
-        def of(start: int, end: int) -> list[int]:
-            return self.source.ids[start:end].tolist()
+    def ids(self) -> np.ndarray:
+        """int32 (ids of all texts,)"""
+        return self._found[0]
 
-        return self._laid(of, of, BOS, EOS, PAD)
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """int64 (count + 1,): text i has ids[bounds[i] : bounds[i + 1]]."""
+        ends = _ends(self._counts)
+        return ends if self.plain else ends[_ends(np.array(self._parts.counts, np.int64))]
 
     @property
-    def tokens(self) -> list[str]:
-        return self._each(self.source.tokens, *map(NAMES.get, (BOS, EOS, PAD)))
+    def _counts(self) -> np.ndarray:
+        """How many ids each part has."""
+        return self._found[1]
 
-    @property
+    @cached_property
+    def _found(self) -> tuple[np.ndarray, np.ndarray]:
+        found = self._asked(self._tokenizer.encode)
+        counts = np.fromiter(map(len, found), np.int64, len(found))
+        ids = np.concatenate(found) if found else np.empty(0, np.int32)
+        if special := self._parts.special:
+            places = list(special)
+            before = (np.cumsum(counts) - counts)[places]
+            ids = np.insert(ids, before, [id for id, _ in special.values()])
+            counts[places] = 1
+        return ids, counts
+
+    def _asked(self, encode: Callable[..., Any]) -> Any:
+        """What sentencepiece makes of the parts; raises ValueError for what is no text."""
+        strings = self._parts.strings
+        try:
+            return encode(strings, threads=_threads(strings))
+        except (RuntimeError, TypeError):  # which of them, depends on how many texts there are
+            _check_characters(strings)
+            raise
+
+    @cached_property
     def offsets(self) -> list[tuple[int, int]]:
-        return self._each(self.source.offsets, (0, 0), (0, 0), (0, 0))
+        """Of each id: its first character in its text (of a text in words: in its word), and the
+        one behind its last."""
+        starts, ends, _ = self._places
+        return list(zip(starts.tolist(), ends.tolist(), strict=True))
 
-    @property
-    def word_ids(self) -> list[int | None]:
-        return self._each(self.source.words, None, None, None)
+    @cached_property
+    def words(self) -> list[int]:
+        """Of each id: the word of its text, counted from 0; a special token is one of its own."""
+        if self._parts.words:
+            return np.repeat(self._parts.words, self._counts).tolist()
+        words = _ends(self._places[2])
+        before = words[self.bounds[:-1]]
+        return (words[1:] - 1 - np.repeat(before, np.diff(self.bounds))).tolist()
 
-    @property
-    def sequence_ids(self) -> list[int | None]:
-        return self._laid(_constant(0), _constant(1), None, None, None)
+    @cached_property
+    def tokens(self) -> list[str]:
+        """Of each id: its piece, or for `<unk>` the characters that it stands for."""
+        found = list(map(self._tokenizer.vocabulary.__getitem__, self.ids.tolist()))
+        for place, surface in self._unknown.items():
+            found[place] = surface
+        return found
 
-    @property
-    def type_ids(self) -> list[int]:
-        return self._laid(_constant(0), _constant(0), 0, 0, 0)
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """The place of each part's first id."""
+        return np.cumsum(self._counts) - self._counts
 
-    @property
-    def attention_mask(self) -> list[int]:
-        return self._laid(_constant(1), _constant(1), 1, 1, 0)
+    @cached_property
+    def _unknown(self) -> dict[int, str]:
+        """What each `<unk>` in a part stands for, by the place of its id."""
+        unknown = np.flatnonzero(self.ids == UNK)
+        parts = np.searchsorted(self._first, unknown, side="right") - 1
+        found, current, surfaces = {}, -1, []
+        for place, part in zip(unknown.tolist(), parts.tolist(), strict=True):
+            if part in self._parts.special:
+                continue
+            if part != current:
+                current, surfaces = part, self._tokenizer.surfaces(self._parts.strings[part])
+            found[place] = surfaces[place - int(self._first[part])]
+        return found
 
-    @property
-    def special_tokens_mask(self) -> list[int]:
-        return self._laid(_constant(0), _constant(0), 1, 1, 1)
+    @cached_property
+    def _places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each id: its first character, the one behind its last, whether it begins a word."""
+        lines = self._parts.strings
+        normal = [self._tokenizer.normalised(line) for line in lines]
+        # As sentencepiece gives them, the places of a part's characters end with one entry more.
+        text = np.frombuffer("".join(f"{each}\0" for each, _ in normal).encode("utf-32-le"), "<u4")
+        at = np.fromiter(chain.from_iterable(place for _, place in normal), np.int64, len(text))
+        closing = np.cumsum([len(place) for _, place in normal], dtype=np.int64) - 1
+        first = np.append(-1, closing)[:-1] + 1
+        starts, ends = _characters(at, first, closing)
 
-    def __len__(self) -> int:
-        return len(self.attention_mask)
-
-    def span(self, sequence: int) -> Window:
-        """The place of a sequence, 0 or 1, in the row."""
-        found = [place for place, of in enumerate(self.sequence_ids) if of == sequence]
-        return (found[0], found[-1] + 1) if found else (0, 0)
-
-    def _each(self, values: Sequence[Any], opening: Any, closing: Any, pad: Any) -> list[Any]:
-        def of(start: int, end: int) -> Sequence[Any]:
-            return values[start:end]
-
-        return self._laid(of, of, opening, closing, pad)
-
-    def _laid(
-        self,
-        of_first: Callable[[int, int], Sequence[Any]],
-        of_second: Callable[[int, int], Sequence[Any]],
-        opening: Any,
-        closing: Any,
-        pad: Any,
-    ) -> list[Any]:
-        """The values of a row: of the two windows, of `<s>`, of `</s>` and of a pad."""
-        row = list(of_first(*self.first))
-        second = list(of_second(*self.second)) if self.second else []
-        if self.special:
-            row = [opening, *row, closing]
-            second = [closing, *second, closing] if self.second else []
-        return [pad] * self.left + row + second + [pad] * self.right
-
-
-class BatchEncoding(UserDict):
-    """The rows of a call by name, as lists or as tensors; also read as attributes.
-
-    Its methods say where the tokens stand, of a row (the first where none is named). They need the
-    texts, which it has when it comes from a tokenizer's call, in the process that made the call.
-    """
-
-    def __init__(
-        self,
-        data: dict[str, Any] | None = None,
-        encodings: Callable[[], list[Encoding]] | None = None,
-        tensors: str | None = None,
-    ) -> None:
-        """encodings: makes all that is known of each row, when it is asked for."""
-        super().__init__(data)
-        self._make, self._made = encodings, None
-        self.convert_to_tensors(tensors)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "data" or name not in self.data:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return self.data[name]
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        return self.data[key] if isinstance(key, str) else self.encodings[key]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # The texts do not travel with each batch.
-        return {"data": self.data, "_make": None, "_made": None}
-
-    @property
-    def encodings(self) -> list[Encoding]:
-        """Every row with all that is known of it; raises ValueError where the texts are gone."""
-        if self._make is None:
+        part = np.repeat(np.arange(len(lines)), self._counts)
+        lengths = self._lengths()
+        if not np.array_equal(np.bincount(part, lengths, len(lines)), closing - first):
             raise ValueError(
-                "this batch no longer knows its texts, since it was padded, copied or sent by "
-                "another process; ask the batch that the tokenizer's call returned"
+                f"the sentencepiece model {self._tokenizer.model_path} has pieces that are no part "
+                f"of the text, such as bytes, and offsets are not served for it; ask for ids only"
             )
-        if self._made is None:
-            self._made = self._make()
-        return self._made
+        begin = np.cumsum(lengths) - lengths + part  # in `text`, an entry more for each part
+        spaced = text[begin] == ord(SPACE)
+        last = begin + lengths - 1
+        begin = np.minimum(begin + spaced, closing[part] - (lengths > 0))
+        starts, ends = starts[begin], ends[np.maximum(begin, last)]
+        if self._parts.starts:
+            moved = np.asarray(self._parts.starts)[part]
+            starts, ends = starts + moved, ends + moved
+        for place, (_, width) in self._parts.special.items():
+            id = self._first[place]
+            spaced[id], starts[id] = True, self._parts.starts[place]
+            ends[id] = starts[id] + width
+        return starts, ends, spaced
 
-    @property
-    def is_fast(self) -> bool:
-        """Whether the places of tokens are known."""
-        return self._make is not None
-
-    @property
-    def n_sequences(self) -> int | None:
-        """1 for texts, 2 for pairs, None where it is not known."""
-        return 1 + (self.encodings[0].second is not None) if self._make and self.encodings else None
-
-    def to(self, device: Any, *, non_blocking: bool = False) -> "BatchEncoding":
-        """Moves every tensor to a device; returns the same batch."""
-        for name, value in self.data.items():
-            if hasattr(value, "to"):
-                self.data[name] = value.to(device=device, non_blocking=non_blocking)
-        return self
-
-    def convert_to_tensors(self, tensor_type: str | None = None) -> "BatchEncoding":
-        """Makes `pt` or `np` tensors of all lists; returns the same batch."""
-        self.data = {name: tensor(name, self.data[name], tensor_type) for name in self.data}
-        return self
-
-    def tokens(self, batch_index: int = 0) -> list[str]:
-        return self.encodings[batch_index].tokens
-
-    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """0 or 1 for the tokens of the text or its pair, None for added ones."""
-        return self.encodings[batch_index].sequence_ids
-
-    def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """The word of each token, counted in its text; None for added ones."""
-        return self.encodings[batch_index].word_ids
-
-    def token_to_sequence(
-        self, batch_or_token_index: int, token_index: int | None = None
-    ) -> int | None:
-        return self._at(batch_or_token_index, token_index, "sequence_ids")
-
-    def token_to_word(
-        self, batch_or_token_index: int, token_index: int | None = None
-    ) -> int | None:
-        return self._at(batch_or_token_index, token_index, "word_ids")
-
-    def token_to_chars(
-        self, batch_or_token_index: int, token_index: int | None = None
-    ) -> CharSpan | None:
-        """The characters of a token; None for an added one."""
-        if self._at(batch_or_token_index, token_index, "sequence_ids") is None:
-            return None
-        return CharSpan(*self._at(batch_or_token_index, token_index, "offsets"))
-
-    def char_to_token(
-        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
-    ) -> int | None:
-        """The first token of a row that has a character of its text; None where none has."""
-        row, place = _row(batch_or_char_index, char_index)
-        offsets = self.encodings[row].offsets
-        first, end = self.encodings[row].span(_sequence(sequence_index))
-        found = (each for each in range(first, end) if offsets[each][0] <= place < offsets[each][1])
-        return next(found, None)
-
-    def char_to_word(
-        self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
-    ) -> int | None:
-        token = self.char_to_token(batch_or_char_index, char_index, sequence_index)
-        row, _ = _row(batch_or_char_index, char_index)
-        return None if token is None else self.token_to_word(row, token)
-
-    def word_to_tokens(
-        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
-    ) -> TokenSpan | None:
-        """The tokens of a word; None where the row has none of it."""
-        row, word = _row(batch_or_word_index, word_index)
-        first, end = self.encodings[row].span(_sequence(sequence_index))
-        words = self.encodings[row].word_ids
-        found = [place for place in range(first, end) if words[place] == word]
-        return TokenSpan(found[0], found[-1] + 1) if found else None
-
-    def word_to_chars(
-        self, batch_or_word_index: int, word_index: int | None = None, sequence_index: int = 0
-    ) -> CharSpan | None:
-        row, _ = _row(batch_or_word_index, word_index)
-        tokens = self.word_to_tokens(batch_or_word_index, word_index, sequence_index)
-        if tokens is None:
-            return None
-        offsets = self.encodings[row].offsets
-        return CharSpan(offsets[tokens.start][0], offsets[tokens.end - 1][1])
-
-    def _at(self, batch_or_index: int, index: int | None, values: str) -> Any:
-        row, place = _row(batch_or_index, index)
-        return getattr(self.encodings[row], values)[place]
+    def _lengths(self) -> np.ndarray:
+        """Characters of the normalised text that each id stands for."""
+        found = self._tokenizer.piece_lengths[self.ids]
+        for place, surface in self._unknown.items():
+            found[place] = len(surface)
+        found[self._first[list(self._parts.special)]] = 0
+        return found
 
 
-def tensor(name: str, value: Any, kind: str | None) -> Any:
-    """A value as int64 `pt` or `np` tensor, or as it is; raises ValueError for uneven rows."""
-    if kind is None:
-        return value
-    if kind not in ("pt", "np"):
-        raise ValueError(f"return_tensors={kind!r} is not served; choose 'pt', 'np' or None")
-    if not hasattr(value, "shape"):
-        value = _array(name, value)
-    if kind == "np":
-        return np.asarray(value)
-    import torch  # here, since whoever asks for lists needs no torch
-
-    made = torch.as_tensor(value)
-    return made.float() if made.dtype == torch.float64 else made
+def _ends(sizes: np.ndarray) -> np.ndarray:
+    """Where things of these sizes end when they are put one behind another, from 0 on."""
+    ends = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=ends[1:])
+    return ends
 
 
-def _array(name: str, value: Any) -> np.ndarray:
+def encode(tokenizer: Tokenizer, texts: list[str]) -> Encoded:
+    """The ids of texts. What is written like a special token is one, and the parts of a text
+    between them are tokenized each by itself. Raises ValueError for what is no text."""
+    if any("<" in text and SPECIAL.search(text) for text in _checked(texts)):
+        return _encode_parts(tokenizer, [[text] for text in texts], in_words=False)
+    return Encoded(tokenizer, Parts(texts))
+
+
+def encode_words(tokenizer: Tokenizer, texts: Sequence[Sequence[str]]) -> Encoded:
+    """The ids of texts that are split into words, each of which is tokenized by itself."""
+    for words in texts:
+        _checked(words)
+    return _encode_parts(tokenizer, texts, in_words=True)
+
+
+def _encode_parts(tokenizer: Tokenizer, texts: Sequence[Sequence[str]], in_words: bool) -> Encoded:
+    parts = Parts([], counts=[])
+    for words in texts:
+        before = len(parts.strings)
+        for number, word in enumerate(words):
+            for start, string, token in _cut(word):
+                if token:
+                    parts.special[len(parts.strings)] = tokenizer.special[token], len(string)
+                parts.strings.append("" if token else string)
+                parts.starts.append(start)
+                if in_words:
+                    parts.words.append(number)
+        parts.counts.append(len(parts.strings) - before)
+    return Encoded(tokenizer, parts)
+
+
+def _check_characters(texts: Sequence[str]) -> None:
     try:
-        made = np.array(value)
-    except ValueError:
-        made = np.array(None)
-    if made.dtype.kind not in "biuf":
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name} cannot be one tensor, since its rows differ in length or are no numbers; use "
-            f"padding=True and truncation=True, or leave it out"
-        )
-    return made if made.size else made.astype(np.int64)
+            f"a text holds {error.object[error.start]!r}, which is no character of Unicode; read "
+            f"it as UTF-8"
+        ) from None
 
 
-def _constant(value: int) -> Callable[[int, int], list[int]]:
-    return lambda start, end: [value] * (end - start)
+def _cut(text: str) -> Iterator[tuple[int, str, str]]:
+    """The parts of a text: where each starts, its characters, and the token that it is or ""."""
+    place = 0
+    for found in SPECIAL.finditer(text):
+        token, start = found[0], found.start()
+        before = text[place:start]
+        if token == MASK:
+            before = before.rstrip(BLANKS)
+        if before:
+            yield place, before, ""
+        place += len(before)
+        yield place, text[place : found.end()], token
+        place = found.end()
+    if place < len(text):
+        yield place, text[place:], ""
 
 
-def _row(batch_or_index: int, index: int | None) -> tuple[int, int]:
-    return (0, batch_or_index) if index is None else (batch_or_index, index)
+def _checked(texts: Sequence[str]) -> Sequence[str]:
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{text!r:.80} is a {type(text).__name__} and not a text; give a string, a list of "
+                f"them, or with is_split_into_words=True lists of words"
+            )
+    return texts
 
 
-def _sequence(index: int) -> int:
-    if index not in (0, 1):
-        raise ValueError(f"sequence_index={index} is neither 0, the text, nor 1, its pair")
-    return index
+def _characters(
+    at: np.ndarray, first: np.ndarray, closing: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The character of its text that each of the normalised text comes from, as start and end.
+
+    at: where the characters that each was made of start; those made together start together
+    first, closing: of each part, its first entry and the one behind its last character
+    """
+    opens = np.append(True, at[1:] != at[:-1])
+    opens[first] = opens[closing] = True
+    opens[np.minimum(first + 1, closing)] = True  # the blank put before a part is nobody's
+    groups = np.flatnonzero(opens)
+    group = np.cumsum(opens) - 1
+    width = np.append(at[groups], at[-1])[group + 1] - at
+    starts = at + np.clip(np.arange(len(at)) - groups[group], 0, np.maximum(width - 1, 0))
+    return starts, starts + (width > 0)
+
+
+def _threads(strings: Sequence[str]) -> int:
+    """How many threads a batch is worth; one in a worker process, of which there are several."""
+    if parent_process() is not None:
+        return 1
+    work = sum(map(len, strings)) // CHARACTERS_PER_THREAD
+    return max(1, min(len(os.sched_getaffinity(0)), work, len(strings)))

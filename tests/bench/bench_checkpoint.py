@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.checkpoint_memory import cost
+from tests.checkpoint.checkpoint_memory import cost
+from tests.checkpoint.test_checkpoint_memory import LAYOUTS, model
 from tests.ranks import run_ranks
-from tests.test_checkpoint_memory import LAYOUTS, model
 
 
 def main() -> None:

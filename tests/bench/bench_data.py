@@ -36,10 +36,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mlm.data.index import SAMPLE_FIELDS, SHARD, Totals, write_index
-from mlm.data.journal import Added, Journal
-from mlm.data.mix import ROUND, shares
-from mlm.data.tars import Ids, TokenTars
-from mlm.text.ids import BOS, EOS, FIRST_PIECE
+from mlm.data.order.mix import ROUND, shares
+from mlm.data.writing.journal import Added, Journal
+from mlm.data.writing.tars import Ids, TokenTars
+from mlm.tokenizer.ids import BOS, EOS, FIRST_PIECE
 from tests.bench.data_contenders import CONTENDERS, SEQ_LEN
 
 ROOT = Path(__file__).resolve().parents[2]

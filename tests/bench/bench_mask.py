@@ -32,10 +32,10 @@ import tokenizers
 import torch
 import transformers
 
-from mlm.batch import IGNORED
+from mlm.batch.micro_batch import IGNORED
+from mlm.data.batches.masking import Masking
 from mlm.data.draw import bits
-from mlm.data.masking import Masking
-from mlm.text.ids import BOS, EOS, FIRST_PIECE
+from mlm.tokenizer.ids import BOS, EOS, FIRST_PIECE
 from parallel.keys import key
 
 VOCAB, SEQ_LEN, RATIO = 250002, 512, 0.15

@@ -38,13 +38,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mlm.build import training_batches
-from mlm.config import TrainConfig
-from mlm.data.batches import HeldOutBatches, TrainingBatches
+from mlm.config.settings import TrainConfig
+from mlm.data.batches.batches import HeldOutBatches, TrainingBatches
 from mlm.data.index import SAMPLE_FIELDS, SHARD, Index, Totals, write_index
-from mlm.data.journal import Added, Journal
-from mlm.data.mix import shares
-from mlm.data.tars import SAMPLE_IDS, Ids, TokenTars
+from mlm.data.order.mix import shares
+from mlm.data.writing.journal import Added, Journal
+from mlm.data.writing.tars import SAMPLE_IDS, Ids, TokenTars
+from mlm.training.build import training_batches
 
 LANGUAGES, SAMPLES, VOCAB, ROWS = 100, 10, 250002, 8
 POSITIONS = (0, 10**6, 10**9, 10**10)

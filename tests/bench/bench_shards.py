@@ -28,15 +28,15 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlm.data import shards, staging
-from mlm.data.heldout import first_pass
-from mlm.data.tars import TokenTars
-from mlm.data.tokenizing import Batch, Work, encoded
+from mlm.data.writing import shards, staging
+from mlm.data.writing.heldout import first_pass
+from mlm.data.writing.tars import TokenTars
+from mlm.data.writing.tokenizing import Batch, Work, encoded
 from mlm.text.corpus import languages, sample_corpus
 from mlm.text.documents import documents
 from mlm.text.sources import Text
-from mlm.text.tokenizer import Tokenizer
-from mlm.text.training import train
+from mlm.tokenizer.tokenizer import Tokenizer
+from mlm.tokenizer.training import train
 
 
 class OneCore:

@@ -23,15 +23,15 @@ import torch
 import torch.distributed as dist
 from transformers import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 
-from mlm.batch import IGNORED, MicroBatch
-from mlm.config import OptimConfig
+from mlm.batch.micro_batch import IGNORED, MicroBatch
+from mlm.config.settings import OptimConfig
 from mlm.model.config import ModelConfig
 from mlm.model.masked_lm import masked_lm_layers
-from mlm.optimizer import make_adamw
-from parallel.engine import EngineSettings, build_engine
+from mlm.training.optimizer import make_adamw
+from parallel.engine.deepspeed import EngineSettings, build_engine
 from parallel.groups import make_grid
 from parallel.layout import Layout
-from parallel.stages import WholeModel, canonical_name
+from parallel.pipeline.stages import WholeModel, canonical_name
 
 OPTIM = OptimConfig(lr=1e-4, clip=0.0)
 

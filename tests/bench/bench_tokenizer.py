@@ -23,8 +23,8 @@ import sentencepiece
 import transformers
 from transformers import XLMRobertaTokenizer as Theirs
 
-from mlm.text.training import train
-from mlm.tokenizer.auto import XLMRobertaTokenizer as Ours
+from mlm.tokenizer.family.auto import XLMRobertaTokenizer as Ours
+from mlm.tokenizer.training import train
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REAL, SAMPLE = ROOT.parent / "shared" / "data" / "pretrain", ROOT / "mlm" / "sample"

@@ -66,9 +66,9 @@ def read_ours(rows: int, dtype: type) -> Callable[[str], Epochs]:
 
     def opened(folder: str) -> Epochs:
         from mlm.data.index import Index
-        from mlm.data.mix import Mix
-        from mlm.data.order import SampleOrder
-        from mlm.data.reader import TokenReader
+        from mlm.data.order.mix import Mix
+        from mlm.data.order.order import SampleOrder
+        from mlm.data.reading.reader import TokenReader
 
         index = Index.open(Path(folder).parent / "ours")
         # In proportion to the languages' sizes, so that an epoch of all is one of each.

@@ -1,0 +1,156 @@
+"""`torchrun ... -m launch train`: the ranks exist already, rank 0 composes for all of them.
+
+It tells the others the path of the run's `config.yaml`, or that there is nothing to do, through the
+store of torchrun.
+"""
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from launch.compose import Composed
+from launch.launchers.local import RunFailed, finish, outcome
+from launch.verbs.train import Run, ready
+from mlm.errors import CONFIG, FAILED, UserError
+
+KEY = "polymlm/launch/{restart}"
+SWEEP = {"-m", "--multirun"}
+SECONDS_TO_COMPOSE = 1800  # rank 0 checks a large index meanwhile
+SECONDS_TO_SEE = 60  # until a file that rank 0 wrote shows on another node
+
+Composing = Callable[[Callable[[Composed], float | None]], None]
+
+
+def joined() -> bool:
+    """Whether somebody else has started this process as a rank."""
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+
+
+def train_as_rank(composing: Composing, arguments: Sequence[str]) -> None:
+    """Trains as this rank. `composing(task)` calls `task` with the composed job, on rank 0 only.
+
+    Raises a silent `UserError` with the outcome's code on every rank; rank 0 prints its sentence.
+    """
+    if SWEEP.intersection(arguments):
+        _say(
+            "-m starts one job after another, and torchrun has started the ranks of a single one; "
+            "run the sweep with `mlm train -m` outside of torchrun"
+        )
+        raise RunFailed(CONFIG, "")
+    store = _store()
+    if _rank() == 0:
+        run = _tell(store, composing)  # its open log keeps the run folder locked until the end
+        path = run and run.config_path
+    else:
+        path = _listen(store)
+    if path is None:
+        return
+    import mlm.train
+
+    code = mlm.train.main(str(path))
+    if _rank() == 0:
+        try:
+            finish(outcome(path.parent, code), path.parent)
+        except RunFailed as failed:
+            code = failed.code
+            _say(str(failed))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # leaving groups in order can hang on ranks that are gone
+
+
+def _tell(store: Any, composing: Composing) -> Run | None:
+    """Rank 0: composes, and tells the others the path, or the code to end with."""
+    runs: list[Run] = []
+
+    def task(composed: Composed) -> None:
+        runs.append(ready(composed, int(os.environ["WORLD_SIZE"])))
+
+    message: dict[str, Any] = {"code": FAILED}
+    try:
+        composing(task)
+        message = {"code": 0, "config": str(runs[0].config_path) if runs else None}
+    except UserError as error:
+        _say(str(error))  # before the others end: torchrun kills the rest then
+        message = {"code": error.code}
+        raise RunFailed(error.code, "") from None
+    except Exception:
+        traceback.print_exc()
+        raise RunFailed(FAILED, "") from None
+    except SystemExit:  # after `--help` and the like
+        message = {"code": 0, "config": None}
+        raise
+    finally:
+        store.set(_key(), json.dumps(message))
+        if not runs:
+            _wait_until_heard(store)
+    return runs[0] if runs else None
+
+
+def _listen(store: Any) -> Path | None:
+    """Another rank: the path that rank 0 tells; raises a silent `UserError` if it failed."""
+    try:
+        store.wait([_key()], timedelta(seconds=SECONDS_TO_COMPOSE))
+        message = json.loads(store.get(_key()))
+    except RuntimeError:
+        raise UserError(
+            f"rank 0 told nothing for {SECONDS_TO_COMPOSE} seconds; see what it has printed"
+        ) from None
+    store.add(_key() + "/heard", 1)
+    if message["code"]:
+        raise RunFailed(message["code"], "")
+    return _visible(Path(message["config"])) if message["config"] else None
+
+
+def _visible(path: Path) -> Path:
+    end = time.monotonic() + SECONDS_TO_SEE
+    while not path.exists():
+        if time.monotonic() > end:
+            raise UserError(
+                f"{path}, which rank 0 wrote, is not visible on {os.uname().nodename}; choose a "
+                f"run.dir that every node sees"
+            )
+        time.sleep(0.5)
+    return path
+
+
+def _wait_until_heard(store: Any) -> None:
+    """Stays until the others know, since torchrun may hold the store, and ends them with us."""
+    others = int(os.environ["WORLD_SIZE"]) - 1
+    end = time.monotonic() + 10
+    while store.add(_key() + "/heard", 0) < others and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def _say(sentence: str) -> None:
+    if _rank() == 0:
+        print(f"mlm: {sentence}", file=sys.stderr, flush=True)
+
+
+def _rank() -> int:
+    return int(os.environ["RANK"])
+
+
+def _key() -> str:
+    return KEY.format(restart=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _store() -> Any:
+    """A client of torchrun's store; without torchrun's agent, rank 0 hosts it, as torch does."""
+    from torch.distributed import TCPStore
+
+    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=not hosted and _rank() == 0,
+        timeout=timedelta(seconds=SECONDS_TO_COMPOSE),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )

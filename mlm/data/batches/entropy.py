@@ -1,0 +1,34 @@
+"""The unigram entropy of held-out tokens: what a model that knows only frequencies would lose."""
+
+import numpy as np
+
+from mlm.data.batches.batches import HeldOutBatches
+from mlm.data.batches.masking import maskable
+
+
+def unigram_entropy(heldout: HeldOutBatches) -> tuple[float, dict[str, float]]:
+    """Nats per token of the blocks that an evaluation scores: overall, and by language.
+
+    H = -sum p ln p, with p the share of an id among all tokens of these blocks that can be masked
+    (special ids are left out). Overall it is of all languages' tokens together, so it stands beside
+    the evaluation loss: no model that gives every position the same probabilities, whatever they
+    are, has a lower expected loss on these tokens. By language it is of that language's tokens
+    alone; of few tokens it is a low estimate, since each id's share is taken from them.
+    """
+    vocab_size = heldout.masking.vocab_size
+    overall = np.zeros(vocab_size, np.int64)
+    by_language: dict[str, float] = {}
+    for language in np.unique(heldout.languages).tolist():
+        counts = np.zeros(vocab_size, np.int64)
+        for row in np.flatnonzero(heldout.languages == language).tolist():
+            ids = heldout.block(row)
+            ids = ids[maskable(ids, heldout.masking.mask_id)]
+            np.add.at(counts, ids, 1)
+        overall += counts
+        by_language[heldout.reader.index.languages[language]] = _entropy(counts)
+    return _entropy(overall), by_language
+
+
+def _entropy(counts: np.ndarray) -> float:
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())

@@ -1,0 +1,268 @@
+"""Shards behind a URL: their index, tokenizer and samples, through a cache on this machine.
+
+`<cache>/<first 16 hex digits of the index's hash>/` holds what an index is made of, its tokenizer
+and its samples. So an index that changes is another folder, and all ranks of a machine, and those
+of a later start, map the same files.
+"""
+
+import hashlib
+import math
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from threading import get_ident
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from mlm.data.index import FILE, SAMPLES_FILE, SHARDS_FILE, Index
+from mlm.data.order.order import CHUNK
+from mlm.data.reading.memory import ID_BYTES
+from mlm.data.reading.remote_files import RemoteFolder, Threads, is_url
+from mlm.data.reading.remote_store import RemoteStore, no_ranges
+from mlm.data.reading.sample_cache import FULL, SampleCache, held_in, lock, on_disk, told
+from mlm.data.reading.store import FolderStore, Store
+from mlm.errors import BadShard, DataError, UserError
+from mlm.tokenizer.ids import MODEL_FILE
+
+TOKENIZER = "tokenizer"
+HASH_DIGITS = 16
+PIECE = 1 << 26  # bytes of a large file that are asked for at a time
+LOOKED_AT = 1000  # shards whose sizes are compared before a start
+GB = 10**9
+
+
+def open_index(shards: str, cache: str | None) -> Index:
+    """The index of a shards folder, or of a URL by way of the folder `cache` (None: the user's).
+
+    Raises DataError where it is missing or not whole, and UserError where it cannot be kept.
+    """
+    return RemoteIndex.at(shards, cache) if is_url(shards) else Index.open(Path(shards))
+
+
+def open_store(index: Index, cache_gb: float) -> Store:
+    """Where the samples of an index are read."""
+    if not isinstance(index, RemoteIndex):
+        return FolderStore(index)
+    cache = index.cache(cache_gb)
+    return RemoteStore(index, index.files, cache, max(1, cache.limit // index.sample_bytes))
+
+
+def tokenizer_beside(index: Index, given: str | None = None) -> Path | None:
+    """The folder of the tokenizer of remote shards: the one that is given, or else that of the
+    cache with the one that lies beside them; None: none does."""
+    assert isinstance(index, RemoteIndex)
+    if given is not None and Path(given).resolve() != index.kept / TOKENIZER:
+        return Path(given).resolve()
+    return index.tokenizer_folder()
+
+
+class RemoteIndex(Index):
+    """An index behind a URL, whose arrays lie in a folder of the cache. Made by `open_index`."""
+
+    def __init__(self, folder: Path | str, raw: bytes, arrays: Path | None = None) -> None:
+        assert arrays is not None
+        self.files, self.kept = RemoteFolder(str(folder)), arrays
+        super().__init__(folder, raw, arrays)
+
+    @classmethod
+    def at(cls, url: str, cache: str | None) -> "RemoteIndex":
+        files = RemoteFolder(url)
+        raw = files.read(FILE)
+        key = hashlib.sha256(raw).hexdigest()[:HASH_DIGITS]
+        return cls.parsed(files.url, raw, cache_folder(cache) / key)
+
+    def cache(self, gb: float) -> SampleCache:
+        """Where its samples are kept, with `gb` for all below it."""
+        return SampleCache(self.kept.parent, self.kept.name, int(gb * GB))
+
+    @property
+    def sample_bytes(self) -> int:
+        """Of its largest samples, on a disk."""
+        rows = [self.sample_rows("train", n) for n in range(len(self.languages))]
+        tokens = [int(self.samples["tokens"][row.start]) for row in rows if row.stop > row.start]
+        return on_disk(max(tokens, default=1) * ID_BYTES)
+
+    def tokenizer_folder(self) -> Path | None:
+        """A folder of the cache with the tokenizer that lies beside the shards; None: none does."""
+        name = f"{TOKENIZER}/{MODEL_FILE}"
+        try:
+            _keep(self.files, name, self.kept, self.tokenizer_hash, again=True)
+        except BadShard:
+            return None
+        return self.kept / TOKENIZER
+
+    def verify(self, deep: bool = False) -> None:
+        """Raises DataError, naming the file, unless arrays and shards are as they were written.
+
+        Of shards, the sizes of `LOOKED_AT` are compared, and all of them, with their hashes, if
+        `deep`. What is wrong with the arrays in the cache is set right.
+        """
+        self.verify_arrays()
+        for bad in self.bad_shards():
+            raise bad
+        if deep:
+            Threads().each(self._verify_hash, range(len(self.shards)))
+
+    def verify_arrays(self) -> None:
+        for name in (SHARDS_FILE, SAMPLES_FILE):  # and no other: they become paths here
+            if _keep(self.files, name, self.kept, self._array_hashes[name], again=True):
+                self._map()
+        if self.files.ignores_ranges(FILE):
+            raise no_ranges(self.files.url)
+
+    def bad_shards(self) -> Iterator[BadShard]:
+        """Those of `LOOKED_AT` shards, spread evenly, that are missing or have another size."""
+        count = len(self.shards)
+        looked = np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(np.int64)
+        for bad in Threads().each(self._wrong_size, np.unique(looked).tolist()):
+            if bad is not None:
+                yield bad
+
+    def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
+        _keep(self.files, name, self.kept, self._array_hashes[name])
+        try:
+            return super()._array(name, dtype, shape)
+        except DataError:  # what lies in the cache is not whole any more
+            _keep(self.files, name, self.kept, self._array_hashes[name], again=True)
+            return super()._array(name, dtype, shape)
+
+    def _wrong_size(self, shard: int) -> BadShard | None:
+        # The last byte and the one behind it, of which there is none: one request, for any protocol
+        # and with the rights that reading takes.
+        name, size = self.shard_name(shard), int(self.shards["bytes"][shard])
+        try:
+            found = len(self.files.read(name, size - 1, size + 1))
+        except BadShard as missing:
+            return missing
+        if found == 1:
+            return None
+        return BadShard(
+            name,
+            size,
+            f"the shard {self.files.url}/{name} has {'fewer' if found == 0 else 'more'} than "
+            f"the {size} bytes of the index; copy it again, or write the shards with `mlm shards`",
+        )
+
+    def _verify_hash(self, shard: int) -> None:
+        name, expected = self.shard_name(shard), bytes(self.shards["sha256"][shard]).hex()
+        hashed = hashlib.sha256()
+        for piece in _pieces(self.files, name):
+            hashed.update(piece)
+        if hashed.hexdigest() != expected:
+            raise _changed(f"{self.files.url}/{name}", "the index")
+
+
+def cache_folder(given: str | None) -> Path:
+    """The folder of the cache, absolute: the one that is given, or the user's."""
+    if given is not None:
+        return Path(given).resolve()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "polymlm"
+
+
+def check_room(index: Index, languages: Iterable[int], tokens: int, window: int, gb: float) -> None:
+    """Raises UserError where the cache is smaller than what is read at a time, or than the disk.
+
+    languages: those that are trained on; tokens: of a block; window: chunks that are shuffled
+    """
+    if not isinstance(index, RemoteIndex):
+        return
+    cache = index.cache(gb)
+    needed = int((_in_use(index, languages, tokens, window) + _bytes(index.kept)) / FULL)
+    if cache.limit < needed:
+        raise UserError(
+            f"data.cache_gb={gb} is less than the {_rounded_up(needed)} of the samples among which "
+            f"data.shuffle_window={window} shuffles; give data.cache_gb={_rounded_up(needed)} or "
+            f"more, or a smaller data.shuffle_window"
+        )
+    held, own = held_in(cache.root), held_in(index.kept)
+    wanted = min(cache.limit - held, int(index.shards["bytes"].sum()) - own)
+    free = shutil.disk_usage(cache.root).free
+    if wanted > free:
+        raise UserError(
+            f"data.cache_gb={gb} is more than {cache.root} has room for, where {free / GB:.2f} are "
+            f"free and {held / GB:.2f} are the cache's; give data.cache_gb="
+            f"{_rounded_up(held + 0.9 * free)}, or another folder as data.cache"
+        )
+
+
+def _in_use(index: Index, languages: Iterable[int], tokens: int, window: int) -> int:
+    """Bytes of the samples that hold one window of each language, and of what it is scored on."""
+    total = 0
+    for language in languages:
+        for split in ("train", "heldout"):
+            rows = index.sample_rows(split, language)
+            count = rows.stop - rows.start
+            if not count:
+                continue
+            size = int(index.samples["tokens"][rows.start])  # of all but the last
+            spanned = -(-CHUNK * tokens // size) + 1  # samples that a chunk may lie in
+            used = min(count, window * spanned if split == "train" else 2)
+            total += used * on_disk(size * ID_BYTES)
+    return total
+
+
+def _rounded_up(size: float) -> str:
+    """Bytes in GB."""
+    return f"{math.ceil(size / GB * 1e4) / 1e4:g}"
+
+
+def _bytes(folder: Path) -> int:
+    """Of the files of an index, without its samples."""
+    files = [path for path in folder.iterdir() if path.is_file()]
+    return sum(on_disk(path.stat().st_size) for path in files)
+
+
+def _keep(files: RemoteFolder, name: str, folder: Path, expected: str, again: bool = False) -> bool:
+    """Sees that a file of the URL is in a folder of the cache, whole: fetched by one process.
+
+    expected: its sha256; again: compare also what is there. Returns whether it was fetched. Raises
+    DataError, and UserError where it cannot be kept.
+    """
+    path = folder / name
+    if path.is_file() and not (again and _sha256(path) != expected):
+        return False
+    with told(folder.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("w") as file:
+            lock(file)
+            if path.is_file() and _sha256(path) == expected:  # another was first
+                return False
+            if files.ignores_ranges(FILE):
+                raise no_ranges(files.url)
+            part = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}")
+            try:
+                with part.open("wb") as out:
+                    for piece in _pieces(files, name):
+                        out.write(piece)
+                if _sha256(part) != expected:
+                    raise _changed(f"{files.url}/{name}", FILE)
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+    return True
+
+
+def _pieces(files: RemoteFolder, name: str) -> Iterable[bytes]:
+    """A file in its order, so that each piece is tried again by itself."""
+    start, size = 0, PIECE
+    while size == PIECE:
+        piece = files.read(name, start, start + PIECE)
+        if len(piece) > PIECE:
+            raise no_ranges(files.url)
+        yield piece
+        size = len(piece)
+        start += size
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _changed(url: str, where: str) -> DataError:
+    return DataError(
+        f"{url} is not as it was written: its hash is not the one in {where}; copy the shards "
+        f"again, or write them with `mlm shards`"
+    )

@@ -1,0 +1,75 @@
+"""What became of a corpus's text: how much was read, kept, and dropped for which reason."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+from mlm.data.index import SPLITS
+from mlm.data.writing.journal import Added, Read
+
+REASONS = ("duplicate", "no tokens", "bad line")
+Counts = dict[str, Any]
+
+
+def report_of(parts: dict[str, tuple[Read, tuple[Added, Added]]]) -> Counts:
+    """Documents and characters by language, and of all; bad lines count as lines.
+
+    The characters that were read are those that were kept and dropped, without bad lines. A
+    document whose paragraphs are in both splits counts in both.
+    """
+    languages = {name: _of_language(*part) for name, part in parts.items()}
+    return {"total": _sum(list(languages.values())), "languages": languages}
+
+
+def _of_language(read: Read, added: tuple[Added, Added]) -> Counts:
+    kept = {
+        name: _counts(split.documents, split.characters)
+        for name, split in zip(SPLITS, added, strict=True)
+    }
+    dropped = {
+        "duplicate": _counts(read.repeated_documents, read.repeated_characters),
+        "no tokens": _counts(
+            sum(split.empty_documents for split in added),
+            sum(split.empty_characters for split in added),
+        ),
+        "bad line": {"lines": read.bad_lines, "characters": read.bad_characters},
+    }
+    characters = sum(of["characters"] for of in kept.values())
+    characters += sum(dropped[reason]["characters"] for reason in ("duplicate", "no tokens"))
+    return _counts(read.documents, characters) | kept | {"dropped": dropped}
+
+
+def _counts(documents: int, characters: int) -> Counts:
+    return {"documents": documents, "characters": characters}
+
+
+def _sum(rows: list[Counts]) -> Counts:
+    first = rows[0]
+    return {
+        name: _sum([row[name] for row in rows])
+        if isinstance(first[name], dict)
+        else sum(row[name] for row in rows)
+        for name in first
+    }
+
+
+def table(report: Counts) -> Table:
+    """The languages of which something was dropped, and the total."""
+    shown = Table("language", *("documents", *SPLITS), *REASONS)
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for name, row in report["languages"].items():
+        if any(any(of.values()) for of in row["dropped"].values()):
+            shown.add_row(name, *_cells(row))
+    shown.add_row("total", *_cells(report["total"]))
+    return shown
+
+
+def _cells(row: Counts) -> Iterator[str]:
+    yield f"{row['documents']:,}"
+    for split in SPLITS:
+        yield f"{row[split]['documents']:,}"
+    for reason in REASONS:
+        count, characters = row["dropped"][reason].values()
+        yield f"{count:,} ({characters:,} characters)" if count else "0"

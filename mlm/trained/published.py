@@ -1,0 +1,78 @@
+"""What a Hugging Face folder holds beside weights: the class of its model, and its tokenizer."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import mlm
+from mlm.errors import DataError
+from mlm.family.config import FILE as HF_CONFIG
+from mlm.family.config import XLMRobertaXLConfig
+from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
+from mlm.tokenizer.published_files import CONFIG, NO_LIMIT
+from mlm.tokenizer.tokenizer import Tokenizer
+
+BARE, MASKED_LM = "XLMRobertaXLModel", "XLMRobertaXLForMaskedLM"
+HEADS = tuple(name for name in mlm.__all__ if name == BARE or name.startswith("XLMRobertaXLFor"))
+
+
+class AddedTokens(DataError):
+    """A tokenizer has tokens of its user's."""
+
+
+def tokenizer_of(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face folder, if it has one; raises DataError, also where its two
+    files contradict each other, and AddedTokens for one with tokens that are not in its
+    sentencepiece model."""
+    if not Tokenizer.is_in(folder):
+        return None
+    tokenizer, file = Tokenizer.load(folder), folder / JSON_FILE
+    try:
+        added = json.loads(file.read_text("utf-8"))["added_tokens"]
+        found = {int(token["id"]): str(token["content"]) for token in added}
+    except (OSError, ValueError, KeyError, TypeError):
+        found = {}  # what else is wrong with the file is said below
+    known = tokenizer.special.values()
+    for id, text in sorted(found.items()):
+        if id not in known:
+            raise AddedTokens(
+                f"{file} has tokens beside those of its sentencepiece model, such as {text!r} with "
+                f"the id {id}, and they are not served here; leave {JSON_FILE} out of the folder, "
+                f"with {MODEL_FILE} in it, to go on without them"
+            )
+    tokenizer.check_beside(folder)
+    return tokenizer
+
+
+def model_max_length(folder: Path) -> int | None:
+    """Tokens to which the tokenizer of a Hugging Face folder cuts a text, if it says so."""
+    try:
+        length = json.loads((folder / CONFIG).read_text("utf-8"))["model_max_length"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return int(length) if isinstance(length, int | float) and 0 < length < NO_LIMIT else None
+
+
+def head_of(folder: Path, config: XLMRobertaXLConfig, names: Collection[str]) -> str:
+    """The class of a folder's model, as its config says, or else as the `names` of its weights
+    show; raises DataError."""
+    if config.architectures:
+        if config.architectures[0] not in HEADS:
+            raise DataError(
+                f"{folder / HF_CONFIG} names the class {config.architectures[0]}, which is not one "
+                f"of the family; give a folder of {', '.join(HEADS)}"
+            )
+        return config.architectures[0]
+
+    def has(*parts: str) -> bool:
+        return all(name in names for name in parts)
+
+    shown = {
+        "XLMRobertaXLForCausalLM": has("lm_head.dense.weight") and config.is_decoder,
+        MASKED_LM: has("lm_head.dense.weight"),
+        "XLMRobertaXLForQuestionAnswering": has("qa_outputs.weight"),
+        "XLMRobertaXLForSequenceClassification": has("classifier.dense.weight"),
+        "XLMRobertaXLForMultipleChoice": has("classifier.weight", "roberta.pooler.dense.weight"),
+        "XLMRobertaXLForTokenClassification": has("classifier.weight"),
+    }
+    return next((head for head, found in shown.items() if found), BARE)

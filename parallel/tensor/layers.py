@@ -1,0 +1,110 @@
+"""Linear and embedding layers whose weights are split over a tensor-parallel group.
+
+Weights are left uninitialised: the model fills them by name (`parallel.random.normal_`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parallel.groups import Group, group_rank
+from parallel.sharding import mark_sharded, split
+from parallel.tensor.collectives import (
+    copy_to_group,
+    gather_from_group,
+    reduce_from_group,
+    scatter_to_group,
+)
+
+
+class ColumnParallelLinear(nn.Module):
+    """`y = x W^T + b`, the rows of W (output features) split over the group.
+
+    Forward: x (..., in) whole -> y (..., out / group), or (..., out) with `gather_output`.
+    Backward: the gradient of x is all-reduced, unless the caller did `copy_to_group` itself
+    (`input_is_copied`, for several layers that share an input); W and b stay local.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        group: Group,
+        *,
+        input_is_copied: bool = False,
+        gather_output: bool = False,
+    ):
+        super().__init__()
+        local = split(out_features, group, "out_features")
+        self.group, self.input_is_copied, self.gather_output = group, input_is_copied, gather_output
+        self.weight = nn.Parameter(torch.empty(local, in_features))
+        self.bias = nn.Parameter(torch.empty(local))
+        mark_sharded(self.weight, 0, group)
+        mark_sharded(self.bias, 0, group)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.input_is_copied else copy_to_group(x, self.group)
+        y = F.linear(x, self.weight, self.bias)
+        return gather_from_group(y, self.group) if self.gather_output else y
+
+
+class RowParallelLinear(nn.Module):
+    """`y = x W^T + b`, the columns of W (input features) split over the group.
+
+    Forward: x (..., in / group), or (..., in) with `input_is_whole` -> y (..., out), all-reduced.
+    Backward: the gradient of x stays local; b is whole and the same on every rank.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, group: Group, *, input_is_whole: bool = False
+    ):
+        super().__init__()
+        local = split(in_features, group, "in_features")
+        self.group, self.input_is_whole = group, input_is_whole
+        self.weight = nn.Parameter(torch.empty(out_features, local))
+        self.bias = nn.Parameter(torch.empty(out_features))
+        mark_sharded(self.weight, 1, group)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = scatter_to_group(x, self.group) if self.input_is_whole else x
+        if self.group is None:
+            return F.linear(x, self.weight, self.bias)
+        y = reduce_from_group(F.linear(x, self.weight), self.group)
+        return y + self.bias  # after the reduction: before it, it would count once per rank
+
+
+class VocabParallelEmbedding(nn.Module):
+    """An embedding table, its rows (ids) split over the group.
+
+    Forward: ids (...) -> (..., embedding_dim), all-reduced: a rank gives zeros for ids that it
+    does not hold. Backward: local; the row of `padding_idx` gets no gradient from here.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        group: Group,
+        *,
+        padding_idx: int | None = None,
+    ):
+        super().__init__()
+        local = split(num_embeddings, group, "num_embeddings")
+        self.group = group
+        self.first = group_rank(group) * local
+        # An id of the whole table: as a local one it would starve a real row on every other rank.
+        self.padding_idx = padding_idx
+        self.weight = nn.Parameter(torch.empty(local, embedding_dim))
+        mark_sharded(self.weight, 0, group)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        if self.group is None:
+            return F.embedding(ids, self.weight, self.padding_idx)
+        local = ids - self.first
+        elsewhere = (local < 0) | (local >= self.weight.shape[0])
+        found = F.embedding(local.masked_fill(elsewhere, 0), self.weight, self._local_padding())
+        return reduce_from_group(found.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.group)
+
+    def _local_padding(self) -> int | None:
+        local = -1 if self.padding_idx is None else self.padding_idx - self.first
+        return local if 0 <= local < self.weight.shape[0] else None

@@ -1,0 +1,76 @@
+"""Memory and time of saving and loading on the ranks of a model; for a test and a benchmark."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mlm import checkpoint
+from mlm.config.settings import OptimConfig
+from mlm.model.config import ModelConfig
+from mlm.model.masked_lm import masked_lm_layers
+from mlm.training.optimizer import make_adamw
+from parallel.engine.deepspeed import Engine, EngineSettings, build_engine
+from parallel.engine.state import pieces
+from parallel.groups import make_grid
+from parallel.layout import Layout
+from tests.memory import added_by
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one rank. own: bytes of its part of the state; the others: bytes added at the peak, and
+    seconds that a call of `save` takes."""
+
+    own: int
+    save: int
+    save_seconds: float
+    background: int
+    background_seconds: float
+    load: int
+
+
+def engine_of(config: ModelConfig, layout: Layout) -> Engine:
+    grid = make_grid(layout)
+    layers = masked_lm_layers(config, group=grid.tp, seed=1, seq_len=64, masked=10)
+    return build_engine(
+        layers, grid, lambda named: make_adamw(named, OptimConfig()), EngineSettings(1, 1)
+    )
+
+
+def cost(config: ModelConfig, layout: Layout, folder: Path) -> Cost:
+    """Saves twice, at once and in the background, and loads."""
+    engine = engine_of(config, layout)
+    for piece in pieces(engine):
+        for number, tensor in enumerate(piece.tensors.values()):
+            tensor.fill_(number + 1.0)  # so that all of it is in memory
+    held = {p.data_ptr() for piece in pieces(engine) for p in piece.tensors.values()}
+    own = sum(4 * len(t) for piece in pieces(engine) for t in piece.tensors.values())
+    found, seconds = [], []
+    for background in (False, True):
+        saver = checkpoint.Saver(engine, folder, checkpoint.Keep(2), background)
+        manifest = checkpoint.Manifest(1 + background, 0, "", {})
+
+        def save(saver=saver, manifest=manifest) -> float:
+            began = time.perf_counter()
+            saver.save(manifest)
+            took = time.perf_counter() - began
+            saver.wait()
+            return took
+
+        added, took = added_by(save)
+        found.append(added)
+        seconds.append(took)
+        del saver, save
+    step = checkpoint.newest(folder)
+    assert step is not None
+    for piece in pieces(engine):
+        for tensor in piece.tensors.values():
+            tensor.zero_()
+    load, _ = added_by(lambda: checkpoint.restore(engine, step, 2))
+    for piece in pieces(engine):
+        for number, tensor in enumerate(piece.tensors.values()):
+            assert torch.equal(tensor, torch.full_like(tensor, number + 1.0)), piece.name
+    assert held == {p.data_ptr() for piece in pieces(engine) for p in piece.tensors.values()}
+    return Cost(own, found[0], seconds[0], found[1], seconds[1], load)

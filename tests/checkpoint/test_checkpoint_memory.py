@@ -1,0 +1,51 @@
+"""What saving and loading add to a rank's memory: little, or one copy of its own state."""
+
+import pytest
+
+from mlm.model.config import ModelConfig
+from mlm.weights import tiles
+from parallel.layout import Layout
+from tests.checkpoint.checkpoint_memory import cost
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.ranks
+
+LAYOUTS = [Layout(tp=2, pp=1, dp=2), Layout(tp=1, pp=2, dp=2), Layout(tp=2, pp=1, dp=2, zero=3)]
+
+
+def model(vocab_size: int, hidden: int, layers: int) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=66,
+    )
+
+
+def check(config: ModelConfig, layout: Layout, folder) -> None:
+    for rank in run_ranks(4, cost, config, layout, folder):
+        assert rank.own + rank.save <= 1.3 * rank.own, rank
+        assert rank.own + rank.background <= 2.1 * rank.own, rank
+        # Something is copied, all but what another rank writes (the first stage the tied weight).
+        assert rank.background >= 0.5 * rank.own, rank
+        assert rank.own + rank.load <= 1.3 * rank.own, rank
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [LAYOUTS[0], *(pytest.param(layout, marks=pytest.mark.slow) for layout in LAYOUTS[1:])],
+    ids=["2-1-2-z1", "1-2-2-z1", "2-1-2-z3"],
+)
+def test_saving_and_loading_add_little(layout, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles, "PART", 1 << 20)
+    monkeypatch.setattr("mlm.checkpoint.state.PART", 1 << 20)
+    check(model(8192, 512, 12), layout, tmp_path)
+
+
+@pytest.mark.slow
+def test_saving_and_loading_a_gigabyte(tmp_path):
+    config = model(48_000, 1024, 16)
+    assert 0.98e9 < 4 * config.parameters() < 1.02e9
+    check(config, LAYOUTS[0], tmp_path)

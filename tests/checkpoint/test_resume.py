@@ -1,0 +1,200 @@
+"""A run that was stopped and started again is, bit for bit, the run that was not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlm import checkpoint
+from mlm.errors import DATA, DONE, REQUEUE
+from mlm.weights.stored import open_weights
+from parallel.engine.deepspeed import Engine
+from tests.training_fixtures import config, evaluations, metrics, run
+
+pytestmark = pytest.mark.ranks
+
+EXACT = ("loss", "grad_norm", "lr", "tokens", "loss_by_language")
+
+
+def exact(folder: Path) -> list[list]:
+    return [[row[name] for name in EXACT] for row in metrics(folder)]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "train"),
+    [
+        ({"tp": 2, "pp": 2}, {"recompute": True}),
+        pytest.param({"dp": 2, "zero": 3}, {}, marks=pytest.mark.slow),
+        ({}, {"dtype": "bf16"}),
+        pytest.param({}, {}, marks=pytest.mark.slow),
+        pytest.param({"dp": 2, "zero": 2}, {}, marks=pytest.mark.slow),
+        pytest.param({"tp": 2, "dp": 2}, {"dtype": "bf16"}, marks=pytest.mark.slow),
+    ],
+    ids=["2-2-1-z1", "1-1-2-z3", "1-1-1-z1-bf16", "1-1-1-z1", "1-1-2-z2", "2-1-2-z1-bf16"],
+)
+def test_resume_is_bit_equal(parallel, train, tmp_path):
+    whole = config(parallel=parallel, train=train)
+    assert run(tmp_path / "whole", whole)["code"] == DONE
+    # The same run, whose job ended after step 4 although it was to go on to 6.
+    shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
+    _as_if_killed_after(tmp_path / "stopped", 4)
+    assert run(tmp_path / "stopped", whole)["code"] == DONE
+    assert exact(tmp_path / "stopped") == exact(tmp_path / "whole")
+    assert evaluations(tmp_path / "stopped") == evaluations(tmp_path / "whole")
+    ours, theirs = (
+        open_weights(checkpoint.newest(tmp_path / name)) for name in ("stopped", "whole")
+    )
+    assert ours.shapes == theirs.shapes
+    assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.shapes)
+
+
+def _as_if_killed_after(folder: Path, step: int) -> None:
+    """Takes away the checkpoints that a job killed after `step` would not have left.
+
+    The metrics of later steps stay, as after a kill; resuming must drop them.
+    """
+    for path in checkpoint.all_checkpoints(folder):
+        if checkpoint.read_manifest(path).step > step:
+            shutil.rmtree(path)
+    assert checkpoint.read_manifest(checkpoint.newest(folder)).step == step
+    assert metrics(folder)[-1]["step"] > step
+
+
+def test_a_request_to_stop_saves_and_asks_for_another_start(tmp_path, monkeypatch):
+    """All ranks stop after the same step, although rank 0 alone looks for the request."""
+    whole = config(parallel={"dp": 2})
+    run(tmp_path / "whole", whole)
+    asked = tmp_path / "asked"
+    asked.mkdir()
+    train_batch, seen = Engine.train_batch, []
+
+    def asking(self, batches, lr):
+        seen.append(lr)
+        if len(seen) == 3 and self.grid.rank == 0:
+            (asked / "stop").touch()
+        return train_batch(self, batches, lr)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Engine, "train_batch", asking)
+        outcome = run(asked, whole)
+    assert outcome["code"] == REQUEUE
+    assert "stopped as asked after step 3" in outcome["sentence"]
+    assert checkpoint.read_manifest(checkpoint.newest(asked)).step == 3  # saved out of turn
+    outcome = run(asked, whole)
+    assert (outcome["code"], outcome["step"]) == (REQUEUE, 3)  # it is the launcher that forgets it
+    (asked / "stop").unlink()
+    assert run(asked, whole)["code"] == DONE
+    assert exact(asked) == exact(tmp_path / "whole")
+
+
+def test_a_finished_run_started_again_only_evaluates(tmp_path, capfd):
+    made = config()
+    first = run(tmp_path, made)
+    before = (tmp_path / "metrics.jsonl").read_text()
+    again = run(tmp_path, made)
+    assert (again["code"], again["eval_loss"]) == (DONE, first["eval_loss"])
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert "All 6 steps are done" in capfd.readouterr().out
+    fewer = run(tmp_path, config(train={"steps": 3}))
+    assert (fewer["code"], fewer["step"]) == (DONE, 6)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    run(tmp_path, config(checkpoint={"every": 1, "keep": 3}))
+    steps = [checkpoint.read_manifest(p).step for p in checkpoint.all_checkpoints(tmp_path)]
+    assert steps == [4, 5, 6]
+    assert not list((tmp_path / "checkpoints").glob("*.partial"))
+
+
+def test_a_save_that_was_killed_is_no_checkpoint(tmp_path):
+    """Killed before its folder was renamed: the manifest is there, the name is not."""
+    run(tmp_path, config(train={"steps": 2}))
+    newest = checkpoint.newest(tmp_path)
+    shutil.copytree(newest, newest.with_name("step-00000004.partial"))
+    assert checkpoint.newest(tmp_path) == newest
+    assert run(tmp_path, config(train={"steps": 4}))["code"] == DONE
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000002", "step-00000004"]
+
+
+def flip(victim: Path) -> None:
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+
+
+def cut(victim: Path) -> None:
+    victim.write_bytes(victim.read_bytes()[:-7])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(flip, id="bit"),
+        pytest.param(cut, id="truncated", marks=pytest.mark.slow),
+        pytest.param(Path.unlink, id="deleted", marks=pytest.mark.slow),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capfd):
+    made = config(parallel={"tp": 2})
+    run(tmp_path, made)
+    before = exact(tmp_path)
+    newest = checkpoint.newest(tmp_path)
+    victim = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
+    damage(victim)
+    capfd.readouterr()
+    assert run(tmp_path, made)["code"] == DONE
+    what = "missing" if damage is Path.unlink else "damaged"
+    out = capfd.readouterr().out
+    assert f"Passed over: {victim} is {what}: it is not what checkpoint.json says" in out
+    assert "Going on from step 4" in out
+    assert exact(tmp_path) == before
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000004", "step-00000006", "step-00000006.damaged"]
+
+
+def test_a_checkpoint_that_has_lost_its_manifest_is_told(tmp_path, capfd):
+    made = config()
+    run(tmp_path, made)
+    newest = checkpoint.newest(tmp_path)
+    (newest / checkpoint.MANIFEST).unlink()
+    capfd.readouterr()
+    assert run(tmp_path, made)["code"] == DONE
+    out = capfd.readouterr().out
+    assert f"Passed over: {newest / checkpoint.MANIFEST} is not the manifest" in out
+    assert "Going on from step 4" in out
+    for folder in checkpoint.all_checkpoints(tmp_path):
+        (folder / checkpoint.MANIFEST).unlink()
+    assert run(tmp_path, made)["code"] == DATA  # and not begun anew
+
+
+def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(tmp_path):
+    made = config()
+    run(tmp_path, made)
+    for folder in checkpoint.all_checkpoints(tmp_path):
+        flip(next(folder.glob("*.distcp")))
+    outcome = run(tmp_path, made)
+    assert outcome["code"] == DATA
+    assert f"no checkpoint of {tmp_path} is whole: " in outcome["sentence"]
+    assert "start over with run.fresh=true" in outcome["sentence"]
+    assert len(checkpoint.all_checkpoints(tmp_path)) == 2
+
+
+def test_some_checkpoints_stay_for_good(tmp_path):
+    run(tmp_path, config(checkpoint={"every": 1, "keep": 1, "keep_every": 2}))
+    steps = [checkpoint.read_manifest(p).step for p in checkpoint.all_checkpoints(tmp_path)]
+    assert steps == [2, 4, 6]
+
+
+def test_other_shards_are_refused(tmp_path):
+    made = config()
+    run(tmp_path, made)
+    manifest = checkpoint.newest(tmp_path) / checkpoint.MANIFEST
+    values = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(values | {"index": "0" * 64}))
+    outcome = run(tmp_path, made)
+    assert outcome["code"] == DATA
+    assert "was trained on shards of index 000000000000" in outcome["sentence"]

@@ -1,0 +1,161 @@
+"""A checkpoint of any layout goes on in any other: the same state, the same losses."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+
+from mlm import checkpoint
+from mlm.config.settings import TrainConfig, as_dict
+from mlm.errors import DONE
+from mlm.training.build import Parts, build, own_batches, prepared
+from mlm.training.optimizer import learning_rate
+from mlm.training.world import agree
+from tests.ranks import run_ranks
+from tests.training_fixtures import config, metrics, run
+
+pytestmark = pytest.mark.ranks
+
+LAYOUTS = {
+    "2-2-1": {"tp": 2, "pp": 2},
+    "1-1-2-z3": {"dp": 2, "zero": 3},
+    "2-1-2-z2": {"tp": 2, "dp": 2, "zero": 2},
+    "1-4-1": {"pp": 4},
+    "1-1-1": {},
+}
+SAVED, MORE = 2, 4  # steps
+# Attention dropout is not the same in every layout.
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+_kept = TemporaryDirectory(prefix="polymlm-")
+
+
+def config_of(name: str, dtype: str = "fp32") -> TrainConfig:
+    return config(parallel=LAYOUTS[name], model=STILL, train={"dtype": dtype})
+
+
+def ranks_of(made: TrainConfig) -> int:
+    return made.parallel.tp * made.parallel.pp * int(made.parallel.dp)
+
+
+def trained(parts: Parts, made: TrainConfig, steps: range) -> list[float]:
+    """The losses of some steps."""
+    engine, losses = parts.engine, []
+    found = torch.zeros(len(parts.index.languages), 2, dtype=torch.float64)
+    for step in steps:
+        batches = own_batches(parts, step)
+        total = agree(parts.grid, engine.device, batches, False, None).masked_tokens
+        lr = learning_rate(step, made.train.steps, made.optim.lr, made.schedule)
+        losses.append(
+            engine.train_batch(prepared(batches, parts, made.seed, step, total, found), lr)
+        )
+    return losses
+
+
+def save(parts: Parts, made: TrainConfig, folder: Path) -> None:
+    manifest = checkpoint.Manifest(SAVED, 0, parts.index.hash, as_dict(made))
+    checkpoint.Saver(parts.engine, folder, checkpoint.Keep(1)).save(manifest)
+
+
+def begin(made: TrainConfig, folder: Path) -> list[float]:
+    """Trains and saves, then goes on without a break; the losses behind the checkpoint."""
+    parts = build(made)
+    trained(parts, made, range(SAVED))
+    save(parts, made, folder)
+    return trained(parts, made, range(SAVED, SAVED + MORE))
+
+
+@cache
+def source(name: str, dtype: str = "fp32") -> tuple[Path, list[float]]:
+    folder = Path(_kept.name) / f"{name}-{dtype}"
+    made = config_of(name, dtype)
+    losses = run_ranks(ranks_of(made), begin, made, folder)
+    assert all(rank == losses[0] for rank in losses)
+    return folder, losses[0]
+
+
+def go_on(made: TrainConfig, sources: list[Path], out: Path) -> list[list[float]]:
+    """Losses behind each of the checkpoints, which are saved again before, in one engine."""
+    parts, losses = build(made, resuming=True), []
+    for folder in sources:
+        found = checkpoint.newest(folder)
+        assert found is not None
+        checkpoint.restore(parts.engine, found, SAVED)
+        save(parts, made, out / folder.name)
+        losses.append(trained(parts, made, range(SAVED, SAVED + MORE)))
+    return losses
+
+
+def tensors(run: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a run's newest checkpoint, as torch itself loads them."""
+    folder = checkpoint.newest(run)
+    assert folder is not None
+    listed = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    state = {label: torch.empty(item.size) for label, item in listed.items()}
+    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    return state
+
+
+def same(one: Path, other: Path) -> None:
+    ours, theirs = tensors(one), tensors(other)
+    assert ours.keys() == theirs.keys()
+    assert any("exp_avg_sq/" in label for label in ours)
+    for label, tensor in theirs.items():
+        assert torch.equal(ours[label], tensor), label
+
+
+# Each target from every source; the others with the full counts.
+QUICK = ("2-2-1", "1-1-2-z3")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in LAYOUTS],
+)
+def test_every_checkpoint_goes_on_in_every_layout(target, tmp_path):
+    sources = {name: source(name) for name in LAYOUTS}
+    made = config_of(target)
+    folders = [folder for folder, _ in sources.values()]
+    found = run_ranks(ranks_of(made), go_on, made, folders, tmp_path)[0]
+    for (name, (folder, expected)), losses in zip(sources.items(), found, strict=True):
+        same(tmp_path / folder.name, folder)
+        assert len(losses) == MORE
+        if name == target:
+            assert losses == expected
+        for one, other in zip(losses, expected, strict=True):
+            assert abs(one - other) <= 1e-5 * abs(other), (name, target)
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [("2-2-1", "bf16"), pytest.param("1-1-2-z3", "bf16", marks=pytest.mark.slow)],
+)
+def test_a_checkpoint_goes_on_in_another_dtype(target, dtype, tmp_path):
+    """The masters and moments are the same, and so is what bf16 rounds them to."""
+    folder, expected = source("1-1-1")
+    rounded, _ = source(target, dtype)
+    made = config_of(target, dtype)
+    losses = run_ranks(ranks_of(made), go_on, made, [folder, rounded], tmp_path)[0]
+    same(tmp_path / folder.name, folder)
+    same(tmp_path / rounded.name, rounded)
+    assert all(abs(a - b) <= 0.02 * b for a, b in zip(losses[0], expected, strict=True))
+    exact = config_of("1-1-1")
+    back = run_ranks(1, go_on, exact, [rounded], tmp_path / "back")[0]
+    same(tmp_path / "back" / rounded.name, rounded)
+    assert all(abs(a - b) <= 0.02 * b for a, b in zip(back[0], losses[1], strict=True))
+
+
+def test_a_run_is_started_again_in_another_layout(tmp_path):
+    """Through the training program: the data, the schedule and the evaluations go on, too."""
+    one = config(model=STILL, train={"steps": 4})
+    assert run(tmp_path / "run", one)["code"] == DONE
+    whole = config(model=STILL, train={"steps": 6})
+    more = config(parallel={"tp": 2, "pp": 2}, model=STILL, train={"steps": 6, "dtype": "fp32"})
+    longer = run(tmp_path / "whole", whole)
+    again = run(tmp_path / "run", more)
+    assert longer["code"] == again["code"] == DONE
+    rows, expected = metrics(tmp_path / "run")[4:], metrics(tmp_path / "whole")[4:]
+    assert [row["step"] for row in rows] == [5, 6]
+    assert [row["tokens"] for row in rows] == [row["tokens"] for row in expected]

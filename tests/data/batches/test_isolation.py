@@ -1,0 +1,139 @@
+"""`data.isolate_documents=true`: documents that share a row are as they would be alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mlm.batch.micro_batch import IGNORED, MicroBatch
+from mlm.data.batches.batches import HeldOutBatches, TrainingBatches, document_begins
+from mlm.data.batches.masking import Masking
+from mlm.data.index import Index
+from mlm.data.order.mix import Mix
+from mlm.data.order.order import SampleOrder
+from mlm.data.reading.reader import TokenReader
+from mlm.model.embeddings import PositionEmbeddings
+from tests.model.test_model import CONFIG, pretrained, reference
+from tests.text_fixtures import shards_folder
+from tests.training_fixtures import config, metrics, run
+
+SEQ_LEN = 64
+PLAIN = replace(CONFIG, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+
+
+def batches(isolated: bool = True) -> TrainingBatches:
+    reader = TokenReader(Index.open(shards_folder()))
+    tokens, names = reader.index.train_tokens, reader.index.languages
+    order = SampleOrder(tokens, names, SEQ_LEN, Mix(tokens, [(0, 0.3)]), 1)
+    return TrainingBatches(
+        reader, order, Masking(0.3, reader.index.vocab_size), 1, 8, 8, isolated=isolated
+    )
+
+
+def documents(row: np.ndarray) -> list[slice]:
+    """Where documents stand in a row, cut behind each `</s>`."""
+    ends = [*(np.flatnonzero(row == 2) + 1).tolist(), len(row)]
+    return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if b > a]
+
+
+def some_batch() -> MicroBatch:
+    """One whose rows hold several documents, as most do not."""
+    made = batches()
+    for step in range(500):
+        batch = made.micro_batch(step, 0)
+        if (batch.input_ids == 2).sum() >= 6:
+            return batch
+    raise AssertionError("the corpus has short documents")
+
+
+def test_a_document_begins_behind_the_end_of_the_one_before():
+    batch = some_batch()
+    for row, begins in zip(batch.input_ids.numpy(), batch.begins.numpy(), strict=True):
+        for part in documents(row):
+            assert (begins[part] == part.start).all()
+    assert batches(isolated=False).micro_batch(0, 0).begins is None
+    # Padding is on its own.
+    ids, lengths = np.array([[0, 9, 2, 9, 1, 1]]), np.array([4])
+    assert document_begins(ids, lengths).tolist() == [[0, 0, 0, 3, 4, 4]]
+
+
+@pytest.mark.parametrize("attention", ["fused", "unfused"])
+def test_loss_and_gradients_are_those_of_transformers_on_each_document_alone(attention):
+    batch = some_batch()
+    shape = replace(PLAIN, vocab_size=512, max_position_embeddings=SEQ_LEN + 2)
+    model, parameters = pretrained(shape, seed=4, attention=attention)
+    theirs = reference(shape, parameters)
+    total = batch.masked_tokens
+    losses = torch.zeros(len(batches().reader.index.languages), 2, dtype=torch.float64)
+    found = model.train()(batch.input_ids, replace(batch, loss_scale=1 / total, losses=losses))
+    found.backward()
+
+    labels = torch.full_like(batch.input_ids, IGNORED)
+    rows, slots = torch.nonzero(batch.targets != IGNORED, as_tuple=True)
+    labels[rows, batch.positions[rows, slots]] = batch.targets[rows, slots]
+    expected, seen = torch.zeros(()), 0
+    for row, label in zip(batch.input_ids, labels, strict=True):
+        for part in documents(row.numpy()):
+            logits = theirs(row[None, part]).logits[0]
+            expected = expected + F.cross_entropy(logits, label[part], reduction="sum")
+            seen += 1
+    assert seen >= 14
+    (expected / total).backward()
+    torch.testing.assert_close(found, expected / total, rtol=1e-6, atol=1e-6)
+    grads = dict(theirs.named_parameters())
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.grad, grads[name].grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_without_it_documents_see_each_other():
+    batch = some_batch()
+    shape = replace(PLAIN, vocab_size=512, max_position_embeddings=SEQ_LEN + 2)
+    model, _ = pretrained(shape, seed=4)
+    losses = [
+        float(model.train()(one.input_ids, replace(one, loss_scale=1.0)))
+        for one in (batch, replace(batch, begins=None))
+    ]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_held_out_blocks_are_isolated_too():
+    made = batches()
+    blocks = HeldOutBatches(made.reader, made.masking, SEQ_LEN, 4, 0, isolated=True)
+    for k in range(len(blocks)):
+        batch = blocks.micro_batch(k)
+        for row, begins, length in zip(batch.input_ids, batch.begins, batch.lengths, strict=True):
+            real = row[: int(length)].numpy()
+            for part in documents(real):
+                assert (begins[part] == part.start).all()
+            assert (begins[int(length) :] == length).all()
+
+
+@pytest.mark.ranks
+def test_layouts_agree(tmp_path):
+    """Pipeline stages and tensor ranks, with recompute, see the same documents."""
+    data = {"isolate_documents": True, "masking": "span", "mask_ratio_schedule": [[4, 0.3]]}
+    model = {"attention_probs_dropout_prob": 0.0}  # which differs between tensor ranks
+    one = config(data=data, model=model)
+    four = config(data=data, model=model, parallel={"tp": 2, "pp": 2}, train={"recompute": True})
+    for name, made in (("one", one), ("four", four)):
+        assert run(tmp_path / name, made)["code"] == 0
+    rows = [metrics(tmp_path / name) for name in ("one", "four")]
+    assert len(rows[0]) == 6
+    for a, b in zip(*rows, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+
+
+def test_padding_beside_isolated_documents_keeps_its_own_position():
+    made = batches()
+    blocks = HeldOutBatches(made.reader, made.masking, SEQ_LEN, 4, 0, isolated=True)
+    found = (blocks.micro_batch(k) for k in range(len(blocks)))
+    batch = next(one for one in found if (one.input_ids == 1).any())
+    shape = replace(PLAIN, vocab_size=512, max_position_embeddings=SEQ_LEN + 2)
+    embedded = PositionEmbeddings(shape).eval()
+    x = embedded(torch.zeros(4, SEQ_LEN, shape.hidden_size), batch)
+    pads = batch.input_ids == 1
+    expected = embedded.position_embeddings.weight[1] + embedded.token_type_embeddings.weight[0]
+    assert torch.equal(x[pads], expected.expand(int(pads.sum()), -1))

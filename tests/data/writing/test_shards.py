@@ -1,0 +1,237 @@
+import filecmp
+import resource
+import signal
+import subprocess
+import sys
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import webdataset
+
+from mlm.data.index import Index
+from mlm.data.writing import shards, tars, tokenizing
+from mlm.data.writing.heldout import HeldOut, first_pass, joined
+from mlm.data.writing.workers import Workers
+from mlm.errors import DataError, UserError
+from mlm.text.sources import Source
+from tests.data.writing.worker_jobs import add, die, endless_or_bad
+from tests.places import ROOT
+from tests.text_fixtures import (
+    LANGUAGES,
+    corpus,
+    documents_of,
+    paragraphs,
+    shards_folder,
+    tokenizer,
+    write_corpus,
+)
+
+
+def webdataset_ids(paths) -> np.ndarray:
+    """All ids of some tars, read by webdataset itself."""
+    samples = webdataset.WebDataset([str(path) for path in paths], shardshuffle=False).decode()
+    arrays = [sample["npy"] for sample in samples]
+    assert all(array.dtype == np.int32 for array in arrays)
+    return np.concatenate(arrays) if arrays else np.empty(0, np.int32)
+
+
+def hashed(document) -> int:
+    digest = blake2b(
+        "".join(line + "\n" for line in document).encode(), digest_size=8, key=b"heldout"
+    )
+    return int.from_bytes(digest.digest(), "little")
+
+
+def expected_ids(documents) -> list[int]:
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer().model_path))
+    ids = []
+    for document in documents:
+        for line in document:
+            ids += [3 if id == 0 else id + 1 for id in theirs.encode(line)]
+        ids.append(2)
+    return ids
+
+
+def same_folders(one: Path, other: Path) -> bool:
+    names = sorted(path.name for path in one.iterdir())
+    assert names == sorted(path.name for path in other.iterdir())
+    return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
+
+
+def rule(folder: Path, documents) -> HeldOut:
+    path = folder / "en.txt"
+    path.write_text("\n\n".join("\n".join(document) for document in documents))
+    return first_pass("en", (Source(str(path), "txt"),), lambda amount: None).rule
+
+
+@pytest.mark.parametrize("language", ["en", "ja", "sw"])
+def test_webdataset_reads_what_sentencepiece_makes_of_the_documents(language):
+    documents = documents_of(language)
+    cutoff = max(2**64 // 100 - 1, min(map(hashed, documents)))
+    train = [document for document in documents if hashed(document) > cutoff]
+    held = [document for document in documents if hashed(document) <= cutoff]
+    folder = shards_folder()
+    assert webdataset_ids([folder / f"{language}-000000.tar"]).tolist() == expected_ids(train)
+    name = f"{language}.heldout-000000.tar"
+    assert webdataset_ids([folder / name]).tolist() == expected_ids(held)
+    assert 1 <= len(held) <= 5
+
+
+def test_few_documents_are_held_out_by_paragraph():
+    folder = shards_folder()
+    every = [line for document in documents_of("el") for line in document]
+    held = sorted(every, key=lambda line: hashed([line]))
+    below = sum(hashed([line]) < 2**64 // 100 for line in every)
+    held = held[: min(max(below, 1), len(every) // 10)]
+    train = [[line for line in document if line not in held] for document in documents_of("el")]
+    assert webdataset_ids([folder / "el-000000.tar"]).tolist() == expected_ids(train)
+    found = webdataset_ids([folder / "el.heldout-000000.tar"]).tolist()
+    in_order = [[line for line in document if line in held] for document in documents_of("el")]
+    assert found == expected_ids([document for document in in_order if document])
+
+
+def test_the_held_out_part_depends_on_text_alone(tmp_path):
+    documents = documents_of("en") + documents_of("sw")
+    first = rule(tmp_path, documents)
+    turned = rule(tmp_path, documents[::-1])
+    assert turned == first
+    assert not first.paragraphs
+
+
+def test_about_a_hundredth_of_documents_is_held_out(tmp_path):
+    documents = [[line] for line in paragraphs("en", 8000)]
+    found = rule(tmp_path, documents)
+    share = sum(found.holds(joined(document).encode()) for document in documents) / len(documents)
+    assert 0.0055 < share < 0.0145  # four standard deviations
+
+
+@pytest.mark.parametrize("count", [2, 5, 19, 300, 3000])
+def test_of_one_document_at_least_a_paragraph_and_at_most_a_tenth_is_held_out(tmp_path, count):
+    document = paragraphs("sw", count)
+    found = rule(tmp_path, [document])
+    train, held = found.split(document)
+    assert found.paragraphs
+    assert sorted(train + held) == sorted(document)
+    assert 1 <= len(held) <= max(1, count // 10)
+    assert max(hashed([line]) for line in held) < min(hashed([line]) for line in train)
+
+
+def test_text_that_repeats_is_on_one_side(tmp_path):
+    lines = paragraphs("en", 4)
+    found = rule(tmp_path, [lines, lines, lines] * 20)
+    train, held = found.split(lines)
+    assert found.paragraphs  # sixty documents that are one
+    assert len(held) == 1
+    assert len(train) == 3
+    with pytest.raises(DataError, match=r"en \(.*\) has 1 different paragraphs, .*; add text"):
+        rule(tmp_path, [["again"]] * 50)
+    with pytest.raises(DataError, match="has 0 different paragraphs"):
+        rule(tmp_path, [])
+
+
+def test_the_number_of_workers_changes_nothing(tmp_path):
+    seen = []
+    report = lambda *pair: seen.append(pair)  # noqa: E731
+    shards.write(corpus(), tokenizer(), tmp_path / "two", workers=2, on_progress=report)
+    assert same_folders(tmp_path / "two", shards_folder())
+    text = sum(len(path.read_text("utf-8")) for path in corpus().iterdir())
+    assert seen[-1] == (text, text)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_samples_and_tars_are_cut_and_joined_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(tars, "SAMPLE_IDS", 300)
+    monkeypatch.setattr(tars, "SHARD_SAMPLES", 7)
+    monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 500)
+    shards.write(corpus(), tokenizer(), tmp_path / "cut", workers=1)
+    index = Index.open(tmp_path / "cut")
+    index.verify(deep=True)
+    for language in LANGUAGES:
+        cut = sorted((tmp_path / "cut").glob(f"{language}-*.tar"))
+        assert len(cut) > 1
+        whole = webdataset_ids([shards_folder() / f"{language}-000000.tar"])
+        assert np.array_equal(webdataset_ids(cut), whole)
+    rows = index.sample_rows("train", index.languages.index("sw"))
+    tokens = index.samples["tokens"][rows]
+    assert set(tokens[:-1].tolist()) == {300}
+    names = [name for path in cut for name in webdataset_keys(path)]
+    assert len(set(names)) == len(names) == len(tokens)
+
+
+def webdataset_keys(path: Path) -> list[str]:
+    return [sample["__key__"] for sample in webdataset.WebDataset(str(path), shardshuffle=False)]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_in_any_language_leaves_nothing_behind(tmp_path, workers):
+    write_corpus(tmp_path / "corpus")
+    with (tmp_path / "corpus" / "ja.txt").open("ab") as file:
+        file.write(b"\xff\xfe\n")
+    with pytest.raises(DataError, match=r"ja\.txt, line \d+: byte 0xff"):
+        shards.write(tmp_path / "corpus", tokenizer(), tmp_path / "out", workers=workers)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_nothing_is_written_over(tmp_path):
+    (tmp_path / "kept").touch()
+    with pytest.raises(UserError, match="nothing is written over; choose another folder"):
+        shards.write(corpus(), tokenizer(), tmp_path, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def limited(folder: str) -> None:
+    """Writes shards in a process that may write files of 20 kB only."""
+    text, ids = corpus(), tokenizer()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        shards.write(text, ids, Path(folder), workers=1)
+    except UserError as error:
+        print(error)
+
+
+def test_a_file_that_does_not_fit_is_one_sentence(tmp_path):
+    root, out = ROOT, tmp_path / "out"
+    program = f"import tests.data.writing.test_shards as test; test.limited({str(out)!r})"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert ran.stdout == (
+        f"{out} cannot be written: File too large; free some space there, or choose a folder that "
+        f"you may write to\n"
+    ), ran.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence():
+    with pytest.raises(UserError, match=r"^/proc/polymlm/shards cannot be written: .*; free some"):
+        shards.write(corpus(), tokenizer(), Path("/proc/polymlm/shards"), workers=1)
+
+
+def test_a_killed_worker_is_one_sentence():
+    with (
+        pytest.raises(
+            UserError, match=r"one of 2 worker processes was killed.*; give fewer workers"
+        ),
+        Workers(2, jobs=2, weight=1) as workers,
+    ):
+        workers.each(die, {"a": ("a",), "b": ("b",)})
+
+
+def test_the_first_error_stops_the_other_workers():
+    with pytest.raises(DataError, match=r"^bad text$"), Workers(2, jobs=2, weight=1) as workers:
+        workers.each(endless_or_bad, {"good": ("good",), "bad": ("bad",)})
+
+
+def test_progress_and_results_are_those_of_all_jobs():
+    jobs = {"a": (1,), "b": (2,), "c": (3,)}
+    for count in (1, 2):
+        seen = []
+        with Workers(count, jobs=3, weight=1) as workers:
+            for _ in range(2):
+                found = workers.each(add, jobs, seen.append)
+                assert found == {"a": 10, "b": 20, "c": 30}
+                assert seen[-1] == 6

@@ -1,0 +1,145 @@
+"""What ranks and stages must not lose: gradients of inputs, scales and masks of a batch."""
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+import mlm
+from mlm.family.stages import stage_layers
+from mlm.model.initial import initialise
+from parallel.groups import make_grid
+from parallel.layout import Layout
+from parallel.pipeline.stages import WholeModel
+from tests.family.family_fixtures import noise, our_model, tokens
+from tests.family.test_layouts import (
+    DECODER,
+    MODELS,
+    ROWS,
+    SEED,
+    SEQ_LEN,
+    TINY,
+    TRAINED,
+    arguments,
+    configs,
+    draw,
+    made,
+    task_batches,
+)
+from tests.ranks import run_ranks
+
+TOKEN = "XLMRobertaXLForTokenClassification"
+STILL = {"hidden_dropout_prob": 0.0}
+
+
+def gradients_of_inputs() -> None:
+    """On two ranks beside the whole model."""
+    group = make_grid(Layout(tp=2)).tp
+    config = mlm.XLMRobertaXLConfig(**(DECODER | STILL))
+    width = config.hidden_size
+    inputs = {
+        "inputs_embeds": noise(ROWS, SEQ_LEN, width),
+        "encoder_hidden_states": noise(ROWS, 7, width, seed=3),
+        "head_mask": noise(4, 4, seed=4).sigmoid(),
+    }
+    results = []
+    for options in ({}, {"group": group}):
+        given = {name: each.clone().requires_grad_() for name, each in inputs.items()}
+        model = mlm.XLMRobertaXLForCausalLM(config, seed=SEED, **options)
+        out = model(**given, labels=draw(3, 4, 128, ROWS, SEQ_LEN))
+        out.loss.backward()
+        found = {name: each.grad for name, each in given.items()}
+        results.append(found | {"logits": out.logits.detach()})
+    whole, part = results
+    for name, expected in whole.items():
+        torch.testing.assert_close(part[name], expected, rtol=0, atol=5e-5, msg=name)
+
+
+@pytest.mark.ranks
+def test_inputs_have_the_gradient_of_all_ranks():
+    run_ranks(2, gradients_of_inputs)
+
+
+def kept_probabilities() -> torch.Tensor:
+    group = make_grid(Layout(tp=2)).tp
+    torch.manual_seed(9)
+    init = {"group": group, "seed": 1}
+    model = our_model("XLMRobertaXLModel", init=init, attention_probs_dropout_prob=0.5).train()
+    return model(tokens(), output_attentions=True).attentions[0].detach() != 0
+
+
+@pytest.mark.ranks
+def test_ranks_drop_other_probabilities_in_their_heads():
+    found = run_ranks(2, kept_probabilities)
+    assert torch.equal(*found)
+    heads = found[0].transpose(0, 1).flatten(1)
+    assert len(heads) == len(heads.unique(dim=0)) == 4
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_loss_of_stages_is_scaled_and_smoothed(name):
+    smoothing = 0.0 if name.endswith("LM") else 0.3  # not served there
+    config = mlm.XLMRobertaXLConfig(**(configs()[name] | STILL), label_smoothing=smoothing)
+    batch = replace(task_batches(name, 0)[0], loss_scale=0.25)
+    kind = getattr(mlm, name)
+    expected = kind(config, seed=SEED)(**arguments(name, batch)).loss / 4
+    staged = WholeModel(stage_layers(kind, config, seed=SEED))
+    torch.testing.assert_close(staged(batch.input_ids, batch), expected, rtol=1e-5, atol=0)
+
+
+def test_a_mask_of_each_query_in_stages():
+    """With queries that see nothing."""
+    config = mlm.XLMRobertaXLConfig(**(TINY | STILL), num_labels=5)
+    mask = (noise(ROWS, SEQ_LEN, SEQ_LEN) > 0).long()
+    mask[1, 4:6] = 0
+    batch = replace(task_batches(TOKEN, 0)[0], attention_mask=mask)
+    whole = mlm.XLMRobertaXLForTokenClassification(config, seed=SEED).train()
+    expected = whole(**arguments(TOKEN, batch)).loss
+    expected.backward()
+    staged = WholeModel(stage_layers(type(whole), config, seed=SEED)).train()
+    found = staged(batch.input_ids, batch)
+    found.backward()
+    torch.testing.assert_close(found, expected)
+    norms = [
+        sorted(p.grad.norm().item() for p in model.parameters() if p.grad is not None)
+        for model in (staged, whole)
+    ]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4, abs=1e-6)
+
+
+def test_stages_refuse_what_they_cannot_do():
+    config = mlm.XLMRobertaXLConfig(**TINY)
+    with pytest.raises(ValueError, match="XLMRobertaXLModel has no head"):
+        stage_layers(mlm.XLMRobertaXLModel, config)
+    crossed = mlm.XLMRobertaXLConfig(**DECODER)
+    with pytest.raises(ValueError, match="add_cross_attention=True is not served"):
+        stage_layers(mlm.XLMRobertaXLForCausalLM, crossed)
+    smoothed = mlm.XLMRobertaXLConfig(**TINY, label_smoothing=0.1)
+    with pytest.raises(ValueError, match=r"label_smoothing=0.1 is not served"):
+        stage_layers(mlm.XLMRobertaXLForMaskedLM, smoothed)
+    pruned = mlm.XLMRobertaXLConfig(**TINY, pruned_heads={0: [1]})
+    with pytest.raises(ValueError, match="pruned_heads is not served in pipeline stages"):
+        stage_layers(mlm.XLMRobertaXLForMaskedLM, pruned)
+
+
+def test_first_weights_of_a_model_are_those_of_its_stages():
+    name = "XLMRobertaXLForSequenceClassification"
+    config = mlm.XLMRobertaXLConfig(**MODELS[name])
+    whole = dict(made(name).named_parameters())
+    fill = partial(initialise, config=config.shape(), seed=SEED)
+    for layer in stage_layers(getattr(mlm, name), config, fill=fill):
+        for local, parameter in layer.build().named_parameters():
+            assert torch.equal(parameter, whole[f"{layer.name}.{local}"]), local
+
+
+def test_batches_move_and_forget_their_masks():
+    batch = task_batches(TOKEN, 0)[0]
+    x = torch.zeros(1)
+    mask, blind = batch.mask_for(x, True, False)
+    assert not blind
+    assert batch.mask_for(x, False, False)[0] is mask
+    moved = batch.to(torch.device("cpu"))
+    assert not moved.masks
+    assert torch.equal(moved.mask_for(x, True, False)[0], mask)
+    assert replace(moved, attention_mask=None, masks={}).mask_for(x, True, False)[0] is None

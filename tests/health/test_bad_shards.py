@@ -1,0 +1,331 @@
+"""Shards that are not as they were written: code 76 with shard and byte, or left out by all."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from launch.launchers import local
+from launch.verbs.train import explained
+from mlm.batch.micro_batch import IGNORED
+from mlm.data.audit.ledger import read_ledger
+from mlm.data.index import Index
+from mlm.data.prepare import check_data
+from mlm.data.reading.reader import TokenReader
+from mlm.errors import DATA, DONE, FAILED, BadShard, DataError
+from mlm.health.bad_shards import BadShards
+from mlm.health.incidents import BAD_SHARD, read_incidents
+from mlm.training.audit import Audit
+from mlm.training.build import training_batches
+from tests.text_fixtures import small_shards, tokenizer
+from tests.training_fixtures import config, metrics, run
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Path:
+    """Shards of two samples of 700 ids."""
+    return small_shards(tmp_path_factory.mktemp("good") / "shards", 700, 2)
+
+
+@pytest.fixture
+def folder(good, tmp_path) -> Path:
+    return shutil.copytree(good, tmp_path / "shards")
+
+
+def first_shard(folder: Path) -> str:
+    """Of the language that has most of them."""
+    names = sorted(path.name for path in folder.glob("*.tar") if "heldout" not in path.name)
+    return max(names, key=lambda name: len([n for n in names if n[:2] == name[:2]])).replace(
+        "-000001", "-000000"
+    )
+
+
+def place_of(folder: Path, shard: str, sample: int = 0) -> tuple[Index, int, int]:
+    """The index, and the row and byte offset of a sample of a shard."""
+    index = Index.open(folder)
+    rows = np.flatnonzero(index.samples["shard"] == index.shard_row(shard))
+    return index, int(rows[sample]), int(index.samples["offset"][rows[sample]])
+
+
+def write_ids(folder: Path, shard: str, offset: int, ids: list[int]) -> None:
+    with (folder / shard).open("r+b") as file:
+        file.seek(offset)
+        file.write(np.array(ids, "<i4").tobytes())
+
+
+def flipped(folder: Path, shard: str) -> int:
+    """Other ids of the vocabulary in the second sample of a shard; the byte where it begins."""
+    _, _, offset = place_of(folder, shard, 1)
+    write_ids(folder, shard, offset + 40, [7, 8, 9])
+    return offset
+
+
+def cut(folder: Path, shard: str) -> int:
+    size = (folder / shard).stat().st_size
+    with (folder / shard).open("r+b") as file:
+        file.truncate(size - 5000)
+    return size - 5000
+
+
+def gone(folder: Path, shard: str) -> int:
+    (folder / shard).unlink()
+    return 0
+
+
+def longer(folder: Path, shard: str) -> int:
+    size = (folder / shard).stat().st_size
+    with (folder / shard).open("ab") as file:
+        file.write(b"\0" * 512)
+    return size
+
+
+def outside(folder: Path, shard: str, id: int | None = None, place: int = 3) -> int:
+    """An id that the tokenizer has not, which the writer already wrote: its hash is right."""
+    index, row, offset = place_of(folder, shard, 1)
+    offset += 4 * place
+    write_ids(folder, shard, offset, [index.vocab_size if id is None else id])
+    fields = np.load(folder / "samples.npy")
+    start = offset - 4 * place
+    ids = np.fromfile(folder / shard, "<i4", int(fields[2, row]), offset=start)
+    from mlm.data.index import ids_check
+
+    fields[4, row] = ids_check(ids)
+    np.save(folder / "samples.npy", fields)
+    return offset
+
+
+def negative(folder: Path, shard: str) -> int:
+    return outside(folder, shard, -1)
+
+
+FAULTS = [flipped, cut, gone, longer, outside, negative]
+
+
+def made(folder: Path, **data):
+    given = {"shards": str(folder), "tokenizer": str(tokenizer().model_path.parent), **data}
+    return config(data=given, train={"steps": 8, "micro_batch_size": 1}, eval={"every": 0})
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_reader_names_the_shard_and_the_byte(folder, fault):
+    shard = first_shard(folder)
+    offset = fault(folder, shard)
+    index = Index.open(folder)
+    row = index.shard_row(shard)
+    language, split = index.split_of(row)
+    assert (split, index.shard_name(row)) == ("train", shard)
+    with pytest.raises(BadShard, match=shard) as found:
+        TokenReader(index).read("train", language, 0, 1400)
+    assert (found.value.shard, found.value.offset) == (shard, offset)
+    if fault not in (cut, gone, longer):
+        assert str(offset) in str(found.value)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("fault", [flipped, gone])
+def test_a_run_ends_with_code_76(folder, tmp_path, fault):
+    shard = first_shard(folder)
+    offset = fault(folder, shard)
+    outcome = run(tmp_path / "run", made(folder))
+    assert outcome["code"] == DATA
+    assert shard in outcome["sentence"]
+    if fault is flipped:
+        assert f"at byte {offset}" in outcome["sentence"]
+        assert "data.on_bad_shard=skip" in outcome["sentence"]
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("fault", [flipped, pytest.param(cut, marks=pytest.mark.slow)])
+def test_a_bad_shard_is_left_out_by_all_ranks_alike(folder, good, tmp_path, fault):
+    """What is not of the shard is trained on as before, in any layout, and the audit agrees."""
+    shard = first_shard(folder)
+    fault(folder, shard)
+    settings = made(folder, on_bad_shard="skip")
+    assert run(tmp_path / "one", settings)["code"] == DONE
+    four = replace(settings, parallel=replace(settings.parallel, tp=2, dp=2))
+    assert run(tmp_path / "four", four)["code"] == DONE
+    assert np.array_equal(read_ledger(tmp_path / "one"), read_ledger(tmp_path / "four"))
+    for name in ("one", "four"):
+        (row,) = [row for row in read_incidents(tmp_path / name) if row["what"] == BAD_SHARD]
+        assert row["shard"] == shard
+        assert metrics(tmp_path / name)[-1]["incidents"]["bad_shard"] == 1
+    since = row["step"] - 1
+
+    without, whole = (
+        training_batches(made(where), Index.open(where), 8) for where in (folder, good)
+    )
+    without.reader.leave_out(shard, since)
+    index, row, seen = whole.reader.index, whole.reader.index.shard_row(shard), 0
+    starts, shards_of = index.samples["start"], index.samples["shard"]
+    for step in range(8):
+        left, full = without.micro_batch(step, 0), whole.micro_batch(step, 0)
+        languages, blocks = whole.order.samples(np.arange(step * 8, step * 8 + 8))
+        first = index.first_tokens("train")[languages] + blocks * 31
+        rows = [starts.searchsorted(first + end, side="right") - 1 for end in (0, 30)]
+        part = (shards_of[rows[0]] == row) | (shards_of[rows[1]] == row)
+        targets = np.where(part[:, None] & (step >= since), IGNORED, full.targets.numpy())
+        assert np.array_equal(left.targets.numpy(), targets)
+        assert np.array_equal(left.input_ids.numpy()[~part], full.input_ids.numpy()[~part])
+        seen += int(part.sum()) * (step >= since)
+    assert seen > 0
+
+    hashes = json.dumps({"index": Index.open(folder).hash})
+    (tmp_path / "four" / "data.json").write_text(hashes)
+    audit = Audit(tmp_path / "four")
+    assert audit.wrong(np.arange(8)) == []
+    assert sum(row.samples for row in audit.seen()) == 8 * 8 - seen
+    # A later start knows of it and does not count it again.
+    longer_run = replace(four, train=replace(four.train, steps=9))
+    assert run(tmp_path / "four", longer_run)["code"] == DONE
+    assert len(read_incidents(tmp_path / "four")) == 1
+
+
+def test_a_name_has_its_row_and_others_have_none(good):
+    index = Index.open(good)
+    for row in range(len(index.shards)):
+        assert index.shard_row(index.shard_name(row)) == row
+    for name in ("xx-000000.tar", f"{index.languages[0]}-999999.tar", "", "readme"):
+        with pytest.raises(DataError, match="is none of the shards"):
+            index.shard_row(name)
+
+
+def test_an_error_is_the_same_on_another_rank():
+    import pickle
+
+    found = pickle.loads(pickle.dumps(BadShard("a-000000.tar", 7, "it is bad")))
+    assert (found.shard, found.offset, str(found)) == ("a-000000.tar", 7, "it is bad")
+
+
+def test_before_a_run_bad_shards_are_refused_or_counted(folder):
+    names = sorted(path.name for path in folder.glob("*.tar"))
+    train, held_out = ([n for n in names if ("heldout" in n) is kind] for kind in (False, True))
+    gone(folder, train[0])
+    cut(folder, train[1])
+    with pytest.raises(DataError, match=rf"{train[0]} is not as it was written: it is missing"):
+        check_data(made(folder))
+    check_data(made(folder, on_bad_shard="skip", max_bad_shards=2))
+    with pytest.raises(DataError, match=r"more than data\.max_bad_shards=1 shards .* are bad"):
+        check_data(made(folder, on_bad_shard="skip", max_bad_shards=1))
+    gone(folder, held_out[0])
+    with pytest.raises(DataError, match=rf"{held_out[0]} is not as it was written"):
+        check_data(made(folder, on_bad_shard="skip"))
+
+
+@pytest.mark.ranks
+def test_shards_that_are_written_again_while_a_run_starts_are_refused(folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "data.json").write_text(json.dumps({"index": "0" * 64}))
+    outcome = run(tmp_path / "run", made(folder))
+    assert outcome["code"] == DATA
+    assert "was written again while" in outcome["sentence"]
+    assert "(its index was 000000000000, and is" in outcome["sentence"]
+
+
+@pytest.mark.ranks
+def test_a_limit_holds_at_every_start_and_forgets_what_was_mended(folder, good, tmp_path):
+    names = sorted(path.name for path in folder.glob("*.tar") if "heldout" not in path.name)
+    for name in names:
+        gone(folder, name)
+    settings = made(folder, on_bad_shard="skip", max_bad_shards=2)
+    for _ in range(2):
+        outcome = run(tmp_path / "run", settings)
+        assert outcome["code"] == DATA
+        assert outcome["sentence"].startswith("3 shards are bad")
+        assert len(read_incidents(tmp_path / "run")) == 2
+    for name in names:
+        shutil.copyfile(good / name, folder / name)
+    assert run(tmp_path / "run", settings)["code"] == DONE
+    assert len(read_incidents(tmp_path / "run")) == 2
+
+
+def test_rows_that_touch_a_shard_are_left_out_from_its_step_on(folder):
+    made = TokenReader(Index.open(folder))
+    index = made.index
+    language = max(range(len(index.languages)), key=lambda n: index.train_tokens[n])
+    own = [r for r in range(len(index.shards)) if index.split_of(r) == (language, "train")]
+    made.leave_out(index.shard_name(own[1]), 7)
+    made.leave_out(index.shard_name(own[1]), 5)
+    made.leave_out(index.shard_name(own[1]), 9)
+    first = 1400  # where it begins, in the language; it has 1400 ids
+    starts = np.array([0, first - 31, first - 30, first, first + 1399, first + 1400])
+    gone = [False, False, True, True, True, False]
+    for step, expected in ((4, [False] * 6), (5, gone), (6, gone)):
+        rows = made.gather("train", np.full(6, language), starts, 31, step)
+        assert (rows == 0).all(axis=1).tolist() == expected
+
+
+@pytest.mark.parametrize(("start", "place"), [(680, 0), (700, 0), (690, 3), (710, 20)])
+def test_no_row_has_an_id_outside_the_vocabulary(folder, start, place):
+    """Of rows over the border of two samples, behind it, and inside of one."""
+    shard = first_shard(folder)
+    offset = outside(folder, shard, -7, place)
+    index = Index.open(folder)
+    language = index.split_of(index.shard_row(shard))[0]
+    languages, starts = np.array([language, language]), np.array([0, start])
+    with pytest.raises(BadShard, match=rf"{shard} .* at byte {offset}: the id there is -7"):
+        TokenReader(index).gather("train", languages, starts, 31)
+    TokenReader(index).gather("train", languages, starts * 0, 31)
+
+
+def test_a_shard_counts_once_however_often_it_is_found(folder):
+    """As after a return to a checkpoint, when it is found at an earlier step."""
+    first, second, third = sorted(path.name for path in folder.glob("*.tar"))[:3]
+    rows: list[dict] = []
+    kept = SimpleNamespace(
+        rows=rows,
+        bad_shard=lambda step, shard, *_: rows.append(
+            {"what": BAD_SHARD, "step": step + 1, "shard": shard}
+        ),
+    )
+    settings = made(folder, on_bad_shard="skip", max_bad_shards=2).data
+    reader = TokenReader(Index.open(folder))
+    shards = BadShards(settings, reader, kept)
+    for step, name, count in ((9, first, 1), (5, first, 1), (7, second, 2), (3, first, 2)):
+        said = shards.leave_out(step, BadShard(name, 0, "it is bad; copy it"))
+        assert said == f"Left out from step {step + 1} on, {count} by now: it is bad"
+    with pytest.raises(DataError, match=r"3 shards are bad, and data\.max_bad_shards=2 may be"):
+        shards.leave_out(3, BadShard(third, 0, "it is bad; copy it"))
+    assert sorted(reader.left_out.values()) == [3, 7]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_rank_that_died_of_its_shard_is_explained(damaged, folder, tmp_path):
+    name = sorted(path.name for path in folder.glob("*.tar"))[0]
+    if damaged:
+        (folder / name).write_bytes(b"")
+    died = local.Outcome(FAILED, "a rank died")
+    left = explained(died, tmp_path, str(folder), skip=False)
+    assert (left.code, name in left.sentence) == ((DATA, True) if damaged else (FAILED, False))
+    assert (tmp_path / "outcome.json").exists() == damaged
+    done = local.Outcome(0, None)
+    assert explained(done, tmp_path, str(folder), skip=False) is done
+    again = explained(died, tmp_path, str(folder), skip=True)
+    assert damaged == again.sentence.endswith("; start the run again, which leaves it out")
+    # One that is left out already is not what a rank died of.
+    row = json.dumps({"what": BAD_SHARD, "step": 1, "shard": name})
+    (tmp_path / "incidents.jsonl").write_text(row + "\n")
+    assert explained(died, tmp_path, str(folder), skip=True) is died
+
+
+def test_ids_that_are_changed_after_they_were_read_are_noticed(folder):
+    shard = first_shard(folder)
+    index, _, offset = place_of(folder, shard, 1)
+    reader, language = TokenReader(index), index.split_of(index.shard_row(shard))[0]
+    reader.read("train", language, 0, 1400)
+    write_ids(folder, shard, offset + 400, [index.vocab_size + 5])
+    with pytest.raises(BadShard, match=rf"{shard} .* is bad at byte {offset}: the ids there"):
+        reader.read("train", language, 0, 1400)
+
+
+def test_a_held_out_shard_is_not_said_to_be_skipped(folder):
+    shard = sorted(path.name for path in folder.glob("*.heldout-*.tar"))[0]
+    index, _, offset = place_of(folder, shard)
+    write_ids(folder, shard, offset, [7, 8, 9])
+    language = index.split_of(index.shard_row(shard))[0]
+    with pytest.raises(BadShard) as found:
+        TokenReader(index).read("heldout", language, 0, 5)
+    assert "skip" not in str(found.value)

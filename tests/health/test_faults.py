@@ -1,0 +1,211 @@
+"""Processes that are killed, stopped and asked to end at random, through the command, torchrun and
+all: started again, the run is bit for bit the one to which nothing happened."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlm import checkpoint
+from mlm.data.prepare import prepare
+from mlm.errors import DATA, DONE, FAILED, REQUEUE
+from mlm.health import heartbeat
+from tests.checkpoint.test_resume import exact
+from tests.launch.launch_fixtures import SMALL, quiet, small, write_corpus
+from tests.places import ROOT
+from tests.training_fixtures import evaluations, metrics
+
+pytestmark = pytest.mark.ranks
+
+PATIENCE = 120  # seconds that a busy machine may take for what is waited for
+BETWEEN = 12  # steps that a start makes before its fault, at most
+STALL = 8  # seconds of the watchdog
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    made = prepare(small(write_corpus(folder / "text")), folder / "made", quiet())
+    return Path(str(made.data.shards))
+
+
+class Run:
+    """A run of two ranks, of as many starts as it takes; each is a context."""
+
+    process: subprocess.Popen
+
+    def __init__(self, shards: Path, where: Path, name: str, steps: int) -> None:
+        self.where, self.folder = where, where / "runs" / name
+        given = [text for text in SMALL if not text.startswith("data.vocab_size")]
+        given += [f"data.shards={shards}", f"run.name={name}", f"train.steps={steps}"]
+        given += ["parallel.tp=2", "train.log_every=1", "eval.every=25", "checkpoint.every=4"]
+        self.given = [*given, f"watchdog.seconds={STALL}"]
+
+    def __enter__(self) -> "Run":
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "launch", "train", *self.given],
+            cwd=self.where,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self.family():
+            os.kill(pid, signal.SIGKILL)
+        self.process.kill()
+        self.process.wait()
+
+    def end(self) -> tuple[int, str, str]:
+        """Its code and what it printed, when it has ended by itself."""
+        out, err = self.process.communicate(timeout=5 * PATIENCE)
+        return self.process.returncode, out, err
+
+    def wait_for(self, holds: Callable[[], bool]) -> None:
+        """Until it holds, looking as often as a save takes parts of."""
+        end = time.monotonic() + PATIENCE
+        while not holds():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < end, "it did not happen in time"
+            time.sleep(0.0005)
+
+    def family(self) -> list[int]:
+        """torchrun and, behind it, the ranks."""
+        try:
+            children = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        return [child.pid for child in children]
+
+    def rank(self, rank: int) -> int:
+        """The process of a rank that trains."""
+        beat = heartbeat.read(heartbeat.path_of(self.folder, rank))
+        return 0 if beat is None else beat.process
+
+    def rows(self) -> int:
+        path = self.folder / "metrics.jsonl"
+        return path.read_bytes().count(b"\n") if path.exists() else 0
+
+    def trains(self, steps: int) -> None:
+        """Until this start has made so many steps."""
+        processes = self.family
+        self.wait_for(lambda: self.rows() > 0 and self.rank(0) in processes())
+        before = self.rows()
+        self.wait_for(lambda: self.rows() >= before + steps)
+
+    def saves(self) -> bool:
+        return any((self.folder / checkpoint.FOLDER).glob("*.partial"))
+
+
+def kill_a_rank(run: Run, dice: random.Random) -> set[int]:
+    run.trains(dice.randint(1, BETWEEN))
+    time.sleep(dice.uniform(0, 0.05))
+    os.kill(run.rank(dice.randrange(2)), signal.SIGKILL)
+    return {FAILED}
+
+
+def kill_a_rank_that_saves(run: Run, dice: random.Random) -> set[int]:
+    run.trains(1)
+    run.wait_for(run.saves)
+    time.sleep(dice.uniform(0, 0.02))
+    os.kill(run.rank(dice.randrange(2)), signal.SIGKILL)
+    return {FAILED}
+
+
+def kill_a_rank_that_starts(run: Run, dice: random.Random) -> set[int]:
+    run.wait_for(lambda: len(run.family()) > 2)
+    time.sleep(dice.uniform(0, 4))
+    os.kill(dice.choice(run.family()[1:3]), signal.SIGKILL)
+    return {FAILED}
+
+
+def kill_the_starter(run: Run, dice: random.Random) -> set[int]:
+    run.trains(dice.randint(1, BETWEEN))
+    ranks = [run.rank(rank) for rank in range(2)]
+    run.process.kill()
+    # The folder is theirs until the last has ended.
+    end = time.monotonic() + PATIENCE
+    while any(psutil.pid_exists(pid) for pid in ranks) and time.monotonic() < end:
+        time.sleep(0.05)
+    return {-signal.SIGKILL}
+
+
+def ask_the_starter(run: Run, dice: random.Random) -> set[int]:
+    run.trains(dice.randint(1, BETWEEN))
+    run.process.send_signal(dice.choice([signal.SIGTERM, signal.SIGUSR1]))
+    return {REQUEUE}
+
+
+def stop_a_rank(run: Run, dice: random.Random) -> set[int]:
+    """The watchdog sees it."""
+    run.trains(dice.randint(1, BETWEEN))
+    os.kill(run.rank(dice.randrange(2)), signal.SIGSTOP)
+    return {FAILED}
+
+
+KILLS = [kill_a_rank, kill_a_rank_that_saves, kill_a_rank, kill_a_rank_that_starts]
+OTHERS = [ask_the_starter, kill_the_starter, stop_a_rank]
+
+
+@pytest.mark.timeout(1800)  # of the many
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param([kill_a_rank_that_saves, ask_the_starter], id="few"),
+        pytest.param([*(5 * KILLS), *(2 * OTHERS)], id="many", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_that_is_killed_again_and_again_is_the_one_that_was_not(faults, shards, tmp_path):
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    dice, steps = random.Random(seed), (BETWEEN + 4) * (len(faults) + 1)
+    with Run(shards, tmp_path, "whole", steps) as whole:
+        assert whole.end()[0] == DONE
+    broken, found = Run(shards, tmp_path, "broken", steps), Counter()
+    for number, fault in enumerate(faults):
+        with broken:
+            codes = fault(broken, dice)
+            code, _, err = broken.end()
+        assert code in codes, (number, fault.__name__, code, err)
+        left = broken.saves()
+        print(f"{number}: {fault.__name__}, code {code}, {broken.rows()} rows, in a save: {left}")
+        found[fault.__name__, left] += 1
+    with broken:
+        code, out, err = broken.end()
+    assert code == DONE, err
+    assert "Passed over" not in out
+    assert exact(broken.folder) == exact(whole.folder)
+    assert len(metrics(whole.folder)) == steps
+    assert evaluations(broken.folder) == evaluations(whole.folder)
+    outcomes = [json.loads((run.folder / "outcome.json").read_text()) for run in (broken, whole)]
+    assert outcomes[0]["eval_loss"] == outcomes[1]["eval_loss"]
+    assert found[kill_a_rank_that_saves.__name__, True] > 0  # what was left of a save was passed by
+    assert not broken.saves()
+
+
+@pytest.mark.slow
+def test_a_shard_that_is_cut_while_it_is_mapped_ends_the_run_with_code_76(shards, tmp_path):
+    """The system kills a rank that reads there; the command still knows why."""
+    copy = Path(shutil.copytree(shards, tmp_path / "shards"))
+    with Run(copy, tmp_path, "cut", 100_000) as run:
+        run.trains(2)
+        for path in copy.glob("*.tar"):
+            os.truncate(path, 0)
+        code, _, error = run.end()
+    assert code == DATA, error
+    assert re.search(
+        r"mlm: .*-000000\.tar .* it has 0 bytes in place of \d+; copy the shards", error
+    )

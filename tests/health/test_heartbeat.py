@@ -1,0 +1,103 @@
+"""Heartbeats, and the decision whom the others wait for."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlm.health import heartbeat
+from mlm.health.heartbeat import BYTES, Beat, Seen, culprit, read, write
+
+SILENCE = 5.0
+
+
+def beat(**values) -> Beat:
+    usual = {"number": 7, "moves": 20, "calls": 90, "phase": "step", "collective": "all_reduce"}
+    usual |= {"still": 10.0, "dumped": False, "host": "node", "process": 1}
+    return Beat(**usual | values)
+
+
+def seen(*beats: Beat | None, silent=(), stages=()) -> list[Seen]:
+    return [
+        Seen(rank, stages[rank] if stages else 0, 9.0 if rank in silent else 0.0, one)
+        for rank, one in enumerate(beats)
+    ]
+
+
+W = beat()  # waits in an all-reduce
+
+
+@pytest.mark.parametrize(
+    ("ranks", "rank", "text"),
+    [
+        # A process that does not run comes before everything else.
+        (seen(W, beat(collective=""), W, silent=(2,)), 2, "stopped, dead"),
+        (seen(W, W, None), 2, "stopped, dead"),
+        (seen(W, W, W, silent=(1, 2)), 1, "; so is rank 2"),
+        (seen(W, W, W, W, silent=(1, 2, 3)), 1, "; so are ranks 2, 3"),
+        # One that is outside of collectives keeps the others in them.
+        (seen(W, beat(collective="", phase="data", moves=19)), 1, "in phase data"),
+        (seen(W, beat(collective="", phase="data", moves=21)), 1, "in phase data"),
+        (seen(W, beat(collective="recv", moves=18), beat(collective="")), 2, "in no collective"),
+        # Of several, the one that is behind: in phases, then in calls of its own stage.
+        (seen(beat(collective=""), beat(collective="", moves=19)), 1, "in no collective"),
+        (seen(beat(collective=""), beat(collective="", calls=89)), 1, "in no collective"),
+        (
+            seen(
+                beat(collective="", calls=500),
+                beat(collective="", calls=499),
+                beat(collective="", calls=40),
+                beat(collective="", calls=40),
+                stages=(0, 0, 1, 1),
+            ),
+            1,
+            "in no collective",
+        ),
+        # All wait: the one that is behind, else the one that came last.
+        (seen(W, W, beat(calls=89, collective="broadcast")), 2, "it waits in broadcast"),
+        (seen(W, W, beat(still=8.0)), 2, "see the network"),
+        (seen(beat(collective="", phase="evaluate")), 0, "in phase evaluate"),
+    ],
+)
+def test_whom_the_others_wait_for(ranks, rank, text):
+    found, why = culprit(ranks, SILENCE)
+    assert found == rank
+    assert text in why
+
+
+beats = st.builds(
+    beat,
+    moves=st.integers(0, 3),
+    calls=st.integers(0, 3),
+    collective=st.sampled_from(["", "send", "barrier"]),
+    still=st.floats(0, 20),
+)
+
+
+@given(st.lists(st.tuples(st.none() | beats, st.floats(0, 10), st.integers(0, 1)), min_size=1))
+def test_a_process_that_does_not_run_is_named_before_others_and_a_free_one_before_a_waiting(rows):
+    ranks = [Seen(rank, stage, silent, one) for rank, (one, silent, stage) in enumerate(rows)]
+    rank, _ = culprit(ranks, SILENCE)
+
+    def kind(one: Seen) -> int:
+        gone = one.beat is None or one.silent > SILENCE
+        return 0 if gone else 2 if one.beat.collective else 1
+
+    assert kind(ranks[rank]) == min(kind(one) for one in ranks)
+
+
+def test_a_beat_is_written_over_in_place(tmp_path):
+    path = heartbeat.path_of(tmp_path, 3)
+    path.parent.mkdir()
+    assert path.name == "rank-00003"
+    assert read(path) is None
+    long = beat(host="x" * 64, number=10**9, calls=10**12, collective="all_gather_into_tensor")
+    for one in (long, beat()):
+        write(path, one)
+        assert read(path) == one
+        assert path.stat().st_size == BYTES
+    path.write_text(json.dumps({"number": 1}))
+    assert read(path) is None
+    path.write_text('{"number"')
+    assert read(path) is None

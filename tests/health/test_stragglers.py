@@ -1,0 +1,100 @@
+"""Who is slow, and what the metrics say of it."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mlm.train
+from mlm.errors import DONE
+from mlm.health.stragglers import FACTOR, ROWS, Pace, Stragglers
+from mlm.training.throughput import Stopwatch
+from parallel.groups import make_grid
+from parallel.layout import Layout
+from tests.ranks import run_ranks
+from tests.training_fixtures import config, metrics, run
+
+
+def looks(stages, rows):
+    stragglers = Stragglers(stages)
+    return [stragglers.look(row) for row in rows]
+
+
+SLOW, EVEN = [1.0, 1.0, 1.6], [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("stages", "rows", "named"),
+    [
+        ([0, 0, 0], [SLOW] * 5, [None, None, 2, None, None]),
+        ([0, 0, 0], [[1.0, 1.0, 1.5]] * 5, [None] * 5),
+        ([0, 0, 0], [SLOW, SLOW, EVEN, SLOW, SLOW, SLOW], [None] * 5 + [2]),
+        ([0, 0, 0], [SLOW] * 3 + [EVEN] + [SLOW] * 3, [None, None, 2, None, None, None, 2]),
+        ([0, 0, 0, 0, 0], [[1, 3, 1, 2, 1]] * 5, [None, None, 1, 3, None]),
+        ([0, 0], [[3.0, 1.0]] * 3, [None, None, 0]),  # against the faster of two
+        ([0, 0, 1, 1], [[1.0, 1.0, 9.0, 9.0]] * 3, [None] * 3),  # a stage has its own work
+        ([0, 0, 1, 1], [[9.0, 9.0, 1.0, 1.6]] * 3, [None, None, 3]),
+        ([0], [[1.0]] * 3, [None] * 3),
+    ],
+)
+def test_who_is_named_and_when(stages, rows, named):
+    assert looks(stages, rows) == named
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 10), min_size=4, max_size=4), max_size=12),
+    st.lists(st.integers(0, 1), min_size=4, max_size=4),
+)
+def test_a_rank_is_named_only_after_rows_of_slowness(rows, stages):
+    for number, rank in enumerate(looks(stages, rows)):
+        if rank is not None:
+            assert number >= ROWS - 1
+            for row in rows[number - ROWS + 1 : number + 1]:
+                stage = sorted(s for s, n in zip(row, stages, strict=True) if n == stages[rank])
+                assert row[rank] > FACTOR * stage[(len(stage) - 1) // 2]
+
+
+def _rows():
+    pace = Pace(make_grid(Layout(dp=3)), torch.device("cpu"))
+    return [pace.row([0.5, 2.0, 0.25][pace.rank]) for _ in range(ROWS)]
+
+
+@pytest.mark.ranks
+def test_all_ranks_know_the_times_of_all():
+    found = run_ranks(3, _rows)
+    assert found[0] == found[1] == found[2]
+    times = {"min": 0.25, "max": 2.0, "slowest": 1}
+    assert [row for row, _ in found[0]] == [{"seconds_rank": times}] * 2 + [
+        {"seconds_rank": times, "straggler": 1}
+    ]
+    lines = [line for _, line in found[0]]
+    assert lines[:2] == [None, None]
+    assert lines[2].startswith("rank 1 on ")
+    assert "takes 2 s of a step, 0.5 s on the ranks of its stage" in lines[2]
+
+
+@pytest.mark.ranks
+def test_a_run_names_its_straggler(tmp_path, monkeypatch):
+    """Rank 1's stopwatch says that it works for a hundred times as long as it did."""
+    look, say = Stopwatch.look, mlm.train.Report.say
+
+    def slower(self):
+        seconds, data, own = look(self)
+        return seconds, data, own + 100 * torch.distributed.get_rank()
+
+    def kept(self, text):
+        if self.shown:
+            with (tmp_path / "said").open("a") as file:
+                file.write(text + "\n")
+        say(self, text)
+
+    monkeypatch.setattr(Stopwatch, "look", slower)
+    monkeypatch.setattr(mlm.train.Report, "say", kept)
+    assert run(tmp_path, config(parallel={"tp": 2}, train={"steps": 4}))["code"] == DONE
+    rows = metrics(tmp_path)
+    assert [row.get("straggler") for row in rows] == [None, None, 1, None]
+    for row in rows:
+        times = row["seconds_rank"]
+        assert times["slowest"] == 1
+        assert times["max"] > 100 > times["min"] >= 0
+    assert (tmp_path / "said").read_text().count("is a straggler") == 1

@@ -1,0 +1,268 @@
+"""The watchdog: runs in which a rank stops, hangs or is only slow, with real processes."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mlm.train
+from mlm.config.settings import as_dict
+from mlm.data.prepare import prepare
+from mlm.data.reading.reader import TokenReader
+from mlm.errors import DONE, FAILED
+from mlm.health import heartbeat
+from mlm.health.watchdog import Watchdog
+from parallel.engine.deepspeed import Engine
+from parallel.groups import ProcessGrid
+from parallel.layout import Layout
+from parallel.recorder import Recorder
+from tests.launch.launch_fixtures import SMALL, quiet, small, write_corpus
+from tests.launch.test_stopping import dead, wait_for
+from tests.places import ROOT
+from tests.ranks import run_ranks
+from tests.training_fixtures import config, metrics, run
+
+PATIENCE = 100  # seconds that a busy machine may take to start, or to end, a run
+
+
+def dog(folder: Path, rank: int = 0, world: int = 1, seconds: float = 100.0) -> Watchdog:
+    grid = ProcessGrid(Layout(dp=world), rank, 0, 0, rank, None, None, None)
+    return Watchdog(folder, seconds, grid, Recorder(), lambda sentence: None)
+
+
+class Ends(BaseException):
+    pass
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """The end of a process, as an exception."""
+
+    def raised(code):
+        raise Ends(code)
+
+    monkeypatch.setattr(os, "_exit", raised)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+
+
+def test_phases_and_collectives_are_moves_and_the_rest_is_a_stall(tmp_path, ends):
+    (tmp_path / heartbeat.FOLDER).mkdir()
+    watched = dog(tmp_path)
+    call = watched.recorder.wrapped("barrier", lambda: None)
+    for _ in range(5):
+        watched.at("data")
+        watched._tick(90.0)
+        watched._tick(90.0)  # in all 90 seconds since it was seen to move
+        call()
+        watched._tick(90.0)
+        watched._tick(90.0)
+    with pytest.raises(Ends, match=f"{FAILED}"):
+        watched._tick(20.0)
+
+
+def test_a_run_that_moves_reads_no_beats_of_others(tmp_path, monkeypatch):
+    (tmp_path / heartbeat.FOLDER).mkdir()
+    watched = dog(tmp_path, world=2)
+    monkeypatch.setattr(heartbeat, "read", lambda path: pytest.fail("it was read"))
+    for _ in range(50):
+        watched.at("step")
+        watched._tick(10.0)
+        watched._tick(10.0)
+
+
+def test_a_rank_that_is_called_tells_what_it_does_before_its_own_time_is_up(tmp_path, ends):
+    """Another one has come to the end of its patience, and waits for this one's stacks."""
+    (tmp_path / heartbeat.FOLDER).mkdir()
+    first, second = dog(tmp_path, 0, 2), dog(tmp_path, 1, 2)
+    for _ in range(6):
+        first._tick(10.0)
+        second._tick(10.0)
+    first._dumped = True
+    first._beat()
+    with pytest.raises(Ends):
+        second._tick(5.0)
+    assert second._dumped
+
+
+def test_a_rank_waits_for_one_that_moves(tmp_path, ends):
+    """It may be long in phases of its own; the run has stalled when that one has, too."""
+    (tmp_path / heartbeat.FOLDER).mkdir()
+    first, second = dog(tmp_path, 0, 2), dog(tmp_path, 1, 2)
+    for _ in range(10):
+        second.at("evaluate")
+        second._tick(0.0)
+        first._tick(30.0)
+    for _ in range(2):
+        second._tick(24.0)
+        first._tick(24.0)
+    second._tick(24.0)
+    with pytest.raises(Ends):
+        first._tick(24.0)
+
+
+def test_the_other_ranks_are_read_a_few_times_only(tmp_path, monkeypatch):
+    (tmp_path / heartbeat.FOLDER).mkdir()
+    watched = dog(tmp_path, world=2)
+    reads = []
+    monkeypatch.setattr(heartbeat, "read", lambda path: reads.append(path))
+    for _ in range(99):
+        watched._tick(1.0)
+    assert len(reads) < 20
+
+
+def test_a_watchdog_that_is_off_leaves_nothing(tmp_path):
+    with dog(tmp_path, seconds=0.0) as watched:
+        watched.at("step")
+    assert list(tmp_path.iterdir()) == []
+
+
+def trained(folder: Path, **sections: dict) -> None:
+    """Trains to the end that the watchdog makes, which is a failure of all ranks."""
+    made = config(**sections)
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(made)))
+    degrees = made.parallel
+    world = degrees.tp * degrees.pp * int(degrees.dp)
+    with pytest.raises(AssertionError, match="exit codes of the ranks"):
+        run_ranks(world, mlm.train.main, str(folder / "config.yaml"))
+
+
+def outcome(folder: Path) -> dict:
+    return json.loads((folder / "outcome.json").read_text())
+
+
+def log(folder: Path, rank: int) -> str:
+    return (folder / "logs" / f"rank-{rank:05d}.log").read_text()
+
+
+@pytest.mark.ranks
+def test_a_rank_that_hangs_in_its_data_is_named_with_its_phase(tmp_path, monkeypatch):
+    real = TokenReader.gather
+
+    def hanging(self, split, *arguments, **named):
+        rank_1 = os.environ["RANK"] == "1"
+        while rank_1 and split == "train" and (tmp_path / "metrics.jsonl").exists():
+            time.sleep(0.01)
+        return real(self, split, *arguments, **named)
+
+    monkeypatch.setattr(TokenReader, "gather", hanging)
+    trained(tmp_path, parallel={"dp": 2}, train={"steps": 50}, watchdog={"seconds": 6.0})
+    left = outcome(tmp_path)
+    assert left["code"] == FAILED
+    assert left["step"] >= 1
+    assert left["sentence"].startswith("rank 1 stalled (process ")
+    assert "in no collective, in phase data): nothing has moved for" in left["sentence"]
+    assert "watchdog.seconds=6; stacks" in left["sentence"]
+    assert f"{tmp_path / 'logs'}; start the run again" in left["sentence"]
+    for rank in range(2):
+        assert f"Stacks of rank {rank}, in phase " in log(tmp_path, rank)
+        assert "train.py" in log(tmp_path, rank)
+    assert "in hanging" in log(tmp_path, 1)  # the thread that makes batches
+    # (behind it there may be those of a save in the background)
+    assert "all_reduce, 32 bytes, all ranks: has not returned\n" in log(tmp_path, 0)
+    assert "has not returned" not in log(tmp_path, 1)
+
+
+@pytest.mark.ranks
+def test_a_stage_that_hangs_in_a_step_is_named(tmp_path, monkeypatch):
+    """The other one waits for what it should send."""
+    real = Engine.train_batch
+
+    def hanging(self, batches, lr):
+        if os.environ["RANK"] == "0" and (tmp_path / "metrics.jsonl").exists():
+            time.sleep(1000)
+        return real(self, batches, lr)
+
+    monkeypatch.setattr(Engine, "train_batch", hanging)
+    trained(tmp_path, parallel={"pp": 2}, train={"steps": 50}, watchdog={"seconds": 6.0})
+    assert outcome(tmp_path)["sentence"].startswith("rank 0 stalled (process ")
+    assert "in no collective, in phase step)" in outcome(tmp_path)["sentence"]
+    assert "in hanging" in log(tmp_path, 0)
+    assert "recv from rank 0" in log(tmp_path, 1).splitlines()[-1]
+
+
+@pytest.mark.ranks
+def test_a_watchdog_does_not_disturb_a_run_that_goes_well(tmp_path):
+    layout = {"parallel": {"tp": 2}}
+    found = []
+    for number, seconds in enumerate((0.0, 30.0)):
+        folder = tmp_path / str(number)
+        left = run(folder, config(**layout, watchdog={"seconds": seconds}))
+        assert left["code"] == DONE
+        rows = [(row["loss"], row["grad_norm"]) for row in metrics(folder)]
+        found.append((left["eval_loss"], rows))
+        assert all(path.read_text() == "" for path in (folder / "logs").iterdir())
+    assert found[0] == found[1]
+    assert not (tmp_path / "0" / heartbeat.FOLDER).exists()
+    beats = [heartbeat.read(heartbeat.path_of(tmp_path / "1", rank)) for rank in range(2)]
+    assert {beat.phase for beat in beats} == {heartbeat.ENDED}
+
+
+@pytest.mark.ranks
+def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
+    """As a scheduler does it, for longer than the watchdog waits."""
+    made = config(parallel={"dp": 2}, train={"steps": 4000}, watchdog={"seconds": 6.0})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_dict(made)))
+    process = multiprocessing.get_context("fork").Process(
+        target=run_ranks, args=(2, mlm.train.main, str(tmp_path / "config.yaml"))
+    )
+    process.start()
+    wait_for((tmp_path / "metrics.jsonl").exists, PATIENCE)
+    ranks = [heartbeat.read(heartbeat.path_of(tmp_path, rank)).process for rank in range(2)]
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    time.sleep(8)
+    assert (tmp_path / "metrics.jsonl").stat().st_size == size
+    for pid in ranks:
+        os.kill(pid, signal.SIGCONT)
+    wait_for(lambda: (tmp_path / "metrics.jsonl").stat().st_size > size, PATIENCE)
+    (tmp_path / "stop").touch()
+    process.join(PATIENCE)
+    assert outcome(tmp_path)["code"] == 75
+
+
+@pytest.mark.ranks
+def test_a_rank_that_is_stopped_ends_the_job(tmp_path):
+    """Through the command, torchrun and all: it ends by itself, and nothing of it stays."""
+    made = prepare(small(write_corpus(tmp_path / "text")), tmp_path / "made", quiet())
+    given = [text for text in SMALL if not text.startswith("data.vocab_size")]
+    given += [f"data.shards={made.data.shards}", "run.name=a", "parallel.dp=2"]
+    given += ["train.steps=100000", "train.log_every=1", "eval.every=0", "watchdog.seconds=8"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch", "train", *given],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "runs" / "a"
+    try:
+        trains = (folder / "metrics.jsonl").exists
+        wait_for(lambda: trains() or process.poll() is not None, PATIENCE)
+        assert process.poll() is None, process.communicate()
+        beats = [heartbeat.read(heartbeat.path_of(folder, rank)) for rank in range(2)]
+        os.kill(beats[0].process, signal.SIGSTOP)  # the one that tells how a run ends
+        _, err = process.communicate(timeout=PATIENCE)
+    finally:
+        process.terminate()  # twice: the launcher kills what does not end
+        process.terminate()
+    assert process.returncode == FAILED
+    sentence = outcome(folder)["sentence"]
+    assert err == f"mlm: {sentence}\n"
+    where = f"process {beats[0].process} on {beats[0].host}, "
+    assert sentence.startswith(f"rank 0 stalled ({where}stopped, dead or without its file system")
+    assert log(folder, 0) == ""
+    text = log(folder, 1)
+    assert text.startswith(f"watchdog: {sentence}\n\nStacks of rank 1, in phase ")
+    assert "train.py" in text
+    assert "has not returned" in text.partition("Its last collectives:")[2]
+    for beat in beats:
+        wait_for(lambda beat=beat: dead(beat.process), PATIENCE)

@@ -1,0 +1,276 @@
+"""What `mlm import` refuses, and that it leaves nothing then."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+from mlm.errors import DataError, UserError
+from mlm.hf.export import export
+from mlm.hf.importing import import_model
+from mlm.tokenizer.ids import MODEL_FILE
+from mlm.trained.fill import fill_masks
+from mlm.trained.opening import open_trained
+from mlm.weights import stored
+from tests.hf.import_fixtures import (
+    MASKED,
+    POSITIONS,
+    QUERY,
+    bin_folder,
+    damaged,
+    folder_of,
+    left_nothing,
+    model,
+    same_tensors,
+)
+from tests.text_fixtures import tokenizer
+
+
+def test_copies_of_a_tied_weight_that_differ_are_refused(tmp_path):
+    source = bin_folder(model(MASKED), tmp_path / "source")
+    state = torch.load(source / "pytorch_model.bin")
+    state["lm_head.decoder.bias"] = state["lm_head.decoder.bias"] + 1
+    torch.save(state, source / "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"other numbers in lm_head\.decoder\.bias than in lm_head"):
+        import_model(str(source), str(tmp_path / "out"))
+    assert left_nothing(tmp_path, "source")
+
+
+def test_copies_that_differ_at_their_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "PART", 100)
+    source = bin_folder(model(MASKED), tmp_path / "source")
+    name = "lm_head.decoder.weight"
+    state = torch.load(source / "pytorch_model.bin")
+    state[name] = state[name].clone()
+    state[name][-1, -1] += 1
+    torch.save(state, source / "pytorch_model.bin")
+    with pytest.raises(DataError, match=rf"has other numbers in {name} than in"):
+        import_model(str(source), str(tmp_path / "out"))
+    assert left_nothing(tmp_path, "source")
+
+
+def test_without_a_tokenizer_only_when_asked_for(tmp_path, capsys):
+    source = folder_of(model(MASKED), tmp_path / "source", with_tokenizer=False)
+    with pytest.raises(DataError, match=r"has no sentencepiece.bpe.model, .*add tokenizer=DIR"):
+        import_model(str(source), str(tmp_path / "out"))
+    assert left_nothing(tmp_path, "source")
+    import_model(str(source), str(tmp_path / "out"), "none")
+    export(str(tmp_path / "out"), str(tmp_path / "exported"))
+    said = capsys.readouterr().out
+    assert said.count("random ids (there is no tokenizer)") == 2
+    assert f"so there is no tokenizer in {tmp_path / 'exported'}" in said
+    assert not (tmp_path / "exported" / "tokenizer.json").exists()
+    same_tensors(tmp_path / "exported", source)
+    with pytest.raises(UserError, match=r"has no tokenizer .*, so a text cannot be read; put one"):
+        fill_masks(tmp_path / "out", ["<mask>"], 3)
+    import_model(str(source), str(tmp_path / "with"), str(tokenizer().model_path.parent))
+    assert open_trained(tmp_path / "with").tokenizer.hash == tokenizer().hash
+
+
+def test_a_given_tokenizer_is_that_of_the_folder(tmp_path, capsys):
+    source = folder_of(model(MASKED), tmp_path / "source")
+    shutil.copytree(tokenizer().model_path.parent, tmp_path / "other")
+    other = ModelProto.FromString(tokenizer().model)
+    other.pieces[10].score, other.pieces[11].score = 0.0, -1.0
+    (tmp_path / "other" / MODEL_FILE).write_bytes(other.SerializeToString())
+    with pytest.raises(DataError, match=r"other gives other ids than .*source.*; leave it out"):
+        import_model(str(source), str(tmp_path / "out"), str(tmp_path / "other"))
+    assert left_nothing(tmp_path, "source", "other")
+    (source / MODEL_FILE).write_bytes(b"damaged")
+    import_model(str(source), str(tmp_path / "out"), str(tmp_path / "other"))
+    assert open_trained(tmp_path / "out").tokenizer.model == other.SerializeToString()
+
+
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, capsys):
+    small = folder_of(model(MASKED, vocab_size=384), tmp_path / "small")
+    with pytest.raises(DataError, match=r"a vocab_size of 384, below the 400 ids of its tokenizer"):
+        import_model(str(small), str(tmp_path / "out"))
+    other = folder_of(model(MASKED, pad_token_id=3), tmp_path / "pad")
+    with pytest.raises(DataError, match=r"has pad_token_id=3, and its tokenizer .* has 1"):
+        import_model(str(other), str(tmp_path / "out"))
+    added = folder_of(model(MASKED), tmp_path / "added")
+    tokens = {"added_tokens": [{"id": 0, "content": "<s>"}, {"id": 400, "content": "<user>"}]}
+    (added / "tokenizer.json").write_text(json.dumps(tokens))
+    with pytest.raises(DataError, match=r"such as '<user>' with the id 400.*add tokenizer="):
+        import_model(str(added), str(tmp_path / "out"))
+    assert left_nothing(tmp_path, "small", "pad", "added")
+    large = folder_of(model(MASKED, vocab_size=2048), tmp_path / "large")
+    import_model(str(large), str(tmp_path / "out"))
+    assert "2,048 embeddings and the tokenizer 400 ids: see that it" in capsys.readouterr().out
+
+
+def test_another_tokenizer_put_into_an_import_is_refused(tmp_path):
+    import_model(str(folder_of(model(MASKED), tmp_path / "source")), str(tmp_path / "out"))
+    path = tmp_path / "out" / "tokenizer" / MODEL_FILE
+    kept = path.read_bytes()
+    path.write_bytes(kept + kept[:0] + b"\x1a\x00" * 2)  # two empty pieces more
+    with pytest.raises(
+        DataError, match=r"is not the tokenizer that was imported|is not a sentencepiece model"
+    ):
+        open_trained(tmp_path / "out")
+
+
+def test_what_is_there_is_not_written_over(tmp_path):
+    source = folder_of(model(MASKED), tmp_path / "source")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="out exists, and nothing is written over; choose another"):
+        import_model(str(source), str(tmp_path / "out"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot be written: .*; free some space"):
+        import_model(str(source), str(tmp_path / "file" / "out"))
+    assert left_nothing(tmp_path, "source", "out", "file")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda held: {name: t for name, t in held.items() if name != QUERY},
+            rf"has no {QUERY}, which an {MASKED} of its config has",
+        ),
+        (
+            lambda held: held | {"roberta.extra.weight": torch.zeros(3)},
+            r"model.safetensors has roberta\.extra\.weight, which an .* of its config has not",
+        ),
+        (
+            lambda held: held | {QUERY: torch.zeros(16, 32)},
+            rf"model.safetensors has {QUERY} with the shape \(16, 32\), and its config asks for "
+            r"\(32, 32\)",
+        ),
+        (
+            lambda held: held | {QUERY: torch.zeros(32, 32, dtype=torch.int8)},
+            rf"model.safetensors holds {QUERY} as int8, and weights are float32",
+        ),
+    ],
+    ids=["missing", "foreign", "shape", "integers"],
+)
+def test_other_weights_are_refused_by_file_and_name(change, sentence, tmp_path):
+    source = folder_of(model(MASKED), tmp_path / "source")
+    damaged(source, change)
+    with pytest.raises(DataError, match=sentence):
+        import_model(str(source), str(tmp_path / "out"))
+    assert left_nothing(tmp_path, "source")
+
+
+def test_cut_and_foreign_files_are_refused(tmp_path):
+    source = folder_of(model(MASKED), tmp_path / "source")
+    path = source / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(DataError, match=r"model\.safetensors is cut short"):
+        import_model(str(source), str(tmp_path / "out"))
+    path.write_bytes(whole)
+    values = json.loads((source / "config.json").read_text())
+    for changes, sentence in (
+        ({"model_type": "xlm-roberta"}, r"config\.json has model_type='xlm-roberta' is another"),
+        ({"architectures": ["RobertaModel"]}, "names the class RobertaModel, which is not one of"),
+        ({"num_attention_heads": 5}, "hidden_size=32 is not a multiple of num_attention_heads=5"),
+    ):
+        (source / "config.json").write_text(json.dumps(values | changes))
+        with pytest.raises(DataError, match=sentence):
+            import_model(str(source), str(tmp_path / "out"))
+    with pytest.raises(UserError, match="missing"):
+        import_model(str(tmp_path / "missing"), str(tmp_path / "out"))
+    assert left_nothing(tmp_path, "source")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "sentence"),
+    [
+        (QUERY, 0, r"gives logits that differ from those of .*source by up to [0-9.]+, and"),
+        # No text of the comparison is so long.
+        (
+            "roberta.embeddings.position_embeddings.weight",
+            65,
+            r"differs from .*source in roberta\.",
+        ),
+    ],
+    ids=["seen", "not seen"],
+)
+def test_damage_on_the_way_is_found_and_leaves_nothing(name, row, sentence, tmp_path, monkeypatch):
+    source = folder_of(model(MASKED), tmp_path / "source")
+    write = stored.SaveTiles.resolve_data
+
+    def wrong(self, item):
+        made = write(self, item)
+        if item.index.fqn == f"weight/{name}":
+            made[row] += 0.5
+        return made
+
+    monkeypatch.setattr(stored.SaveTiles, "resolve_data", wrong)
+    with pytest.raises(UserError, match=sentence):
+        import_model(str(source), str(tmp_path / "out"))
+    assert left_nothing(tmp_path, "source")
+
+
+def test_large_weights_are_compared_to_their_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "PART", 100)
+    source = folder_of(model(MASKED), tmp_path / "source")
+    right = stored.SaveTiles.resolve_data
+
+    def wrong(self, item):
+        made = right(self, item)
+        if item.index.fqn.endswith(POSITIONS) and item.tensor_data.chunk.offsets[0] >= 63:
+            made[-1] += 0.5
+        return made
+
+    monkeypatch.setattr(stored.SaveTiles, "resolve_data", wrong)
+    with pytest.raises(UserError, match=rf"differs from .*source in {POSITIONS}"):
+        import_model(str(source), str(tmp_path / "out"))
+    assert left_nothing(tmp_path, "source")
+
+
+def test_a_folder_whose_weights_do_not_fit_its_config_is_refused(tmp_path):
+    source = folder_of(model(MASKED), tmp_path / "source")
+    damaged(source, lambda held: {name: each for name, each in held.items() if name != QUERY})
+    with pytest.raises(DataError, match=f"source has no {QUERY}, which an {MASKED} of its config"):
+        open_trained(source)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    source = folder_of(model(MASKED), tmp_path / "source")
+
+    def full(self, item):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stored.SaveTiles, "resolve_data", full)
+        with pytest.raises(UserError, match="out cannot be written: No space left on device; free"):
+            import_model(str(source), str(tmp_path / "out"))
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"would take 0\.0 GB .* and 0\.0 GB are free there"):
+        import_model(str(source), str(tmp_path / "out"))
+    assert left_nothing(tmp_path, "source")
+
+
+def test_no_checkpoint_at_all(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "model.safetensors").touch()
+    for name, sentence in (
+        (
+            "empty",
+            r"empty has neither config\.json nor a \.pt file; give a Hugging Face folder",
+        ),
+        ("missing", "missing is not there, and nothing is downloaded; give a Hugging Face folder"),
+        ("model.safetensors", "safetensors is one file of a Hugging Face folder; give the folder"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            import_model(str(tmp_path / name), str(tmp_path / "out"), "none")
+    (tmp_path / "model.safetensors").unlink()
+    source = folder_of(model(MASKED), tmp_path / "source")
+    with pytest.raises(UserError, match="head=mnli names a head of an original checkpoint, and"):
+        import_model(str(source), str(tmp_path / "out"), None, "mnli")
+    assert left_nothing(tmp_path, "empty", "source")
+
+
+def test_a_config_that_the_class_cannot_be_made_of_is_refused(tmp_path):
+    source = folder_of(model("XLMRobertaXLForQuestionAnswering"), tmp_path / "source")
+    values = json.loads((source / "config.json").read_text("utf-8"))
+    values["id2label"] = {"0": "a", "1": "b", "2": "c"}
+    (source / "config.json").write_text(json.dumps(values | {"label2id": None}), "utf-8")
+    with pytest.raises(DataError, match="num_labels=3 does not fit question answering"):
+        import_model(str(source), str(tmp_path / "out"), "none")
+    assert left_nothing(tmp_path, "source")

@@ -1,0 +1,170 @@
+"""What is refused before a process starts: one sentence, the exit code, nothing left behind."""
+
+import errno
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import mlm.data.prepare
+from launch import run_folder
+from mlm.errors import UserError
+from tests.launch.launch_fixtures import corpus, ranks, train
+
+__all__ = ["corpus", "ranks"]  # fixtures
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["run.dir=/proc/runs"], 2, "/proc/runs"),
+        (["run.dir=/dev/null"], 2, "/dev/null is not a folder"),
+        (["run.name=../a"], 2, "run.name=../a is not a folder inside run.dir"),
+        (["run.name=prepared"], 2, "run.name=prepared is where prepared data is kept"),
+        (["train.steps=many"], 2, "train.steps='many' is not possible: it should be a valid"),
+        (["train.stpes=3"], 2, "train.stpes is not a setting; did you mean train.steps?"),
+        (["parallel.tp=3"], 2, "choose tp from 1, 2, 4"),
+        (["model.intermediate_size=258", "parallel.tp=4"], 2, "intermediate_size=258 is not a"),
+        (["parallel.pp=5"], 2, "choose pp from 1 to 4"),
+        (["parallel.pp=2", "parallel.zero=2"], 2, "choose parallel.zero=1, or parallel.pp=1"),
+        (["parallel.pp=2", "parallel.zero=3"], 2, "choose parallel.zero=1, or parallel.pp=1"),
+        (["train.global_batch_size=20"], 2, "choose 16 or 24"),
+        (["data.seq_len=600"], 2, "choose a seq_len up to 512"),
+        (["model.vocab_size=100"], 2, "model.vocab_size=100 is below the 200 ids"),
+        (["model.vocab_size=201", "parallel.tp=2"], 2, "model.vocab_size=201 is not a multiple"),
+        (["data.shards=x"], 2, "are both given; leave one out"),
+        (["data.vocab_size=9999"], 76, "vocab_size=9999"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_process_starts(
+    arguments, code, sentence, corpus, ranks, capfd
+):
+    assert train(f"data.corpus={corpus}", *arguments) == code
+    out, err = capfd.readouterr()
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert "out of a rank" not in out
+    assert not [path for path in ranks.glob("runs/*") if path.name != "prepared"]
+
+
+def test_a_corpus_that_cannot_be_read_is_refused(ranks, tmp_path, capfd):
+    assert train("data.corpus=nowhere") == 76
+    assert "nowhere" in capfd.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert train(f"data.corpus={tmp_path / 'empty'}") == 76
+    assert str(tmp_path / "empty") in capfd.readouterr().err
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "en.txt").write_bytes(b"good\n\nbad \xff\n")
+    assert train(f"data.corpus={tmp_path / 'bad'}") == 76
+    err = capfd.readouterr().err
+    assert "en.txt" in err
+    assert "line 3" in err
+    assert err.count("\n") == 1
+    assert list(ranks.iterdir()) == []
+
+
+def test_a_folder_that_may_not_be_looked_into_is_refused(tmp_path):
+    """As somebody else than root, who may look into all of them."""
+    (tmp_path / "closed").mkdir(mode=0)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            run_folder.check_folder(tmp_path / "closed" / "runs" / "a", fresh=False)
+        except UserError as error:
+            code = 0 if "is read-only, so the run" in str(error) else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_full_disk_while_preparing_leaves_nothing(corpus, ranks, monkeypatch, capfd):
+    def full(*arguments, **settings):
+        raise UserError("no room for the tokenizer; free space")
+
+    monkeypatch.setattr(mlm.data.prepare.training, "train", full)
+    assert train(f"data.corpus={corpus}") == 2
+    assert capfd.readouterr().err == "mlm: no room for the tokenizer; free space\n"
+    assert list(ranks.iterdir()) == []
+
+
+def test_a_full_disk_while_starting_leaves_no_run(corpus, ranks, monkeypatch, capfd):
+    def full(path, *arguments, **settings):
+        if path.name.startswith("config.yaml"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_text(path, *arguments, **settings)
+
+    write_text = Path.write_text
+    monkeypatch.setattr(Path, "write_text", full)
+    assert train(f"data.corpus={corpus}", "run.name=a") == 2
+    err = capfd.readouterr().err
+    assert "runs/a cannot be written (No space left on device); choose another run.dir" in err
+    assert err.count("\n") == 1
+    assert [path.name for path in (ranks / "runs").iterdir()] == ["prepared"]
+
+
+def test_a_folder_that_holds_no_shards_is_refused_as_such(ranks, tmp_path, capfd):
+    (tmp_path / "empty").mkdir()
+    assert train(f"data.shards={tmp_path / 'empty'}") == 76
+    err = capfd.readouterr().err
+    assert "empty has no index.json that can be read" in err
+    assert err.count("\n") == 1
+    assert list(ranks.iterdir()) == []
+
+
+def test_cuda_where_there_is_none_is_refused(corpus, ranks, monkeypatch, capfd):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert train(f"data.corpus={corpus}", "train.device=cuda") == 2
+    err = capfd.readouterr().err
+    assert err.startswith("mlm: train.device=cuda is asked for, and no GPU is visible here; use ")
+    assert err.count("\n") == 1
+    assert list(ranks.iterdir()) == []
+
+
+def test_a_tokenizer_that_shards_were_not_written_with_is_refused(corpus, ranks, capfd):
+    for number in (200, 150):
+        assert train(f"data.corpus={corpus}", f"data.vocab_size={number}", "run.name=a") == 0
+        Path("runs/a").rename(f"{number}")
+    made, other = (
+        yaml.safe_load(Path(name, "config.yaml").read_text())["data"] for name in ("200", "150")
+    )
+    capfd.readouterr()
+    given = [f"data.shards={made['shards']}", f"data.tokenizer={other['tokenizer']}"]
+    assert train(*given, "run.name=b") == 76
+    err = capfd.readouterr().err
+    assert other["tokenizer"] in err
+    assert err.count("\n") == 1
+    assert not Path("runs/b").exists()
+    assert train(given[0], "run.name=b") == 0
+
+
+def test_shards_that_are_cut_short_are_refused_at_the_next_start(corpus, ranks, capfd):
+    assert train(f"data.corpus={corpus}", "run.name=a") == 0
+    shards = yaml.safe_load(Path("runs/a/config.yaml").read_text())["data"]["shards"]
+    tar = Path(shards, "en-000000.tar")
+    tar.write_bytes(tar.read_bytes()[:-512])
+    before = {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")}
+    capfd.readouterr()
+    assert train(f"data.shards={shards}", "run.name=a") == 76
+    err = capfd.readouterr().err
+    assert "en-000000.tar" in err
+    assert err.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")} == before
+
+
+def test_a_language_smaller_than_a_block_is_named(corpus, ranks, tmp_path, capfd):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "en.txt").write_text((corpus / "en.txt").read_text())
+    (tmp_path / "text" / "eo.txt").write_text("Bona tago.\n\nBona nokto.\n")
+    assert train(f"data.corpus={tmp_path / 'text'}", "data.seq_len=128") == 76
+    err = capfd.readouterr().err
+    assert "mlm: the language eo has " in err
+    assert err.count("\n") == 1
+    assert [path.name for path in (ranks / "runs").iterdir()] == ["prepared"]
+    (most,) = re.findall(r"choose data.seq_len=(\d+) or less", err)
+    assert train(f"data.corpus={tmp_path / 'text'}", f"data.seq_len={most}") == 0

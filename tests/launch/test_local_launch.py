@@ -1,0 +1,245 @@
+"""The launcher: run folders, and the outcome of the ranks."""
+
+import tempfile
+import time
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+import launch.verbs.train
+from launch import run_folder
+from launch.compose import compose
+from mlm.config.settings import TrainConfig, load
+from tests.launch.launch_fixtures import SMALL, corpus, ranks, train
+
+__all__ = ["corpus", "ranks"]  # fixtures
+
+
+def test_a_run_folder_holds_what_the_ranks_start_from(corpus, ranks, capfd):
+    assert train(f"data.corpus={corpus}", "run.name=a", "parallel.tp=2") == 0
+    out, err = capfd.readouterr()
+    assert "out of a rank" in out
+    assert out.endswith("all is well\n")
+    assert err == ""
+    folder = ranks / "runs" / "a"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.yaml",
+        "data.json",
+        "logs",
+        "outcome.json",
+        "overrides.txt",
+    ]
+    assert (folder / "logs" / "launcher.log").read_text() == "error of a rank\n"
+    overrides = [*SMALL, f"data.corpus={corpus}", "run.name=a", "parallel.tp=2"]
+    assert (folder / "overrides.txt").read_text().splitlines() == overrides
+    config = load(TrainConfig, yaml.safe_load((folder / "config.yaml").read_text()))
+    assert (config.run.name, config.parallel.dp, config.train.device) == ("a", 1, "cpu")
+    assert config.model.vocab_size == 256
+    assert Path(config.data.shards, "index.json").is_file()
+    assert Path(config.data.tokenizer).is_absolute()
+    assert [path.name for path in ranks.iterdir()] == ["runs"]
+
+
+def test_ranks_leave_no_temporary_files(corpus, ranks, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", None)  # read from the environment again
+    assert train(f"data.corpus={corpus}") == 0
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_an_unnamed_run_is_named_after_its_model_and_the_time(corpus, ranks):
+    assert train(f"data.corpus={corpus}") == 0
+    names = {path.name for path in (ranks / "runs").iterdir()} - {"prepared"}
+    (name,) = names
+    assert time.strptime(name, "tiny-%Y%m%d-%H%M%S")
+
+
+def test_an_unnamed_run_never_goes_on_with_another(tmp_path, monkeypatch):
+    """Two that start in the same second are two runs."""
+    monkeypatch.setattr(run_folder, "datetime", SimpleNamespace(now=lambda: datetime(2026, 1, 2)))
+    names = []
+    for _ in range(3):
+        names.append(run_folder.run_name(None, "tiny", tmp_path))
+        (tmp_path / names[-1]).mkdir()
+    assert names == ["tiny-20260102-000000", "tiny-20260102-000000-2", "tiny-20260102-000000-3"]
+    assert run_folder.run_name(names[0], "tiny", tmp_path) == names[0]
+
+
+@pytest.mark.parametrize("code", [1, 2, 75, 76, 77])
+def test_the_outcome_is_the_exit_code(code, corpus, ranks, monkeypatch, capfd):
+    monkeypatch.setenv("CODE", str(code))
+    monkeypatch.setenv("EXIT", "1")  # torchrun knows no other
+    monkeypatch.setenv("SENTENCE", "it ended")
+    assert train(f"data.corpus={corpus}", "run.name=a") == code
+    logs = "" if code == 75 else " (logs: runs/a/logs)"  # a stop as asked is nothing to look up
+    assert capfd.readouterr().err == f"mlm: it ended{logs}\n"
+
+
+def test_ranks_that_leave_no_outcome_failed(corpus, ranks, monkeypatch, capfd):
+    monkeypatch.delenv("CODE")
+    monkeypatch.setenv("EXIT", "1")
+    assert train(f"data.corpus={corpus}", "run.name=a") == 1
+    assert capfd.readouterr().err == "mlm: a rank died (see runs/a/logs):\nerror of a rank\n"
+    monkeypatch.setenv("EXIT", "0")
+    assert train(f"data.corpus={corpus}", "run.name=a") == 1
+    assert "ended without an outcome" in capfd.readouterr().err
+
+
+def test_what_an_earlier_start_left_does_not_count(corpus, ranks, monkeypatch, capfd):
+    """Neither its outcome nor its lines in the log."""
+    assert train(f"data.corpus={corpus}", "run.name=a") == 0
+    monkeypatch.delenv("CODE")
+    capfd.readouterr()
+    assert train(f"data.corpus={corpus}", "run.name=a") == 1
+    assert "ended without an outcome" in capfd.readouterr().err
+    monkeypatch.setenv("EXIT", "1")
+    assert train(f"data.corpus={corpus}", "run.name=a") == 1
+    assert capfd.readouterr().err.count("error of a rank") == 1
+
+
+def test_a_padded_vocabulary_that_tp_does_not_divide_is_refused(corpus, ranks, capfd):
+    three = ["parallel.tp=3", "model.num_attention_heads=6", "model.hidden_size=48"]
+    assert train(f"data.corpus={corpus}", "model.intermediate_size=96", *three) == 2
+    err = capfd.readouterr().err
+    assert "model.vocab_size=256 is not a multiple of parallel.tp=3; choose tp from 1, 2, 4" in err
+    assert err.endswith("or model.vocab_size=258\n")
+    assert [path.name for path in (ranks / "runs").iterdir()] == ["prepared"]
+    given = [f"data.corpus={corpus}", "model.intermediate_size=96", "model.vocab_size=258"]
+    assert train(*given, *three) == 0
+
+
+def test_a_good_outcome_does_not_hide_a_rank_that_died(corpus, ranks, monkeypatch, capfd):
+    monkeypatch.setenv("EXIT", "1")
+    assert train(f"data.corpus={corpus}", "run.name=a") == 1
+    assert "a rank died" in capfd.readouterr().err
+
+
+def test_a_sweeper_gets_the_evaluation_loss(corpus, ranks):
+    losses = []
+    arguments = [*SMALL, f"data.corpus={corpus}", "run.name=a"]
+    compose(
+        "train",
+        "TrainConfig",
+        arguments,
+        {},
+        lambda job: losses.append(launch.verbs.train.train(job)),
+    )
+    assert losses == [2.5]
+
+
+def test_the_same_run_goes_on_and_another_one_is_refused(corpus, ranks, capfd):
+    given = [f"data.corpus={corpus}", "run.name=a"]
+    assert train(*given) == 0
+    (ranks / "runs" / "a" / "stop").touch()
+    (ranks / "runs" / "a" / "metrics.jsonl").write_text("kept\n")
+    free = ["train.steps=7", "train.log_every=3", "eval.every=1", "checkpoint.keep=5"]
+    free += ["parallel.pp=2", "train.recompute=true", "tracker.project=x", "data.workers=2"]
+    assert train(*given, *free) == 0
+    assert not (ranks / "runs" / "a" / "stop").exists()
+    written = yaml.safe_load((ranks / "runs" / "a" / "config.yaml").read_text())
+    assert (written["train"]["steps"], written["parallel"]["pp"]) == (7, 2)
+    capfd.readouterr()
+    for setting, now in {
+        "seed=2": "seed=1, not 2",
+        "optim.lr=9": "optim.lr=0.004, not 9.0",
+        "optim.betas=[0.5,0.6]": "optim.betas=[0.9, 0.98], not [0.5, 0.6]",
+        "schedule=wsd": "schedule.kind=polynomial, not wsd",
+        "model.hidden_size=32": "model.hidden_size=64, not 32",
+        "data.seq_len=16": "data.seq_len=32, not 16",
+        "train.global_batch_size=64": "train.global_batch_size=16, not 64",
+        "data.weights={en: 2}": "data.weights={}, not {'en': 2.0}",
+        "data.max_epochs=50": "data.max_epochs=None, not 50.0",
+    }.items():
+        assert train(*given, setting) == 2
+        assert f"runs/a holds a run with {now}; give another run.name, or run.fresh=true" in (
+            capfd.readouterr().err
+        )
+    assert (ranks / "runs" / "a" / "metrics.jsonl").read_text() == "kept\n"
+
+
+def test_a_run_of_a_version_that_lacked_a_setting_had_its_default(corpus, ranks, capfd):
+    given = [f"data.corpus={corpus}", "run.name=a"]
+    assert train(*given) == 0
+    path = ranks / "runs" / "a" / "config.yaml"
+    written = yaml.safe_load(path.read_text())
+    for name in ("weights", "alpha_schedule", "max_epochs", "max_epochs_of"):
+        del written["data"][name]
+    del written["guard"]
+    path.write_text(yaml.safe_dump(written))
+    capfd.readouterr()
+    assert train(*given, "data.weights.en=2") == 2
+    assert "holds a run with data.weights={}, not {'en': 2.0}" in capfd.readouterr().err
+    assert train(*given) == 0
+
+
+def test_a_run_keeps_the_vocabulary_that_it_was_given(corpus, ranks, capfd):
+    """Left open, it would be 256 now."""
+    given = [f"data.corpus={corpus}", "run.name=a"]
+    assert train(*given, "model.vocab_size=384") == 0
+    capfd.readouterr()
+    assert train(*given) == 2
+    assert "runs/a holds a run with model.vocab_size=384, not 256" in capfd.readouterr().err
+    assert train(*given, "model.vocab_size=384") == 0
+
+
+def test_a_fresh_start_deletes_the_run_that_was_there(corpus, ranks):
+    given = [f"data.corpus={corpus}", "run.name=a"]
+    assert train(*given) == 0
+    (ranks / "runs" / "a" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    (ranks / "runs" / "a" / "metrics.jsonl").touch()
+    (ranks / "runs" / "a" / "logs" / "rank-00000.log").touch()
+    assert train(*given, "seed=2", "run.fresh=true") == 0
+    names = {path.name for path in (ranks / "runs" / "a").rglob("*")}
+    assert names.isdisjoint({"checkpoints", "metrics.jsonl", "rank-00000.log"})
+    config = yaml.safe_load((ranks / "runs" / "a" / "config.yaml").read_text())
+    assert (config["seed"], config["run"]["fresh"]) == (2, False)
+
+
+def test_changed_data_is_refused(corpus, ranks, tmp_path, capfd):
+    given = ["run.name=a", f"data.corpus={tmp_path / 'text'}"]
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "en.txt").write_text((corpus / "en.txt").read_text())
+    assert train(*given) == 0
+    (tmp_path / "text" / "en.txt").write_text((corpus / "en.txt").read_text() + "\nOne more.\n")
+    assert train(*given) == 76
+    assert "the index has changed since runs/a began" in capfd.readouterr().err
+
+
+def test_a_folder_that_is_no_run_is_left_alone(corpus, ranks, capfd):
+    (ranks / "runs" / "a").mkdir(parents=True)
+    (ranks / "runs" / "a" / "thesis.tex").touch()
+    for fresh in ("run.fresh=false", "run.fresh=true"):
+        assert train(f"data.corpus={corpus}", "run.name=a", fresh) == 2
+        assert "runs/a is not empty and holds no run" in capfd.readouterr().err
+    assert [path.name for path in (ranks / "runs" / "a").iterdir()] == ["thesis.tex"]
+    assert [path.name for path in (ranks / "runs").iterdir()] == ["a"]
+
+
+def test_a_folder_in_use_is_refused(corpus, ranks, capfd):
+    given = [f"data.corpus={corpus}", "run.name=a"]
+    assert train(*given) == 0
+    with run_folder.claim(Path("runs/a"), fresh=False):
+        assert train(*given, "run.fresh=true") == 2
+        assert "runs/a is in use by a run that has not ended" in capfd.readouterr().err
+        assert Path("runs/a/config.yaml").is_file()
+    assert train(*given) == 0
+
+
+def test_each_point_of_a_sweep_is_a_run(corpus, ranks, capfd):
+    assert train("-m", f"data.corpus={corpus}", "run.name=s", "seed=1,2") == 0
+    made = sorted(path.relative_to(ranks) for path in ranks.rglob("config.yaml"))
+    assert made == [Path("runs/s/000/config.yaml"), Path("runs/s/001/config.yaml")]
+    seeds = [yaml.safe_load((ranks / path).read_text())["seed"] for path in made]
+    assert seeds == [1, 2]
+    assert sorted(path.name for path in (ranks / "runs" / "s").iterdir()) == ["000", "001"]
+    assert len(list((ranks / "runs" / "prepared").iterdir())) == 1
+
+
+def test_a_stopped_point_ends_a_sweep(corpus, ranks, monkeypatch, capfd):
+    monkeypatch.setenv("CODE", "75")
+    assert train("-m", f"data.corpus={corpus}", "run.name=s", "seed=1,2") == 75
+    assert [path.name for path in (ranks / "runs" / "s").iterdir()] == ["000"]

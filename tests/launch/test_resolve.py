@@ -1,0 +1,64 @@
+"""Devices and degrees that a config leaves to the machine."""
+
+import os
+
+import pytest
+import torch
+
+from launch.launchers import local
+from launch.resolve import resolve
+from mlm.config.settings import TrainConfig, as_dict, load
+from mlm.errors import UserError
+
+
+def with_gpus(monkeypatch, gpus: int) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+
+
+def settings(**sections) -> TrainConfig:
+    plain = as_dict(TrainConfig())
+    plain["data"]["shards"] = "x"
+    for name, values in sections.items():
+        plain[name] |= values
+    return load(TrainConfig, plain)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "processes", "degrees", "dp", "device"),
+    [
+        (0, None, {"tp": 2, "pp": 2}, 1, "cpu"),
+        (8, None, {"tp": 2, "pp": 2}, 2, "cuda"),
+        (8, None, {"tp": 2, "dp": 1}, 1, "cuda"),
+        (0, 8, {"tp": 2}, 4, "cpu"),
+    ],
+)
+def test_dp_auto_takes_what_is_there(gpus, processes, degrees, dp, device, monkeypatch):
+    with_gpus(monkeypatch, gpus)
+    config, layout = resolve(settings(parallel=degrees), processes)
+    assert (config.parallel.dp, layout.dp, config.train.device) == (dp, dp, device)
+
+
+def test_gpus_that_are_not_there_are_refused(monkeypatch):
+    with_gpus(monkeypatch, 0)
+    with pytest.raises(UserError, match=r"train.device=cuda is asked for, and no GPU is visible"):
+        resolve(settings(train={"device": "cuda"}))
+    with_gpus(monkeypatch, 4)
+    with pytest.raises(UserError, match=r"puts 8 processes on this machine.*the 4 visible ones"):
+        resolve(settings(parallel={"tp": 8}))
+    assert resolve(settings(parallel={"tp": 8}, train={"device": "cpu"}))[1].tp == 8
+
+
+def test_processes_must_match_the_layout(monkeypatch):
+    with_gpus(monkeypatch, 0)
+    with pytest.raises(UserError, match=r"3 processes were started, but .* needs 2; start 2"):
+        resolve(settings(parallel={"tp": 2}), processes=3)
+
+
+def test_what_the_ranks_see_of_the_environment(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "/theirs")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    env = local.environment(10**6)
+    assert (env["OMP_NUM_THREADS"], env["PYTHONSAFEPATH"]) == ("1", "1")
+    assert env["PYTHONPATH"].split(os.pathsep)[-1] == "/theirs"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert local.environment(1)["OMP_NUM_THREADS"] == "3"

@@ -1,0 +1,139 @@
+"""The launcher's signals: ranks that are asked to save, that are killed, that lose their parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.launchers import local
+from tests.places import ROOT
+
+# Ranks that work until they are asked to stop; argument 2 is what they do then.
+WORKING = """
+import json, pathlib, subprocess, sys, time
+folder = pathlib.Path(sys.argv[1])
+inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
+                         start_new_session=True)
+(folder / "working").write_text(str(inner.pid))
+for _ in range(600):
+    time.sleep(0.05)
+    if (folder / "stop").exists() and sys.argv[2] == "stops":
+        inner.kill()
+        (folder / "outcome.json").write_text(json.dumps({"code": 75, "sentence": "saved"}))
+        sys.exit(1)
+"""
+
+# What torchrun is while it waits for a rank that is stopped.
+# Argument 2: whether the run has failed.
+STOPPED = """
+import json, os, pathlib, signal, subprocess, sys
+folder = pathlib.Path(sys.argv[1])
+inner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+os.kill(inner.pid, signal.SIGSTOP)
+if sys.argv[2] == "fails":
+    (folder / "outcome.json").write_text(json.dumps({"code": 1, "sentence": "rank 0 stalled"}))
+(folder / "working").write_text(str(inner.pid))
+inner.wait()
+sys.exit(1)
+"""
+
+# The launcher around them, as a process of its own, since it handles its signals.
+LAUNCHER = """
+import os, sys
+from pathlib import Path
+from launch.launchers import local
+folder = Path(sys.argv[2])
+with (folder / "logs" / "launcher.log").open("ab") as log:
+    left = local.run([sys.executable, *sys.argv[1:]], folder, dict(os.environ), log)
+print(left.code, left.sentence)
+"""
+
+
+def launched(folder: Path, does: str, script: str = WORKING) -> subprocess.Popen:
+    (folder / "logs").mkdir()
+    (folder / "ranks.py").write_text(script)
+    command = [sys.executable, "-c", LAUNCHER, str(folder / "ranks.py"), str(folder), does]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    wait_for(lambda: (folder / "working").exists() and (folder / "working").read_text())
+    return process
+
+
+def wait_for(holds, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def dead(pid: int) -> bool:
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_an_interrupt_lets_the_ranks_save(number, tmp_path):
+    process = launched(tmp_path, "stops")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert out == "75 saved\n"
+    assert err == "mlm: saving and stopping; once more to kill\n"
+
+
+def test_a_second_warning_kills_nothing(tmp_path):
+    process = launched(tmp_path, "does not stop")
+    process.send_signal(signal.SIGUSR1)
+    wait_for((tmp_path / "stop").exists)
+    process.send_signal(signal.SIGUSR1)
+    process.send_signal(signal.SIGUSR1)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.communicate(timeout=1)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert out == "1 the ranks were killed; the last checkpoint stands\n"
+
+
+def test_a_second_interrupt_kills_the_ranks_in_their_own_sessions(tmp_path):
+    process = launched(tmp_path, "does not stop")
+    process.send_signal(signal.SIGINT)
+    wait_for((tmp_path / "stop").exists)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=20)
+    assert out == "1 the ranks were killed; the last checkpoint stands\n"
+    wait_for(lambda: dead(int((tmp_path / "working").read_text())))
+
+
+def test_the_ranks_end_with_a_launcher_that_is_killed(tmp_path):
+    process = launched(tmp_path, "does not stop")
+    (ranks,) = psutil.Process(process.pid).children()
+    try:
+        process.kill()
+        process.wait()
+        wait_for(lambda: dead(ranks.pid))
+    finally:
+        os.kill(int((tmp_path / "working").read_text()), signal.SIGKILL)
+
+
+def test_a_rank_that_is_stopped_is_killed_once_the_run_has_failed(tmp_path):
+    process = launched(tmp_path, "fails", STOPPED)
+    out, _ = process.communicate(timeout=50)
+    assert out == "1 rank 0 stalled\n"
+    wait_for(lambda: dead(int((tmp_path / "working").read_text())))
+
+
+def test_a_rank_that_is_stopped_in_a_run_that_goes_on_is_left_alone(tmp_path):
+    """Whoever has stopped it may let it go on."""
+    process = launched(tmp_path, "goes on", STOPPED)
+    inner = int((tmp_path / "working").read_text())
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=4 * local.LOOK)
+    assert psutil.Process(inner).status() == psutil.STATUS_STOPPED
+    os.kill(inner, signal.SIGKILL)
+    out, _ = process.communicate(timeout=50)
+    assert out.startswith("1 a rank died")

@@ -1,0 +1,248 @@
+"""The recorder of collectives: what it keeps, and the time that it counts."""
+
+import time
+from contextlib import suppress
+from threading import Thread
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+from parallel import recorder as recorder_module
+from parallel.engine.deepspeed import EngineSettings, build_engine
+from parallel.groups import make_grid
+from parallel.layout import Layout
+from parallel.pipeline.stages import StageLayer
+from parallel.recorder import FUNCTIONS, KEPT, Recorder, recording, told
+from tests.ranks import run_ranks
+
+CPU = torch.device("cpu")
+
+
+def _all_kinds():
+    rank = dist.get_rank()
+    pair = dist.new_group([0, 1])
+    with recording(CPU) as recorder:
+        x = torch.ones(4)
+        dist.all_reduce(x)
+        dist.all_reduce(x, group=pair)
+        distributed_c10d.broadcast(x, 0)
+        dist.all_gather([torch.empty(4), torch.empty(4)], x, pair)
+        dist.all_gather_into_tensor(torch.empty(8), x)
+        dist.all_gather_object([None, None], "text")
+        (dist.send if rank == 0 else dist.recv)(x, 1 - rank)
+        work = dist.all_reduce(x, async_op=True)
+        assert recorder.current() is None
+        work.wait()
+        dist.barrier()
+        calls = recorder.calls
+    dist.all_reduce(x)  # is not recorded any more
+    assert recorder.calls == calls
+    rows = [(call.name, call.size, call.peer, call.group is not None) for call in recorder.last()]
+    assert all(call.ended is not None for call in recorder.last())
+    return rows, told(recorder.last(), time.perf_counter())
+
+
+@pytest.mark.ranks
+def test_collectives_are_kept_with_size_group_and_peer():
+    for rank, (rows, text) in enumerate(run_ranks(2, _all_kinds)):
+        assert rows == [
+            ("all_reduce", 16, None, False),
+            ("all_reduce", 16, None, True),
+            ("broadcast", 16, None, False),
+            ("all_gather", 32, None, True),
+            ("all_gather_into_tensor", 32, None, False),
+            ("all_gather_object", 0, None, False),
+            (("send", "recv")[rank], 16, 1 - rank, False),
+            ("all_reduce", 16, None, False),
+            ("wait", 0, None, False),
+            ("barrier", 0, None, False),
+        ]
+        lines = text.splitlines()
+        assert "all_reduce, 16 bytes, ranks 0, 1: " in lines[1]
+        assert f"{('send to', 'recv from')[rank]} rank {1 - rank}, 16 bytes, all ranks" in lines[6]
+
+
+def test_every_function_is_given_back():
+    before = [getattr(dist, name) for name in FUNCTIONS if hasattr(dist, name)]
+    wait = dist.Work.wait
+    with suppress(KeyError), recording(CPU):
+        assert dist.all_reduce is not before[0]
+        raise KeyError
+    assert [getattr(dist, name) for name in FUNCTIONS if hasattr(dist, name)] == before
+    assert dist.Work.wait == wait
+
+
+def _waiting(folder):
+    """Rank 1 comes 0.3 s after rank 0 was seen to wait; the same through an async collective."""
+    found = []
+    with recording(CPU) as recorder:
+        for async_op in (False, True):
+            dist.barrier()
+            before = recorder.seconds()
+            seen = folder / ("wait" if async_op else "all_reduce")
+            if dist.get_rank() == 1:
+                while not seen.exists():
+                    time.sleep(0.01)
+                time.sleep(0.3)
+            else:
+                Thread(target=_see, args=(recorder, seen)).start()
+            work = dist.all_reduce(torch.ones(1), async_op=async_op)
+            if async_op:
+                work.wait()
+            found.append((recorder.seconds() - before, seen.read_text()))
+    return found
+
+
+def _see(recorder, seen):
+    """Writes what the main thread is in as soon as it is the call that the file is named after."""
+    while (call := recorder.current()) is None or call.name != seen.name:
+        time.sleep(0.001)
+    seen.write_text(call.name)
+
+
+@pytest.mark.ranks
+def test_time_in_collectives_is_time_of_waiting(tmp_path):
+    waits, _ = run_ranks(2, _waiting, tmp_path)
+    assert [name for _, name in waits] == ["all_reduce", "wait"]
+    assert all(seconds >= 0.3 for seconds, _ in waits)
+
+
+def _engine(zero: int, pp: int):
+    grid = make_grid(Layout(pp=pp, dp=2 // pp, zero=zero))
+    layers = [
+        StageLayer("a", lambda: torch.nn.Linear(4, 4), 20, 32.0, lambda m, x, _: m(x)),
+        StageLayer("b", lambda: torch.nn.Linear(4, 4), 20, 32.0, lambda m, x, _: m(x).sum()),
+    ]
+    with recording(CPU) as recorder:
+        engine = build_engine(
+            layers,
+            grid,
+            lambda named: torch.optim.AdamW([p for _, p in named], lr=1e-3),
+            EngineSettings(1, 2),
+        )
+        before = recorder.calls
+        engine.train_batch([_Batch(), _Batch()], 1e-3)
+        return recorder.calls - before, {call.name for call in recorder.last()}
+
+
+class _Batch:
+    inputs = torch.ones(1, 4)
+
+    def to(self, device):
+        return self
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("zero", "pp", "names"),
+    [
+        (1, 2, ({"send", "recv"}, {"send", "recv"})),
+        (1, 1, ({"all_reduce"}, {"all_reduce"})),
+        (3, 1, ({"all_gather_into_tensor"}, {"all_gather_into_tensor"})),
+    ],
+)
+def test_what_deepspeed_calls_is_recorded(zero, pp, names):
+    for (calls, found), expected in zip(run_ranks(2, _engine, zero, pp), names, strict=True):
+        assert calls > 0
+        assert expected <= found
+
+
+def test_the_list_is_short_and_calls_inside_a_call_are_a_part_of_it():
+    recorder = Recorder()
+    inner = recorder.wrapped("isend", lambda: recorder.current().name)
+    outer = recorder.wrapped("send", lambda: inner())
+    assert [outer() for _ in range(KEPT + 5)] == ["send"] * (KEPT + 5)
+    assert (recorder.calls, len(recorder.last())) == (KEPT + 5, KEPT)
+    assert recorder.current() is None
+
+
+def test_a_call_that_fails_is_over():
+    recorder = Recorder()
+    with pytest.raises(ZeroDivisionError):
+        recorder.wrapped("barrier", lambda: 1 / 0)()
+    assert recorder.current() is None
+    assert recorder.last()[0].ended is not None
+    recorder.wrapped("barrier", lambda: None)()
+    assert recorder.calls == 2
+
+
+def test_a_thread_beside_the_training_counts_for_nothing():
+    """A checkpoint that is saved in the background waits in collectives of its own."""
+    recorder = Recorder()
+    thread = Thread(target=recorder.wrapped("all_gather_object", lambda: time.sleep(0.01)))
+    thread.start()
+    thread.join()
+    assert (recorder.calls, recorder.seconds()) == (0, 0.0)
+    assert [call.name for call in recorder.last()] == ["all_gather_object"]
+
+
+class FakeDevice:
+    """A device's stream whose clock the test moves: marks that lie before `done` are over."""
+
+    def __init__(self) -> None:
+        self.queued, self.done = 0.0, 0.0
+
+    def event(self) -> "FakeEvent":
+        return FakeEvent(self)
+
+
+class FakeEvent:
+    def __init__(self, device: FakeDevice) -> None:
+        self.device = device
+
+    def record(self) -> None:
+        self.at = self.device.queued
+
+    def query(self) -> bool:
+        return self.at <= self.device.done
+
+    def elapsed_time(self, later: "FakeEvent") -> float:
+        return 1000 * (later.at - self.at)
+
+
+@pytest.fixture
+def device(monkeypatch) -> FakeDevice:
+    for name in ("current_stream", "default_stream"):
+        monkeypatch.setattr(recorder_module.torch.cuda, name, lambda: "the stream")
+    return FakeDevice()
+
+
+def test_on_a_device_time_is_that_of_its_stream(device):
+    """Functions return when their work is queued: 1 s of computing, 2 s in a collective, twice."""
+    recorder = Recorder(device.event)
+
+    def queue(seconds: float) -> None:
+        device.queued += seconds
+
+    for _ in range(2):
+        queue(1.0)
+        recorder.wrapped("all_reduce", queue)(2.0)
+    assert recorder.current() is None  # it computes
+    device.done = 1.5
+    assert recorder.current().name == "all_reduce"
+    assert recorder.seconds() == 0.0
+    device.done = 3.5
+    assert recorder.seconds() == 2.0
+    assert recorder.current() is None
+    device.done = 6.0
+    assert recorder.seconds() == 4.0
+    assert recorder.current() is None
+
+
+def test_events_are_used_again_and_never_pile_up(device):
+    made = []
+    recorder = Recorder(lambda: made.append(1) or device.event())
+    call = recorder.wrapped("send", lambda: None)
+    for _ in range(1000):
+        call()
+        device.done = device.queued
+    assert len(made) < 200
+
+
+def test_another_stream_computes_beside(device, monkeypatch):
+    recorder = Recorder(device.event)
+    monkeypatch.setattr(recorder_module.torch.cuda, "current_stream", lambda: "another")
+    recorder.wrapped("all_reduce", lambda: None)()
+    assert (recorder.calls, recorder.seconds(), recorder.current()) == (1, 0.0, None)

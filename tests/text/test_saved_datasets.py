@@ -1,0 +1,83 @@
+"""Folders that `save_to_disk` of the package datasets made."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mlm.errors import DataError
+from mlm.text.corpus import languages
+from mlm.text.documents import documents
+from mlm.text.lines import BadLines
+from tests.places import ROOT
+from tests.text.test_corpus import DOCUMENTS
+from tests.text.test_sources import read, sources_file
+
+
+def test_saved_datasets(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    texts = ["\n".join(document) for document in DOCUMENTS]
+    made = datasets.Dataset.from_dict({"text": texts, "body": texts[::-1]})
+    made.save_to_disk(str(tmp_path / "corpus" / "de"))
+    datasets.DatasetDict({"train": made, "test": made.select([1])}).save_to_disk(
+        str(tmp_path / "both")
+    )
+    path = sources_file(
+        tmp_path,
+        de={"datasets": "corpus/de"},
+        fr={"datasets": "corpus/de", "column": "body"},
+        it={"datasets": "both"},
+        pt={"datasets": "both", "split": "test"},
+        sw=["corpus/de", {"datasets": "both", "split": "test"}],
+        ta={"datasets": "both", "split": "none"},
+        th={"datasets": "corpus/de", "column": "none"},
+    )
+    assert read(tmp_path / "corpus") == read(path, "de") == read(path, "it") == DOCUMENTS
+    assert read(path, "fr") == DOCUMENTS[::-1]
+    assert read(path, "pt") == DOCUMENTS[1:2]
+    assert read(path, "sw") == [*DOCUMENTS, DOCUMENTS[1]]
+    with pytest.raises(DataError, match=r"both has no split none, and it has train, test; give"):
+        read(path, "ta")
+    with pytest.raises(DataError, match=r"de has no column none, and it has text, body; give"):
+        read(path, "th")
+    assert len(languages(path)["de"][0].digest()) == 128
+
+
+def test_rows_without_text_are_named_or_skipped(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_dict({"text": ["one", None, "three"]})
+    made.save_to_disk(str(tmp_path / "de"))
+    with pytest.raises(DataError, match=r"de, row 2 has NoneType in place of a text; give the"):
+        read(tmp_path)
+    bad = BadLines()
+    assert list(documents(languages(tmp_path)["de"], bad)) == [["one"], ["three"]]
+    assert bad == BadLines(1, 0)
+
+
+def test_a_saved_dataset_that_is_not_whole_is_one_sentence(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["one"] * 1000}).save_to_disk(str(tmp_path / "de"))
+    (arrow,) = (tmp_path / "de").glob("*.arrow")
+    arrow.write_bytes(arrow.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"de cannot be read after row 0: "):
+        read(tmp_path)
+
+
+def test_without_the_package_datasets_it_is_said_what_to_install(tmp_path):
+    (tmp_path / "de").mkdir()
+    (tmp_path / "de" / "state.json").write_text("{}")
+    program = (
+        "import sys; sys.modules['datasets'] = None\n"
+        "from pathlib import Path\n"
+        "from mlm.text.corpus import languages\n"
+        "from mlm.text.documents import documents\n"
+        "list(documents(languages(Path(sys.argv[1]))['de']))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert "not installed; run pip install 'polymlm[datasets]'" in ran.stderr

@@ -1,0 +1,290 @@
+"""Text that is elsewhere than in one file for a language: parts, tars, URLs, commands, datasets."""
+
+import gzip
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+import yaml
+
+from mlm.data.prepare import corpus_key
+from mlm.data.writing import shards
+from mlm.errors import DataError
+from mlm.text.corpus import languages
+from mlm.text.documents import documents
+from mlm.text.sources import Source, source
+from tests.data.writing.test_shards import same_folders
+from tests.text.test_corpus import DOCUMENTS, JSONL, PACK, TEXT
+from tests.text_fixtures import documents_of, shards_folder, tokenizer
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    """As others make them, with what is no text among the rest."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def of_documents(kind: str, found: list[list[str]], first: int = 0) -> dict[str, bytes]:
+    members = {}
+    for number, document in enumerate(found, first):
+        text = "\n".join(document)
+        raw = text if kind == "txt" else json.dumps({"id": number, "text": text})
+        members |= {f"a/{number:05d}.{kind}": raw.encode(), f"a/{number:05d}.jpg": b"\xff\xd8"}
+    return members
+
+
+def read(corpus: Path, language: str = "de") -> list[list[str]]:
+    return list(documents(languages(corpus)[language]))
+
+
+def sources_file(folder: Path, **given) -> Path:
+    path = folder / "sources.yaml"
+    path.write_text(yaml.safe_dump(given))
+    return path
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A real server of files in a process of its own; gives its address."""
+    (tmp_path / "served").mkdir()
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path / "served",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        port = re.search(r"port (\d+)", process.stdout.readline())[1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_parts_of_a_language_are_read_in_order(tmp_path):
+    one, two, three = (
+        TEXT.split("\n\n")[0],
+        json.dumps({"text": "第二の文書。"}),
+        of_documents("txt", DOCUMENTS[2:]),
+    )
+    for folder in (tmp_path / "numbered", tmp_path / "inside" / "de"):
+        folder.mkdir(parents=True)
+        (folder / "de-0000.txt.gz").write_bytes(gzip.compress(one.encode()))
+        (folder / "de-0001.jsonl").write_text(two)
+        write_tar(folder / "de-0002.tar", three)
+        (folder / "README.md").write_text("no text")
+    assert read(tmp_path / "numbered") == read(tmp_path / "inside") == DOCUMENTS
+    (tmp_path / "numbered" / "de").mkdir()  # a folder without text is none
+    assert read(tmp_path / "numbered") == DOCUMENTS
+    (tmp_path / "numbered" / "de" / "more.txt").write_text("more")
+    with pytest.raises(DataError, match=r"de and de-0000.txt.gz .* both of the language de"):
+        languages(tmp_path / "numbered")
+
+
+def test_a_name_with_few_digits_is_a_language(tmp_path):
+    (tmp_path / "es-419.txt").write_text("hola")
+    assert list(languages(tmp_path)) == ["es-419"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "json"])
+def test_tars_of_others(tmp_path, kind):
+    write_tar(tmp_path / "de.tar", of_documents(kind, DOCUMENTS))
+    assert read(tmp_path) == DOCUMENTS
+    (tmp_path / "de.tar").write_bytes(gzip.compress((tmp_path / "de.tar").read_bytes()))
+    (tmp_path / "de.tar").rename(tmp_path / "de.tar.gz")
+    assert read(tmp_path) == DOCUMENTS
+
+
+def test_tars_of_webdataset_and_of_json_lines(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "de.tar")) as writer:
+        writer.write({"__key__": "b", "json": {"text": "one\n\n two"}, "cls": 3})
+        writer.write({"__key__": "c", "en.TXT": "three"})
+        writer.write({"__key__": "d", "jsonl": '{"text": "four"}\n{"text": ""}\n{"text": "five"}'})
+    assert read(tmp_path) == [["one", "two"], ["three"], ["four"], ["five"]]
+
+
+@pytest.mark.parametrize(
+    ("members", "sentence"),
+    [
+        ({"a.txt": b"fine", "b/c.txt": b"good\nb\xffd"}, r"de.tar, b/c.txt, line 2: byte 0xff at"),
+        ({"a.json": b'{"text": 3}'}, r"de.tar, a.json is not a JSON object whose text is"),
+        ({"a.jsonl": b'{"text": "x"}\n{'}, r"de.tar, a.jsonl, line 2 is not a JSON object"),
+        ({"a.npy": b"0"}, r"de.tar holds no text; give tars with members that end in .txt"),
+        ({"a.txt": b"x", "a.TXT": b"y"}, r"de.tar cannot be read.*duplicate file name"),
+    ],
+)
+def test_what_is_wrong_in_a_tar_is_named(tmp_path, members, sentence):
+    write_tar(tmp_path / "de.tar", members)
+    with pytest.raises(DataError, match=sentence):
+        read(tmp_path)
+
+
+def test_a_tar_that_is_cut_or_has_another_behind_it_is_refused(tmp_path):
+    path = write_tar(tmp_path / "de.tar", {"a.txt": b"x" * 3000, "b.txt": b"y" * 3000})
+    raw = path.read_bytes()
+    path.write_bytes(raw[:6000])
+    with pytest.raises(DataError, match=r"de.tar cannot be read: unexpected end of data"):
+        read(tmp_path)
+    path.write_bytes(raw + raw)
+    with pytest.raises(DataError, match=r"de.tar cannot be read after b: something is behind"):
+        read(tmp_path)
+    path.write_bytes(b"no tar at all")
+    with pytest.raises(DataError, match=r"de.tar cannot be read: "):
+        read(tmp_path)
+
+
+def test_a_file_says_where_text_is(tmp_path):
+    (tmp_path / "text").mkdir()
+    for number, document in enumerate(DOCUMENTS):
+        write_tar(tmp_path / f"de-{number:03d}.tar", of_documents("txt", [document]))
+        (tmp_path / "text" / f"{number}.txt").write_text("\n".join(document))
+    path = sources_file(
+        tmp_path,
+        de="de-{000..002}.tar",
+        fr=["text/2.txt", str(tmp_path / "text" / "0.txt")],
+        it="text/*.txt",
+        pt="text",
+        sw=f"pipe:cat {tmp_path}/de-{{000..001}}.tar",
+    )
+    assert list(languages(path)) == ["de", "fr", "it", "pt", "sw"]
+    assert read(path, "de") == read(path, "it") == read(path, "pt") == DOCUMENTS
+    assert read(path, "fr") == [DOCUMENTS[2], DOCUMENTS[0]]
+    assert read(path, "sw") == DOCUMENTS[:2]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("de: [", "cannot be read as YAML"),
+        ("- de", "is not a mapping of languages to sources; write lines such as"),
+        ("no: a.txt", "names the language False, .*; put it in quotes"),
+        ("d.e: a.txt", "names the language 'd.e'"),
+        ("de: []", "gives de no source; add one"),
+        ("de: 3", "gives de the source 3, which is neither text nor a mapping"),
+        ("de: a.txt", "gives de the source .*a.txt, which is not there"),
+        ("de: a-*.txt", "gives de the source .*a-\\*.txt, to which no file fits"),
+        ("de: [http://x/b.txt, a-*.txt]", "gives de the source .*a-\\*.txt, to which no file fits"),
+        ("de: sources.yaml", "sources.yaml, which is of no known kind; give names that end in"),
+        ("de: http://x/a.parquet", "http://x/a.parquet, which is of no known kind"),
+        ("de: {dataset: a}", "which is not of the form {datasets: PATH, split: train"),
+        ("de: {datasets: a, split: 3}", "which is not of the form"),
+        ("de: a.txt\nsw: b.txt\nde: c.txt", r"\(de stands there a second time in line 3\); mend"),
+        ("de: [http://x/a.txt, http://x/a.txt]", "the source http://x/a.txt twice; leave one out"),
+        ("de: {datasets: a}", "gives de the saved dataset .*a, and that is no folder of"),
+    ],
+)
+def test_a_file_of_sources_that_is_wrong_is_one_sentence(tmp_path, content, sentence):
+    path = tmp_path / "sources.yaml"
+    path.write_text(content)
+    with pytest.raises(DataError, match=sentence) as raised:
+        languages(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_braces_of_a_command_are_its_own_but_for_ranges(tmp_path):
+    """As `{print $1,$2}` of awk is."""
+    command = "pipe:cat {x,y}-{08..10}.tar | awk '{print $1,$2}' -"
+    found = languages(sources_file(tmp_path, de=command))["de"]
+    tail = "tar | awk '{print $1,$2}' -"
+    assert [one.place for one in found] == [
+        f"pipe:cat {{x,y}}-{n}.{tail}" for n in ("08", "09", "10")
+    ]
+
+
+def test_text_comes_over_http(tmp_path, server):
+    served = tmp_path / "served"
+    for number, document in enumerate(DOCUMENTS):
+        write_tar(served / f"de-{number}.tar", of_documents("json", [document]))
+    for packed, pack in PACK.items():
+        (served / f"de.txt{packed}").write_bytes(pack(TEXT.encode()))
+    (served / "de.jsonl").write_text(JSONL)
+    names = ["de-{0..2}.tar", *(f"de.txt{packed}" for packed in PACK), "de.jsonl?download=1"]
+    for name in names:
+        assert read(sources_file(tmp_path, de=f"{server}/{name}")) == DOCUMENTS
+    for name in ("none.tar", "none.txt.gz"):
+        with pytest.raises(DataError, match=rf"{server}/{name} cannot be read.*: what was to br"):
+            read(sources_file(tmp_path, de=f"{server}/{name}"))
+
+
+def test_a_command_that_fails_is_no_end_of_text(tmp_path):
+    path = write_tar(tmp_path / "de.tar", of_documents("txt", DOCUMENTS))
+    with pytest.raises(DataError, match=r"cannot be read: .* exit code 7; make"):
+        read(sources_file(tmp_path, de=f"pipe:cat {path}; exit 7"))
+    # Without the zeros at its end a tar that broke off behind a document looks whole.
+    with pytest.raises(DataError, match=r"cannot be read: .* exit code 7; make"):
+        read(sources_file(tmp_path, de=f"pipe:head -c 2048 {path}; exit 7"))
+
+
+def test_what_is_not_read_to_its_end_ends_the_command(tmp_path):
+    command = f"pipe:echo $$ > {tmp_path}/pid; echo one; echo; exec yes"
+    stream = documents((Source(command, "txt"),))
+    assert next(stream) == ["one"]
+    stream.close()
+    pid = int((tmp_path / "pid").read_text())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_shards_of_sources_are_those_of_files(tmp_path, server):
+    """Some of the ways in which the text of the fixtures can come."""
+    served = tmp_path / "served"
+    write_tar(served / "el.tar", of_documents("json", documents_of("el")))
+    for number in range(3):
+        part = documents_of("en")[50 * number : 50 * number + 50]
+        write_tar(tmp_path / f"en-{number}.tar", of_documents("txt", part, 50 * number))
+    for number in range(2):
+        part = documents_of("ja")[number * 13 : 13 + number * 12]
+        text = "\n\n".join("\n".join(document) for document in part)
+        (tmp_path / f"ja-{number:04d}.txt.gz").write_bytes(gzip.compress(text.encode()))
+    lines = (json.dumps({"text": "\n".join(document)}) for document in documents_of("sw"))
+    (served / "sw.jsonl").write_text("\n".join(lines))
+    path = sources_file(
+        tmp_path,
+        el=f"pipe:curl -s {server}/el.tar",
+        en="en-{0..2}.tar",
+        ja="ja-*.txt.gz",
+        sw=f"{server}/sw.jsonl",
+    )
+    shards.write(path, tokenizer(), tmp_path / "out", workers=1)
+    assert same_folders(tmp_path / "out", shards_folder())
+
+
+def test_a_corpus_is_known_by_the_bytes_of_its_sources(tmp_path, server):
+    served = tmp_path / "served"
+
+    def key() -> str:
+        return corpus_key(path, [1], lambda done, total: None)
+
+    (served / "de.txt").write_text("one\n\ntwo\n")
+    path = sources_file(tmp_path, de=f"{server}/de.txt")
+    first = key()
+    assert key() == first
+    (served / "de.txt").write_text("one\n\nTWO\n")
+    assert key() != first
+
+
+def test_what_a_place_is_comes_from_its_name():
+    kinds = {
+        "a/b.txt": ("txt", None),
+        "b.tar.xz": ("tar", "xz"),
+        "b.tgz": ("tar", "gz"),
+        "https://h/a.txt/b.jsonl.zst?c=d.tar#e": ("jsonl", "zst"),
+        "pipe:zcat a.txt": ("tar", None),
+    }
+    for place, expected in kinds.items():
+        found = source(place)
+        assert (found.kind, found.packed) == expected
+    assert source("a.parquet") is None

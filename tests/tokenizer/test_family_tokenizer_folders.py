@@ -1,0 +1,114 @@
+"""What a tokenizer takes from its folder beside the vocabulary, and a mask that is not wanted."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tokenizers
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+from mlm.errors import DataError
+from mlm.tokenizer.family.auto import AutoTokenizer
+from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
+from mlm.tokenizer.published_files import write_tokenizer
+from mlm.tokenizer.tokenizer import Tokenizer
+from tests.tokenizer.tokenizer_fixtures import folder, ours
+
+PADDING = {
+    "strategy": "BatchLongest",
+    "direction": "Left",
+    "pad_to_multiple_of": None,
+    "pad_id": 1,
+    "pad_type_id": 0,
+    "pad_token": "<pad>",
+}
+TRUNCATION = {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+
+
+@pytest.fixture
+def copied(tmp_path) -> Path:
+    return shutil.copytree(folder(), tmp_path / "copied")
+
+
+def test_a_mask_that_is_not_wanted():
+    options = {"return_attention_mask": False}
+    made = ours()
+    rows = [{"input_ids": [5]}, {"input_ids": [5, 6]}]
+    for batch in (
+        made("a b", **options),
+        made(["a b", "a"], padding=True, return_tensors="pt", **options),
+        made.pad(rows, **options),
+    ):
+        assert set(batch.keys()) == {"input_ids"}
+
+
+def test_sides_of_tokenizer_json(copied):
+    config = copied / "tokenizer_config.json"
+    values = json.loads(config.read_text())
+    for name in ("padding_side", "truncation_side"):
+        values.pop(name, None)
+    config.write_text(json.dumps(values))
+    path = copied / "tokenizer.json"
+    held = json.loads(path.read_text()) | {"padding": PADDING, "truncation": TRUNCATION}
+    path.write_text(json.dumps(held))
+    made = AutoTokenizer.from_pretrained(copied)
+    assert (made.padding_side, made.truncation_side) == ("left", "left")
+
+
+def test_a_key_that_is_not_known_is_kept(copied, tmp_path):
+    config = copied / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"trained_by": "somebody"}))
+    AutoTokenizer.from_pretrained(copied).save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert saved["trained_by"] == "somebody"
+
+
+def test_added_tokens_in_a_file_of_their_own_are_refused(copied):
+    (copied / "added_tokens.json").write_text('{"<new>": 4000}')
+    with pytest.raises(DataError, match="tokens that were added, such as '<new>'"):
+        AutoTokenizer.from_pretrained(copied)
+
+
+TEXT = "ﬁ①Ａ  a\tb "
+
+
+def same_as_the_library(path: Path) -> bool:
+    """Whether the library's reading of a tokenizer.json gives our ids for TEXT."""
+    theirs = tokenizers.Tokenizer.from_file(str(path / JSON_FILE))
+    made = AutoTokenizer.from_pretrained(path)
+    return made(TEXT)["input_ids"] == theirs.encode(TEXT).ids
+
+
+def test_a_json_whose_steps_sentencepiece_has_not_is_refused(copied):
+    """Its ids would be others than those of the library."""
+    (copied / MODEL_FILE).unlink()
+    path = copied / JSON_FILE
+    assert same_as_the_library(copied)
+    values = json.loads(path.read_text("utf-8"))
+    words = [{"type": "WhitespaceSplit"}, values["pre_tokenizer"]]
+    split = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": words}}
+    steps = values["normalizer"]["normalizers"]
+    rules = next(step for step in steps if step["type"] == "Precompiled")
+    for changes, said in (
+        ({"normalizer": None}, "its normaliser leaves several blanks as they are"),
+        ({"normalizer": None} | split, "it cuts at white space, of which no rule"),
+        ({"normalizer": rules}, "its normaliser leaves several blanks as they are"),
+    ):
+        path.write_text(json.dumps(values | changes), encoding="utf-8")
+        with pytest.raises(DataError, match=rf"XLM-R's \({said}.*\); put {MODEL_FILE} beside it"):
+            AutoTokenizer.from_pretrained(copied)
+    path.write_text(json.dumps(values | {"normalizer": rules} | split), encoding="utf-8")
+    assert same_as_the_library(copied)
+
+
+def test_a_model_without_rules_comes_back_from_its_json(copied):
+    """As an export of one has it, where blanks alone are normalised."""
+    model = ModelProto.FromString((copied / MODEL_FILE).read_bytes())
+    model.normalizer_spec.precompiled_charsmap = b""
+    (copied / MODEL_FILE).write_bytes(model.SerializeToString())
+    expected = Tokenizer.load(copied)
+    write_tokenizer(expected, 512, copied)
+    (copied / MODEL_FILE).unlink()
+    assert Tokenizer.load(copied).same_ids(expected)
+    assert same_as_the_library(copied)

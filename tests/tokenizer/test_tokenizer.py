@@ -1,0 +1,217 @@
+import hashlib
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlm.errors import DataError, UserError
+from mlm.tokenizer.tokenizer import Tokenizer
+from mlm.tokenizer.training import MAX_LINE, _unigram, cut, shares, train
+from tests.places import ROOT
+from tests.text_fixtures import LANGUAGES, corpus, paragraphs, tokenizer, write_corpus
+
+LINES = [paragraphs(language, 3)[0] for language in LANGUAGES] + ["", "漢字 and ☃", " two  spaces "]
+
+
+def test_ids_are_those_of_sentencepiece_moved_by_one():
+    ours = tokenizer()
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(ours.model_path))
+    for line, ids in zip(LINES, ours.encode(LINES), strict=True):
+        assert ids.dtype == np.int32
+        expected = theirs.encode(line)
+        assert ids.tolist() == [3 if id == 0 else id + 1 for id in expected]
+    assert 3 in ours.encode(["漢字 and ☃"])[0]
+
+
+def test_vocab_size_counts_every_id():
+    ours = tokenizer()
+    assert (ours.bos, ours.pad, ours.eos, ours.unk) == (0, 1, 2, 3)
+    assert ours.size == 400
+    assert ours.mask == 399
+    assert ours.padded_size == 512
+    theirs = sentencepiece.SentencePieceProcessor(model_file=str(ours.model_path))
+    assert theirs.get_piece_size() == 398
+    assert ours.pieces([4, 398]) == [theirs.id_to_piece(3), theirs.id_to_piece(397)]
+    assert ours.hash == hashlib.sha256(ours.model_path.read_bytes()).hexdigest()
+    with pytest.raises(IndexError):
+        ours.pieces([400])
+
+
+def test_text_survives_encoding_and_special_ids_are_shown_or_not():
+    ours = tokenizer()
+    for language in LANGUAGES:
+        line = paragraphs(language, 3)[0]
+        assert ours.decode(ours.encode([line])[0]) == line
+    assert ours.pieces([0, 1, 2, 3, 399]) == ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    ids = ours.encode(["ab ab"])[0].tolist()
+    assert ours.decode([0, *ids, 2, 1, 1]) == "ab ab"
+    assert "<mask>" in ours.decode([0, *ids, 399])
+
+
+def test_text_is_normalised_by_nmt_nfkc():
+    full, plain = tokenizer().encode(["ｋａｂｕ　１２", "kabu 12"])
+    assert full.tolist() == plain.tolist()
+
+
+def test_training_is_reproducible_on_any_number_of_cores(tmp_path):
+    one = min(os.sched_getaffinity(0))
+    program = (
+        f"import os, pathlib; os.sched_setaffinity(0, [{one}])\n"
+        f"from mlm.tokenizer.training import train\n"
+        f"train(pathlib.Path({str(corpus())!r}), pathlib.Path({str(tmp_path / 'again')!r}), 400)"
+    )
+    root = ROOT
+    subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
+    for file in ("sentencepiece.bpe.model", "training.json"):
+        first = tokenizer().model_path.with_name(file).read_bytes()
+        assert (tmp_path / "again" / file).read_bytes() == first
+
+
+def test_a_sample_is_tempered_keyed_and_no_larger_than_asked(tmp_path):
+    for seed in (1, 2):
+        train(corpus(), tmp_path / str(seed), 200, alpha=0.3, sample_bytes=20000, seed=seed)
+    made = json.loads((tmp_path / "1" / "training.json").read_text())
+    sizes = {name: row["bytes"] for name, row in made["languages"].items()}
+    quotas = shares(sizes, 0.3, 20000)
+    for name, row in made["languages"].items():
+        largest = max(1, row["bytes"] // 4)  # more than a document: `el` has six
+        assert min(row["bytes"], quotas[name]) <= row["sampled"] <= quotas[name] + largest
+    assert sizes["en"] > 5 * sizes["el"]
+    assert made["languages"]["en"]["sampled"] < 2 * made["languages"]["el"]["sampled"]
+    models = [(tmp_path / str(seed) / "sentencepiece.bpe.model").read_bytes() for seed in (1, 2)]
+    assert models[0] != models[1]
+
+
+def test_a_language_smaller_than_its_share_is_taken_whole(tmp_path):
+    write_corpus(tmp_path / "corpus")
+    (tmp_path / "corpus" / "el.txt").write_text("αβγ δε\nζη\n\nθικ\n")
+    train(tmp_path / "corpus", tmp_path / "out", 200, alpha=0.0)
+    row = json.loads((tmp_path / "out" / "training.json").read_text())["languages"]["el"]
+    assert row["sampled"] == row["bytes"] == len("αβγ δεζηθικ".encode())
+
+
+@given(
+    st.dictionaries(st.text("abc", min_size=1), st.integers(1, 10**12), min_size=2),
+    st.floats(0, 1),
+)
+def test_shares_rise_with_size_but_less_than_it(sizes, alpha):
+    found = shares(sizes, alpha, 10**9)
+    assert sum(found.values()) <= 10**9
+    for (a, size_a), (b, size_b) in zip(sizes.items(), list(sizes.items())[1:], strict=False):
+        if size_a <= size_b:
+            assert found[a] <= found[b] <= (found[a] + 1) * (size_b / size_a) + 1
+
+
+@given(st.text(st.sampled_from("ab語 "), max_size=5 * MAX_LINE))
+@settings(max_examples=50, deadline=None)
+def test_long_lines_are_cut_between_words_and_keep_their_text(text):
+    text = text.strip()
+    parts = list(cut(text))
+    assert all(0 < len(part.encode()) <= 4192 for part in parts)
+    assert "".join(parts).replace(" ", "") == text.replace(" ", "")
+    assert len(parts) <= 1 or len(text) > MAX_LINE
+
+
+def test_a_long_line_is_not_dropped(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    words = " ".join(paragraphs("sw", 400))
+    assert len(words) > 20000
+    (tmp_path / "corpus" / "sw.txt").write_text(words)
+    train(tmp_path / "corpus", tmp_path / "out", 100)
+    assert Tokenizer.load(tmp_path / "out").size == 100
+
+
+def test_the_largest_vocabulary_that_is_named_can_be_had(tmp_path):
+    with pytest.raises(DataError, match="vocab_size=90000 is more than this text") as caught:
+        train(corpus(), tmp_path / "out", 90000)
+    most = int(re.search(r"choose (\d+) or fewer", str(caught.value))[1])
+    with pytest.raises(DataError, match=f"choose {most} or fewer"):
+        train(corpus(), tmp_path / "out", most + 1)
+    assert list(tmp_path.iterdir()) == []
+    train(corpus(), tmp_path / "out", most)
+    assert Tokenizer.load(tmp_path / "out").size == most
+
+
+def test_the_smallest_vocabulary_that_is_named_can_be_had(tmp_path):
+    with pytest.raises(DataError, match="too small for the characters") as caught:
+        train(corpus(), tmp_path / "out", 30, character_coverage=1.0)
+    least = int(re.search(r"choose (\d+) or more", str(caught.value))[1])
+    train(corpus(), tmp_path / "out", least, character_coverage=1.0)
+    assert Tokenizer.load(tmp_path / "out").size == least
+    with pytest.raises(DataError, match="vocab_size=5 leaves no id for a piece"):
+        train(corpus(), tmp_path / "other", 5)
+
+
+def test_text_that_cannot_be_read_leaves_nothing_behind(tmp_path):
+    write_corpus(tmp_path / "corpus")
+    with (tmp_path / "corpus" / "sw.txt").open("ab") as file:
+        file.write(b"\xff\n")
+    with pytest.raises(DataError, match=r"sw\.txt, line \d+: byte 0xff at place 1"):
+        train(tmp_path / "corpus", tmp_path / "out", 400)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+@pytest.mark.parametrize("before", [0, 5, 200])
+def test_an_error_while_sentencepiece_reads_arrives_as_it_was(before):
+    def lines():
+        yield from paragraphs("en", 200)[:before]
+        raise DataError("the disk went away")
+
+    with pytest.raises(DataError, match=r"^the disk went away$"):
+        _unigram(lines(), 100, 1.0, False)
+
+
+def test_a_corpus_of_empty_files_is_refused(tmp_path):
+    (tmp_path / "en.txt").write_text("\n\n")
+    with pytest.raises(DataError, match="holds no text to train on"):
+        train(tmp_path, tmp_path / "out", 400)
+
+
+def test_nothing_is_written_over(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="not an empty folder, and nothing is written over"):
+        train(corpus(), tmp_path, 400)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    with pytest.raises(UserError, match=r"cannot be written: [A-Z].*; free some space"):
+        train(corpus(), tmp_path / "file" / "out", 400)
+
+
+def test_progress_ends_at_its_total(tmp_path):
+    seen = []
+    train(corpus(), tmp_path / "out", 400, on_progress=lambda *pair: seen.append(pair))
+    done, totals = zip(*seen, strict=True)
+    assert len(set(totals)) == 1
+    assert list(done) == sorted(done)
+    assert done[-1] == totals[0] == 2 * sum(path.stat().st_size for path in corpus().iterdir())
+
+
+def test_folders_that_hold_no_tokenizer(tmp_path):
+    with pytest.raises(DataError, match=r"has no sentencepiece\.bpe\.model .* `mlm tokenizer`"):
+        Tokenizer.load(tmp_path)
+    model = tmp_path / "sentencepiece.bpe.model"
+    for content in (b"", b"not a model"):
+        model.write_bytes(content)
+        with pytest.raises(DataError, match="is not a sentencepiece model"):
+            Tokenizer.load(tmp_path)
+    other = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(paragraphs("en", 200)),
+        model_writer=other,
+        vocab_size=100,
+        pad_id=0,
+        unk_id=1,
+        bos_id=2,
+        eos_id=3,
+        minloglevel=2,
+    )
+    model.write_bytes(other.getvalue())
+    with pytest.raises(DataError, match=r"has <unk>, <s>, </s> at \(1, 2, 3\)"):
+        Tokenizer.load(tmp_path)

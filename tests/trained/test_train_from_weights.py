@@ -1,0 +1,190 @@
+"""`mlm train weights=PATH`: continued pretraining of a trained model, in any layout."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mlm import checkpoint
+from mlm.config.settings import TrainConfig, as_dict
+from mlm.errors import CONFIG, DONE
+from mlm.hf.export import export
+from mlm.hf.importing import import_model
+from mlm.trained.start import look
+from mlm.training.build import build
+from mlm.weights.stored import open_weights
+from tests.hf.import_fixtures import same_tensors, source_of, tensors
+from tests.launch.launch_fixtures import ranks
+from tests.launch.test_cli import start
+from tests.ranks import run_ranks
+from tests.text_fixtures import corpus, tokenizer
+from tests.training_fixtures import config, metrics, run
+
+__all__ = ["ranks"]  # a fixture
+
+DRY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+SMALL = ["tracker=none", "train.device=cpu", "data.seq_len=32", "train.dtype=fp32"]
+
+
+def starting(weights: Path, **sections: Any) -> TrainConfig:
+    data = {"tokenizer": str(tokenizer().model_path.parent)} | sections.pop("data", {})
+    return config(weights=str(weights), data=data, **sections)
+
+
+def built_and_saved(made: TrainConfig, run: str) -> None:
+    """What a rank does before its first step, saved as a checkpoint of step 1."""
+    parts = build(made)
+    manifest = checkpoint.Manifest(1, 0, parts.index.hash, as_dict(made))
+    checkpoint.Saver(parts.engine, Path(run), checkpoint.Keep(1)).save(manifest)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize(
+    ("parallel", "dtype"),
+    [
+        ({"tp": 2, "pp": 2}, "fp32"),
+        ({"dp": 2, "zero": 3}, "fp32"),
+        ({"tp": 2, "pp": 2}, "bf16"),
+        ({"tp": 2, "dp": 2, "zero": 3}, "bf16"),
+        pytest.param({"tp": 2, "dp": 2, "zero": 2}, "bf16", marks=pytest.mark.slow),
+        pytest.param({"tp": 4}, "fp32", marks=pytest.mark.slow),
+    ],
+    ids=["2-2-1-z1", "1-1-2-z3", "2-2-1-z1-bf16", "2-1-2-z3-bf16", "2-1-2-z2-bf16", "4-1-1-z1"],
+)
+def test_five_shards_into_ranks_and_out_again_are_bit_equal(parallel, dtype, tmp_path):
+    """fp32 masters are those of the folder where ranks compute in bf16, too."""
+    source = source_of(tmp_path / "source", shard="44KB")
+    assert len(list(source.glob("*.safetensors"))) == 5
+    made = starting(source, parallel=parallel, train={"dtype": dtype})
+    world = made.parallel.tp * made.parallel.pp * int(made.parallel.dp)
+    run_ranks(world, built_and_saved, made, str(tmp_path / "run"))
+    export(str(tmp_path / "run"), str(tmp_path / "exported"))
+    same_tensors(tmp_path / "exported", source)
+
+
+def read_by_rank(made: TrainConfig) -> int:
+    """The numbers that a rank has read of the weights when its engine is built."""
+    from mlm.weights import files
+
+    counted, real = [], files._read_into
+
+    def reading(file, into, place):
+        counted.append(len(into))
+        return real(file, into, place)
+
+    files._read_into = reading
+    build(made)
+    return sum(counted) // 4
+
+
+@pytest.mark.ranks
+def test_a_rank_reads_its_slices_only(tmp_path):
+    source = source_of(tmp_path / "source")
+    found = run_ranks(4, read_by_rank, starting(source, parallel={"tp": 2, "pp": 2}))
+    whole = sum(tensor.numel() for tensor in tensors(source).values())
+    words = 512 * 32  # in the first stage and, tied, in the last
+    assert whole + words <= sum(found) <= 1.1 * (whole + words)  # norms are on both tp ranks
+    assert max(found) < 0.4 * whole
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_layouts_go_on_alike_and_a_resumed_run_needs_the_weights_no_more(tmp_path):
+    source = source_of(tmp_path / "source")
+    losses = {}
+    for name, parallel in (
+        ("one", {}),
+        ("four", {"tp": 2, "pp": 2}),
+        ("zero", {"dp": 2, "zero": 3}),
+    ):
+        made = starting(source, parallel=parallel, model=DRY)
+        assert run(tmp_path / name, made)["code"] == DONE
+        losses[name] = [row["loss"] for row in metrics(tmp_path / name)]
+    assert losses["four"] == pytest.approx(losses["one"], rel=1e-5)
+    assert losses["zero"] == pytest.approx(losses["one"], rel=1e-5)
+    fresh = config(model=DRY)
+    run(tmp_path / "fresh", fresh)
+    assert abs(metrics(tmp_path / "fresh")[0]["loss"] - losses["one"][0]) > 0.1
+    # Again, as if killed after step 4, and without the source.
+    made = starting(source, model=DRY)
+    shutil.copytree(tmp_path / "one", tmp_path / "again")
+    shutil.rmtree(checkpoint.newest(tmp_path / "again"))
+    shutil.rmtree(source)
+    assert run(tmp_path / "again", made)["code"] == DONE
+    assert [row["loss"] for row in metrics(tmp_path / "again")] == losses["one"]
+    ours, theirs = (open_weights(checkpoint.newest(tmp_path / n)) for n in ("again", "one"))
+    assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.shapes)
+    outcome = run(tmp_path / "new", made)
+    assert outcome["code"] == CONFIG
+    assert "source is not a folder" in outcome["sentence"]
+
+
+@pytest.mark.ranks
+def test_a_step_of_nothing_gives_the_weights_back(tmp_path):
+    """Of an import and of a checkpoint; with a learning rate of 0 nothing moves."""
+    source = source_of(tmp_path / "source", dtype=torch.bfloat16)
+    import_model(str(source), str(tmp_path / "imported"))
+    still = {"optim": {"lr": 0.0}, "train": {"steps": 1}, "parallel": {"tp": 2}}
+    assert run(tmp_path / "first", starting(tmp_path / "imported", **still))["code"] == DONE
+    assert run(tmp_path / "second", starting(tmp_path / "first", **still))["code"] == DONE
+    export(str(tmp_path / "second"), str(tmp_path / "exported"), "bf16")
+    same_tensors(tmp_path / "exported", source)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("head", ["XLMRobertaXLModel", "XLMRobertaXLForTokenClassification"])
+def test_the_head_of_another_class_is_new(head, tmp_path):
+    source = source_of(tmp_path / "source", head, num_labels=2)
+    said = look(source).said
+    assert said.startswith(
+        f"Beginning with the weights of {source}, an {head}; it has no lm_head, "
+    )
+    left_out = "pooler" if head == "XLMRobertaXLModel" else "classifier"
+    assert said.endswith(f"its {left_out} is left out")
+    made = starting(source, parallel={"tp": 2})
+    run_ranks(2, built_and_saved, made, str(tmp_path / "run"))
+    ours = open_weights(checkpoint.newest(tmp_path / "run"))
+    theirs = {name.removeprefix("roberta."): tensor for name, tensor in tensors(source).items()}
+    run_ranks(1, built_and_saved, config(), str(tmp_path / "fresh"))
+    fresh = open_weights(checkpoint.newest(tmp_path / "fresh"))
+    for name in ours.shapes:
+        own = theirs.get(name.removeprefix("roberta."))
+        assert torch.equal(ours.read(name), fresh.read(name) if own is None else own), name
+        assert (own is None) == name.startswith("lm_head.")
+
+
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_the_command_line_from_a_folder_to_a_folder(tmp_path):
+    """import, train, train on without the source, export: each a process of its own."""
+    source = source_of(tmp_path / "source")
+    still = ["optim.lr=0", "train.steps=1", "train.global_batch_size=8", "train.micro_batch_size=4"]
+    train = [
+        "train",
+        *(each for each in SMALL if not each.startswith("data.vocab_size=")),
+        *still,
+        "data.shards=shards",
+        "parallel.tp=2",
+        "weights=imported",
+        "run.name=on",
+    ]
+    shards = ["shards", f"corpus={corpus()}", "tokenizer=imported/tokenizer", "out=shards"]
+    for arguments, said in (
+        (
+            ["import", "source", "imported"],
+            "imported holds the model of source, an XLM",
+        ),
+        (shards, "Shards of 4 languages are in shards"),
+        (train, "Beginning with the weights of"),
+        (train, "All 1 steps are done"),
+        (["export", "runs/on", "exported", "dtype=fp32"], "loaded in transformers"),
+        (["fill", "exported", "kabu <mask>", "top=2"], "kabu"),
+    ):
+        done = start(["-m", "launch", *arguments], tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+        assert said in done.stdout
+        if arguments is train and (tmp_path / "imported").exists():
+            shutil.rmtree(tmp_path / "imported")
+    same_tensors(tmp_path / "exported", source)
