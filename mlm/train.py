@@ -16,7 +16,7 @@ from mlm.errors import CONFIG, DONE, FAILED, DataError, StopRequested, UserError
 from mlm.health.outcome import make_room, write_outcome
 from mlm.health.watchdog import Watchdog
 from mlm.tracking.report import Report
-from mlm.tracking.tracker import Tracker
+from mlm.tracking.trackers import Trackers, start_trackers
 from mlm.training.build import Parts, build
 from mlm.training.loop import Loop, Progress
 from mlm.training.world import log_to_file, settled, start_process_group
@@ -64,10 +64,10 @@ def _train(config: TrainConfig, run: Path, recorder: Recorder, progress: Progres
     _check_index(run, parts)
     manifest = None if found is None else _resume(parts, found)
     start = progress.step = 0 if manifest is None else manifest.step
-    shown = dist.get_rank() == 0
+    main = dist.get_rank() == 0
     run_id = None if manifest is None else manifest.tracker_id
-    tracker = Tracker(config, run, run_id) if shown else None
-    report = Report(run, tracker, config.train.steps, start)
+    trackers = start_trackers(run, config, run_id) if main else Trackers()
+    report = Report(run, trackers, config.train.steps, start, main=main)
     for wrong in passed:
         report.say(f"Passed over: {wrong}")
     report.say(_opening(config, parts, start))
@@ -84,8 +84,7 @@ def _train(config: TrainConfig, run: Path, recorder: Recorder, progress: Progres
         code = stop.code
         raise
     finally:
-        if tracker is not None:
-            tracker.finish(code)
+        trackers.finish(code)
         if code != FAILED:
             dist.barrier()  # torchrun ends all as soon as one leaves, rank 0's tracker, too
     return (

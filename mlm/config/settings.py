@@ -128,11 +128,17 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class TrackerConfig:
-    kind: Literal["wandb", "none"] = "wandb"
+    kind: str | tuple[str, ...] = "wandb"  # of TRACKERS, one or a list; none: no tracker
     project: str = "polymlm"
     entity: str | None = None
     group: str | None = None
     tags: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The trackers to start, in order."""
+        kinds = (self.kind,) if isinstance(self.kind, str) else self.kind
+        return tuple(kind for kind in kinds if kind != "none")
 
 
 @dataclass(frozen=True)

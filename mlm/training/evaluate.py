@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from mlm.data.batches.batches import HeldOutBatches
+from mlm.tracking.report import Evaluation
 from parallel.engine.deepspeed import Engine
 
 BATCHES_AT_A_TIME = 16  # micro-batches between two fillings of the pipeline
@@ -31,6 +32,22 @@ class Losses:
         """Of the languages that have masked tokens."""
         rows = zip(self.languages, self.sums, self.counts, strict=True)
         return {name: total / count for name, total, count in rows if count}
+
+    def described(self, entropy: tuple[float, dict[str, float]]) -> Evaluation:
+        """For the report, with the unigram entropy of the same tokens, overall and by language."""
+        return Evaluation(
+            {
+                "eval_loss": self.mean,
+                "eval_unigram_entropy": entropy[0],
+                "eval_loss_by_language": self.by_language,
+            },
+            {
+                "eval_unigram_entropy_by_language": entropy[1],
+                "eval_tokens_by_language": dict(zip(self.languages, self.counts, strict=True)),
+            },
+            f"held-out loss {self.mean:.4f} nats a token; the unigram entropy of these tokens is "
+            f"{entropy[0]:.4f}",
+        )
 
 
 def evaluate(

@@ -78,7 +78,7 @@ class Loop:
             self.engine, run, kept, config.checkpoint.background, dog.moved
         )
         self.saved = progress.step  # the step of the last save, which may be going on
-        self.ledger = Ledger(run, progress.step) if report.shown else None
+        self.ledger = Ledger(run, progress.step) if report.main else None
         self.incidents = Incidents(run, config.train.global_batch_size)
         guard = config.guard
         self.guard = Guard(guard.spike, guard.rollbacks, self.incidents.left_out)
@@ -139,7 +139,7 @@ class Loop:
         """
         self.dog.at("data")
         batches, error = _next(feed, self.watch)
-        asked = self.report.shown and (self.run / STOP).exists()
+        asked = self.report.main and (self.run / STOP).exists()
         self.dog.at("step")
         error = error or self.saver.look()
         agreed = agree(self.parts.grid, self.engine.device, batches, asked, error)
@@ -272,7 +272,7 @@ class Loop:
         scored = evaluate(self.engine, self.parts.heldout, lambda: self.dog.at("evaluate"))
         self.progress.eval_loss = scored.mean
         done = self.progress.step
-        self.report.evaluation(done, done * self.tokens_per_step, scored, self.entropy)
+        self.report.evaluation(done, done * self.tokens_per_step, scored.described(self.entropy))
 
     def _save(self) -> None:
         """Saves, unless this step is saved already."""

@@ -18,6 +18,8 @@ from mlm.errors import CONFIG, DATA, DONE, FAILED, REQUEUE
 from mlm.health.outcome import make_room, write_outcome
 from mlm.model.flops import training_flops_per_token
 from mlm.tracking.report import Report
+from mlm.tracking.tracker import Tracker
+from mlm.tracking.trackers import TRACKERS
 from parallel.engine.deepspeed import Engine
 from tests.checkpoint.test_resume import exact
 from tests.training_fixtures import config, evaluations, metrics, run
@@ -120,7 +122,7 @@ def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
     def full(self, row):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Report, "_keep", full)
+    monkeypatch.setattr(Report, "_write", full)
     outcome = run(tmp_path, config())
     assert (outcome["code"], outcome["step"]) == (CONFIG, 1)
     assert outcome["sentence"] == (
@@ -202,29 +204,28 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(
 
 
 @pytest.mark.parametrize("code", [DONE, FAILED, REQUEUE])
-def test_the_tracker_is_told_how_the_run_ended(code, tmp_path, monkeypatch):
-    class Told:
-        run_id = None
-
-        def __init__(self, *arguments):
+def test_trackers_finish_with_the_code_of_the_run(code, tmp_path, monkeypatch):
+    class Ended(Tracker):
+        def start(self, run, config, run_id):
             pass
 
         def log(self, values):
             pass
 
         def finish(self, code):
-            (tmp_path / "told").write_text(str(code))
+            (tmp_path / "ended").write_text(str(code))
 
     def broken(self, batches, lr):
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr(mlm.train, "Tracker", Told)
+    monkeypatch.setitem(TRACKERS, "ended", Ended)
     if code == FAILED:
         monkeypatch.setattr(Engine, "train_batch", broken)
     if code == REQUEUE:
         (tmp_path / "stop").touch()
-    assert run(tmp_path, config(train={"steps": 1}))["code"] == code
-    assert (tmp_path / "told").read_text() == str(code)
+    tracked = config(train={"steps": 1}, tracker={"kind": "ended"})
+    assert run(tmp_path, tracked)["code"] == code
+    assert (tmp_path / "ended").read_text() == str(code)
 
 
 def test_a_disk_that_is_full_to_the_last_byte_has_room_for_the_outcome(small_disk: Path):
