@@ -1,6 +1,5 @@
 """The run folder `<run.dir>/<name>/`: its name, whose it is, what the launcher writes into it."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ import yaml
 
 from mlm.config.settings import TrainConfig, as_dict, defaults
 from mlm.errors import DataError, UserError
+from mlm.files.locks import lock
 from mlm.health.outcome import OUTCOME, STOP
 
 CONFIG, OVERRIDES, DATA = "config.yaml", "overrides.txt", "data.json"
@@ -179,14 +179,14 @@ def write(folder: Path, config: TrainConfig, overrides: list[str], hashes: dict[
 
 def _lock(log: IO[bytes], folder: Path) -> None:
     try:
-        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        locked = lock(log, wait=False)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    if not locked:
         log.close()
         raise UserError(
             f"{folder} is in use by a run that has not ended; wait for it, or give another run.name"
-        ) from None
-    except OSError:
-        pass  # a file system without locks, as some clusters have
+        )
 
 
 def _settings(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

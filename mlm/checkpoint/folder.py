@@ -1,6 +1,5 @@
 """The folders of checkpoints: names, manifests, checksums."""
 
-import hashlib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mlm.errors import DataError
+from mlm.files.hashes import sha256
 from mlm.weights import stored
 from mlm.weights.source import Weights
 
@@ -153,11 +153,6 @@ def sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_import(

@@ -20,6 +20,7 @@ import xxhash
 from numpy.typing import DTypeLike
 
 from mlm.errors import BadShard, DataError
+from mlm.files.hashes import sha256
 from mlm.tokenizer.tokenizer import Tokenizer
 
 VERSION = 2
@@ -74,7 +75,7 @@ def write_index(
             {"name": name} | {split: asdict(part) for split, part in zip(SPLITS, of, strict=True)}
             for name, of in totals.items()
         ],
-        "arrays": {name: _sha256(folder / name) for name in (SHARDS_FILE, SAMPLES_FILE)},
+        "arrays": {name: _hash(folder / name) for name in (SHARDS_FILE, SAMPLES_FILE)},
     }
     (folder / FILE).write_text(json.dumps(index, indent=1) + "\n")
 
@@ -205,7 +206,7 @@ class Index:
             raise bad
         for row in range(len(self.shards)) if deep else ():
             path = self.shard_path(row)
-            if _sha256(path) != bytes(self.shards["sha256"][row]).hex():
+            if _hash(path) != bytes(self.shards["sha256"][row]).hex():
                 raise _changed(path, "its hash is not the one in the index")
         if deep:
             self._verify_ids()
@@ -213,7 +214,7 @@ class Index:
     def verify_arrays(self) -> None:
         """Raises DataError unless the arrays are those that index.json was written with."""
         for name, hash in self._array_hashes.items():
-            if _sha256(self._arrays / name) != hash:
+            if _hash(self._arrays / name) != hash:
                 raise _changed(self._arrays / name, "its hash is not the one in index.json")
 
     def bad_shards(self) -> Iterator[BadShard]:
@@ -263,9 +264,8 @@ def _running(counts: Iterable[int]) -> list[int]:
     return [0, *np.cumsum(np.fromiter(counts, dtype=np.int64)).tolist()]
 
 
-def _sha256(path: Path) -> str:
+def _hash(path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256(path)
     except OSError as error:
         raise _changed(path, f"it cannot be read ({error.strerror})") from None

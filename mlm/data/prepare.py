@@ -1,6 +1,5 @@
 """A corpus made ready for training, once, and the check of data before any process starts."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from mlm.data.reading.remote import cache_folder, check_room, is_url, open_index
 from mlm.data.writing import shards
 from mlm.data.writing.shards import Options
 from mlm.errors import DataError, UserError
+from mlm.files.locks import lock
 from mlm.text import corpus as texts
 from mlm.tokenizer import training
 from mlm.tokenizer.ids import MODEL_FILE
@@ -243,18 +243,14 @@ def _alone(place: Path, console: Console) -> Iterator[None]:
     try:
         place.mkdir(parents=True, exist_ok=True)
         file = (place / "lock").open("w")
+        if not lock(file, wait=False):
+            console.print(f"Waiting for the process that is preparing {place}")
+            lock(file)
     except OSError as error:
         raise UserError(
             f"{place} cannot be written ({error.strerror}); choose another run.dir"
         ) from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(f"Waiting for the process that is preparing {place}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass  # a file system without locks; what is made is renamed into place, still
         try:
             yield
         except UserError:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mlm.family.config_kinds import shown
+from mlm.weights.dtypes import FLOATS
 from mlm.weights.source import Weights
 
 LOADING: dict[str, tuple[Any, ...]] = {
@@ -89,7 +90,6 @@ FOLDERS = "models are read from and written to folders on this machine, as they 
 NEXT_TOKEN = "the next token is the likeliest one, or drawn by temperature, top_k and top_p"
 IDS_AND_MASK = "positions, token types and caches are made of input_ids and attention_mask"
 PATHS = {None: "auto", "eager": "unfused", "sdpa": "fused"}  # by their names in the reference
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -135,11 +135,11 @@ def chosen_dtype(given: Any, extra: dict[str, Any], weights: Weights) -> torch.d
     if given is None:
         return torch.float32
     if given == "auto":
-        stored = next((each for each in weights.dtypes.values() if each in DTYPES), torch.float32)
+        stored = next((each for each in weights.dtypes.values() if each in FLOATS), torch.float32)
         given = extra.get("dtype") or extra.get("torch_dtype") or stored
     if isinstance(given, str):
         given = getattr(torch, given.removeprefix("torch."), given)
-    if given not in DTYPES:
+    if given not in FLOATS:
         raise ValueError(
             f"dtype={given} is not served; choose from auto, float32, bfloat16, float16, float64"
         )

@@ -1,13 +1,13 @@
 """Folders that are there whole or not at all."""
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from mlm.errors import UserError
+from mlm.files.locks import lock_file
 
 
 @contextmanager
@@ -54,30 +54,17 @@ def kept_folder(out: Path, finished: Callable[[Path], bool], work: str) -> Itera
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keeps other processes from writing a folder that is still to be made."""
+    """Keeps other processes from writing a folder that does not exist yet."""
     _check_empty(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = out.parent / f".{out.name}.lock"
-    with ExitStack() as stack:
-        while True:
-            file = stack.enter_context(lock.open("a"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{out} is being written by another process; wait for it to end, or choose "
-                    f"another folder"
-                ) from None
-            except OSError:
-                pass  # a file system without locks
-            with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                    break  # else it was that of a process that has just ended
-        try:
-            _check_empty(out)  # by now another process may be done with it
-            yield
-        finally:
-            lock.unlink()
+    with lock_file(out.parent / f".{out.name}.lock") as locked:
+        if not locked:
+            raise UserError(
+                f"{out} is being written by another process; wait for it to end, or choose "
+                f"another folder"
+            )
+        _check_empty(out)  # another process may have finished it by now
+        yield
 
 
 @contextmanager

@@ -1,14 +1,14 @@
 """`incidents.jsonl`: what went wrong with the numbers of a run, and what was done about it."""
 
-import json
 import math
-import os
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+
+from mlm.files.jsonl import append_row, read_rows, repair
 
 INCIDENTS = "incidents.jsonl"
 REFUSED, ROLLED_BACK, LEFT_OUT, BAD_SHARD = "refused", "rolled back", "left out", "bad shard"
@@ -27,6 +27,8 @@ class Incidents:
     def __init__(self, run: Path, global_batch_size: int) -> None:
         self.path, self.batch = run / INCIDENTS, global_batch_size
         self.first = dist.get_rank() == 0
+        if self.first:
+            repair(self.path)
         found = [read_incidents(run) if self.first else []]
         dist.broadcast_object_list(found)
         self.rows: list[dict[str, Any]] = found[0]
@@ -58,16 +60,8 @@ class Incidents:
 
     def _add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        if not self.first:
-            return
-        with self.path.open("a+b") as file:
-            if file.tell():  # what a kill has left half-written stays a line of its own
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(json.dumps({"time": round(time.time(), 3), **row}).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        if self.first:
+            append_row(self.path, {"time": round(time.time(), 3), **row})
 
 
 def steps_left_out(rows: list[dict[str, Any]]) -> set[int]:
@@ -87,13 +81,7 @@ def shards_left_out(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 def read_incidents(run: Path) -> list[dict[str, Any]]:
     """The incidents of a run, those that a kill has left half-written passed over."""
-    path, rows = run / INCIDENTS, []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # half-written
-    return rows
+    return read_rows(run / INCIDENTS, skip_damaged=True)
 
 
 def _number(value: float) -> float | str:

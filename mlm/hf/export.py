@@ -15,13 +15,13 @@ from mlm.hf.check import check_export, rounding
 from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
 from mlm.tokenizer.published_files import write_tokenizer
 from mlm.trained.opening import (
-    DTYPES,
     HF_CONFIG,
     Trained,
     common_dtype,
     in_dtypes,
     open_trained,
 )
+from mlm.weights.dtypes import BY_SETTING
 from mlm.weights.source import Weights
 from mlm.weights.write import write_json, write_weights
 
@@ -76,7 +76,7 @@ def hf_config(trained: Trained) -> dict[str, Any]:
 def _as_asked(weights: Weights, dtype: str | None) -> Weights:
     if dtype is None:
         return weights
-    to = DTYPES[dtype]
+    to = BY_SETTING[dtype]
     cast = in_dtypes(weights, dict.fromkeys(weights.shapes, to))
 
     def part(name: str, dim: int, start: int, stop: int) -> Tensor:

@@ -1,18 +1,17 @@
 """`metrics.jsonl`: one JSON object per logged step or evaluation."""
 
-import json
 import math
-from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
+
+from mlm.files.jsonl import append_row, drop_last_rows
 
 METRICS = "metrics.jsonl"
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
     """Adds a row; a number that is not finite is written as null."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(plain(row)) + "\n")
+    append_row(path, plain(row), durable=False)
 
 
 def drop_after(path: Path, start: int, steps: int) -> None:
@@ -21,21 +20,11 @@ def drop_after(path: Path, start: int, steps: int) -> None:
     Such rows are the last ones and no others are read, so that a start takes equally long at any
     step. The last evaluation of a run of `steps` is repeated at every start of it.
     """
-    if not path.is_file() or not path.stat().st_size:
-        return
-    with path.open("r+b") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
-        end = len(content)
-        while end:
-            begin = content.rfind(b"\n", 0, end - 1) + 1
-            if not _repeated(content[begin:end], start, steps):
-                break
-            end = begin
-        whole = not end or content[end - 1 : end] == b"\n"
-    with path.open("r+b") as file:
-        file.truncate(end)
-        if not whole:
-            file.seek(end)
-            file.write(b"\n")
+
+    def repeated(row: dict[str, Any]) -> bool:
+        return row["step"] > start or ("eval_loss" in row and row["step"] == steps)
+
+    drop_last_rows(path, repeated)
 
 
 def plain(value: Any) -> Any:
@@ -54,11 +43,3 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
         elif value is not None:
             values[name] = value
     return values
-
-
-def _repeated(line: bytes, start: int, steps: int) -> bool:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return True  # half-written
-    return row["step"] > start or ("eval_loss" in row and row["step"] == steps)

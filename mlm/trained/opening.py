@@ -22,11 +22,9 @@ from mlm.model.config import ModelConfig
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.trained.published import BARE, MASKED_LM, head_of, model_max_length, tokenizer_of
 from mlm.weights import stored
+from mlm.weights.dtypes import FLOATS, name_of
 from mlm.weights.load import full_shapes, load_parameters
 from mlm.weights.source import Weights, open_weights
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-FLOATS = (*DTYPES.values(), torch.float64)
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def open_checkpoint(path: Path, verify: bool = True) -> Trained:
 
 def common_dtype(weights: Weights) -> str:
     """The name of the dtype that most weights have, as a config.json has it."""
-    return str(Counter(weights.dtypes.values()).most_common(1)[0][0]).removeprefix("torch.")
+    return name_of(Counter(weights.dtypes.values()).most_common(1)[0][0])
 
 
 def in_dtypes(weights: Weights, dtypes: dict[str, torch.dtype]) -> Weights:

@@ -20,12 +20,11 @@ from mlm.model.masked_lm import masked_lm_layers
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.trained.start import first_weights
 from mlm.training.optimizer import make_adamw
+from mlm.weights.dtypes import BY_SETTING
 from parallel.engine.deepspeed import Engine, EngineSettings, build_engine
 from parallel.engine.state import reset
 from parallel.groups import ProcessGrid, make_grid
 from parallel.keys import key
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def build(config: TrainConfig, resuming: bool = False) -> Parts:
         train.micro_batch_size,
         grid.layout.grad_accum_steps(train.global_batch_size, train.micro_batch_size),
         config.optim.clip,
-        DTYPES[train.dtype],
+        BY_SETTING[train.dtype],
         train.recompute,
     )
     # On a CPU the fused optimizer rounds the end of a data rank's part otherwise than the rest, and
@@ -85,12 +84,12 @@ def build(config: TrainConfig, resuming: bool = False) -> Parts:
     engine = build_engine(
         layers, grid, lambda named: make_adamw(named, config.optim, fused), settings
     )
-    exact = None if DTYPES[train.dtype] == torch.float32 else first  # masters are not rounded
+    exact = None if BY_SETTING[train.dtype] == torch.float32 else first  # masters are not rounded
     if exact is not None:
         exact.masters(engine)
 
     def begin_again() -> None:
-        reset(engine, DTYPES[train.dtype])
+        reset(engine, BY_SETTING[train.dtype])
         if exact is not None:
             exact.masters(engine)
 

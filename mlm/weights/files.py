@@ -22,23 +22,10 @@ import torch
 from torch import Tensor
 
 from mlm.errors import DataError
+from mlm.weights.dtypes import IN_SAFETENSORS
 
 LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 AT_ONCE = 1 << 30  # bytes; one read gives 2 GiB at most, and an embedding table may have more
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 AGAIN = "copy it again from where it came"
 
 Part = Callable[[str, int, int, int], Tensor]
@@ -86,7 +73,7 @@ def _open_safetensors(path: Path) -> OpenFile:
     shapes, dtypes, starts = {}, {}, {}
     for name, entry in header.items():
         try:
-            shape, dtype = tuple(map(int, entry["shape"])), DTYPES.get(entry["dtype"])
+            shape, dtype = tuple(map(int, entry["shape"])), IN_SAFETENSORS.get(entry["dtype"])
             start, stop = map(int, entry["data_offsets"])
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{path} is damaged where it describes {name}; {AGAIN}") from None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mlm.errors import DataError
+from mlm.weights.dtypes import name_of
 from mlm.weights.files import AGAIN, OpenFile, Part, open_file
 from parallel.groups import group_rank
 from parallel.sharding import Shard, split
@@ -69,7 +70,7 @@ class Weights:
         return self.files.get(name, self.origin)
 
     def dtype_name(self, name: str) -> str:
-        return str(self.dtypes[name]).removeprefix("torch.")
+        return name_of(self.dtypes[name])
 
 
 def open_weights(path: Path) -> Weights:

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlm.weights.files import DTYPES
+from mlm.weights.dtypes import IN_SAFETENSORS
 from mlm.weights.source import SAFE, SAFE_INDEX
 
 SHARD_BYTES = 5_000_000_000  # at most, unless one tensor alone is larger
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in IN_SAFETENSORS.items()}
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -15,11 +15,12 @@ from torch import nn
 
 import mlm
 from mlm import checkpoint
-from mlm.checkpoint.folder import sha256, write_manifest
+from mlm.checkpoint.folder import write_manifest
 from mlm.config.settings import TrainConfig
 from mlm.errors import DataError, UserError
 from mlm.family import saving
 from mlm.family.folder import config_values
+from mlm.files.hashes import sha256
 from mlm.model.config import ModelConfig
 from mlm.weights import stored
 from mlm.weights.source import open_weights

@@ -21,9 +21,11 @@ from mlm.data.order.order import CHUNK
 from mlm.data.reading.memory import ID_BYTES
 from mlm.data.reading.remote_files import RemoteFolder, Threads, is_url
 from mlm.data.reading.remote_store import RemoteStore, no_ranges
-from mlm.data.reading.sample_cache import FULL, SampleCache, held_in, lock, on_disk, told
+from mlm.data.reading.sample_cache import FULL, SampleCache, held_in, on_disk, told
 from mlm.data.reading.store import FolderStore, Store
 from mlm.errors import BadShard, DataError, UserError
+from mlm.files.hashes import sha256
+from mlm.files.locks import lock
 from mlm.tokenizer.ids import MODEL_FILE
 
 TOKENIZER = "tokenizer"
@@ -221,13 +223,13 @@ def _keep(files: RemoteFolder, name: str, folder: Path, expected: str, again: bo
     DataError, and UserError where it cannot be kept.
     """
     path = folder / name
-    if path.is_file() and not (again and _sha256(path) != expected):
+    if path.is_file() and not (again and sha256(path) != expected):
         return False
     with told(folder.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as file:
             lock(file)
-            if path.is_file() and _sha256(path) == expected:  # another was first
+            if path.is_file() and sha256(path) == expected:  # another was first
                 return False
             if files.ignores_ranges(FILE):
                 raise no_ranges(files.url)
@@ -236,7 +238,7 @@ def _keep(files: RemoteFolder, name: str, folder: Path, expected: str, again: bo
                 with part.open("wb") as out:
                     for piece in _pieces(files, name):
                         out.write(piece)
-                if _sha256(part) != expected:
+                if sha256(part) != expected:
                     raise _changed(f"{files.url}/{name}", FILE)
                 part.replace(path)
             finally:
@@ -254,11 +256,6 @@ def _pieces(files: RemoteFolder, name: str) -> Iterable[bytes]:
         yield piece
         size = len(piece)
         start += size
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _changed(url: str, where: str) -> DataError:

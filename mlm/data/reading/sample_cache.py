@@ -5,8 +5,6 @@ locks under which one process fetches it; `<root>/bytes` is about what all below
 its lock is that of taking more. A sample is used when its file's time says so; the oldest go first.
 """
 
-import errno
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from threading import get_ident
 from typing import IO
 
 from mlm.errors import UserError
+from mlm.files.locks import lock
 
 SAMPLES, LOCKS, BYTES = "samples", "locks", "bytes"
 LOCK_FILES = 256
@@ -23,7 +22,6 @@ BLOCK = 4096  # bytes, of which a file takes a whole number
 ENTRY = 64  # bytes that a file's name takes in its folder, or so
 FULL = 0.9  # of the limit, that stays when room is made
 USED_AGAIN = 60  # seconds after which a use is noted anew
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
 class SampleCache:
@@ -107,16 +105,6 @@ class SampleCache:
             with told(self.root):
                 lock(file)
             yield file
-
-
-def lock(file: IO) -> None:
-    """Waits for the lock of an open file, which ends when that is closed."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
-        # A file system without locks: two may fetch the same, and it is renamed into place still.
 
 
 def held_in(folder: Path) -> int:

@@ -5,11 +5,11 @@ and a point from which the split's documents are to be tokenized again: a docume
 what was added before it. Documents that straddle the end of the tar lie behind that point.
 """
 
-import json
-import os
 import sys
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+
+from mlm.files.jsonl import append_row, read_rows, repair
 
 
 @dataclass(frozen=True)
@@ -55,25 +55,21 @@ class Journal:
         self._path = path
         self.shards: list[Shard] = []
         self.start, self.added, self.done = 0, Added(), False
-        kept = 0
-        for line in path.read_bytes().splitlines(True) if path.exists() else []:
-            if not line.endswith(b"\n"):
-                break
-            self._take(json.loads(line))
-            kept += len(line)
-        if path.exists():
-            os.truncate(path, kept)
+        repair(path)
+        for row in read_rows(path):
+            self._take(row)
 
     def shard(self, shard: Shard, start: int, added: Added) -> None:
         """Adds a whole tar, and the point to go on from."""
         size, tokens, documents, sha256 = shard.row
-        row = [size, tokens, documents, sha256.hex()]
-        self._append({"shard": row, "samples": shard.samples, "start": start} | _point(added))
+        fields = [size, tokens, documents, sha256.hex()]
+        row = {"shard": fields, "samples": shard.samples, "start": start}
+        append_row(self._path, row | _point(added))
         self.shards.append(shard)
 
     def end(self, added: Added) -> None:
         """Marks the split as finished."""
-        self._append({"done": True} | _point(added))
+        append_row(self._path, {"done": True} | _point(added))
         self.start, self.done = sys.maxsize, True
 
     def _take(self, line: dict) -> None:
@@ -85,12 +81,6 @@ class Journal:
         row = (size, tokens, documents, bytes.fromhex(sha256))
         self.shards.append(Shard(row, [tuple(row) for row in line["samples"]]))
         self.start = line["start"]
-
-    def _append(self, line: dict) -> None:
-        with self._path.open("ab") as file:
-            file.write(json.dumps(line).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _point(added: Added) -> dict:
