@@ -1,5 +1,5 @@
-# `make demo`: the main job on the sample corpus. `make test`: checks and fast tests.
-# Each makes its own .venv where there is none; pip is used as it is configured on this machine.
+# Everything runs in .venv, which is created on first use with pip as configured on this machine.
+# `make help` lists the targets; PYTHON=python3.12 chooses the interpreter for .venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,27 +7,34 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ONE_THREAD := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 DEMO := runs/demo
 
-.PHONY: demo test test-long check clean
+.PHONY: help demo test test-long check clean
+
+help:
+	@echo "make demo       train a tiny model on the sample corpus and fill a few masks (3 minutes)"
+	@echo "make check      linter, formatter, import contracts, type checker"
+	@echo "make test       make check, then the fast tests"
+	@echo "make test-long  make check, then every test that needs no GPU"
+	@echo "make clean      delete .venv, builds and caches"
 
 demo: .venv/installed
-	@echo "Pretraining a tiny model on 31 languages, its tensors cut in 2 and its layers in 2."
+	@echo "Pretraining a tiny model on 31 languages with parallel.tp=2 and parallel.pp=2."
 	@$(BIN)/mlm train data.corpus=sample model=tiny parallel.tp=2 parallel.pp=2 data.seq_len=128 \
 		tracker=none run.name=demo run.fresh=true
 	@echo
-	@echo "What it puts in place of <mask>, the likeliest first:"
+	@echo "Its predictions for <mask>, the likeliest first:"
 	@$(BIN)/mlm fill $(DEMO) \
 		"Весной снег тает, по улицам бегут ручьи, и дети пускают <mask> воде кораблики." \
 		"春天来了，河边的柳树发芽了，孩子们在田里跑来跑去<mask>老人坐在门口晒太阳。" \
 		"春になると、川のそばの桜<mask>咲き、人々は外で食べます。" \
 		"In the evening the family sits in the kitchen<mask> and the grandmother tells a story." \
 		top=3
-	@echo "Four processes trained one model: its layers in two pipeline stages, and each layer's"
-	@echo "matrices in two halves. From 200 kB of text it has learnt which letters and signs each"
-	@echo "language has and which are frequent, not yet words. Where everything is:"
+	@echo "Four processes trained one model: its layers are split into two pipeline stages, and the"
+	@echo "matrices of each layer into two halves. From 200 kB of text it has learnt which letters and"
+	@echo "punctuation each language uses and how frequent they are, but no words yet. Its files:"
 	@echo "  $(DEMO)/config.yaml       every setting of the run"
 	@echo "  $(DEMO)/metrics.jsonl     loss, tokens per second and more, by step"
-	@echo "  $(DEMO)/checkpoints/      the weights, to go on from in any layout"
-	@echo "  $(DEMO)/logs/             what each process wrote"
+	@echo "  $(DEMO)/checkpoints/      weights, from which a run resumes in any layout"
+	@echo "  $(DEMO)/logs/             the output of each process"
 	@echo "  runs/prepared/              the tokenizer and the token shards"
 	@echo "Next: $(BIN)/mlm export $(DEMO) exported  writes a folder for transformers."
 
