@@ -24,6 +24,7 @@ from mlm.files.hashes import sha256
 from mlm.tokenizer.tokenizer import Tokenizer
 
 VERSION = 2
+ID_BYTES = 4  # an id in a shard is an int32
 SPLITS = ("train", "heldout")
 FILE, SHARDS_FILE, SAMPLES_FILE = "index.json", "shards.npy", "samples.npy"
 SHARD = np.dtype(

@@ -16,9 +16,8 @@ from threading import get_ident
 import numpy as np
 from numpy.typing import DTypeLike
 
-from mlm.data.index import FILE, SAMPLES_FILE, SHARDS_FILE, Index
+from mlm.data.index import FILE, ID_BYTES, SAMPLES_FILE, SHARDS_FILE, Index
 from mlm.data.order.order import CHUNK
-from mlm.data.reading.memory import ID_BYTES
 from mlm.data.reading.remote_files import RemoteFolder, Threads, is_url
 from mlm.data.reading.remote_store import RemoteStore, no_ranges
 from mlm.data.reading.sample_cache import FULL, SampleCache, held_in, on_disk, told

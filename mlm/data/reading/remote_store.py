@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mlm.data.index import Index, ids_check
-from mlm.data.reading.memory import ID_BYTES
+from mlm.data.index import ID_BYTES, Index, ids_check
 from mlm.data.reading.remote_files import RemoteFolder, Threads
 from mlm.data.reading.sample_cache import USED_AGAIN, SampleCache
 from mlm.data.reading.store import KEPT

@@ -7,8 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from mlm.data.index import Index
-from mlm.data.reading.memory import ID_BYTES
+from mlm.data.index import ID_BYTES, Index
 from mlm.errors import BadShard
 
 MAX_MAPS = 8192  # tars; the system allows 65,530 maps in a process

@@ -150,6 +150,17 @@ def test_rows_are_what_webdataset_reads(cut, data):
         assert row.tolist() == [BOS, *streams[split, language][start : start + count]]
 
 
+def test_rows_past_the_last_sample_are_refused(cut):
+    index = Index.open(cut)
+    reader, last = reader_of(cut), len(index.languages) - 1
+    tokens = index.heldout_tokens[last]
+    assert len(reader.read("heldout", last, tokens - 10, 10)) == 10
+    with pytest.raises(IndexError):
+        reader.read("heldout", last, tokens - 10, 11)
+    with pytest.raises(IndexError):
+        reader.gather("heldout", np.array([0, last]), np.array([0, tokens + 10**12]), 5)
+
+
 def test_rows_of_more_samples_than_are_kept(cut, monkeypatch):
     """What a row is copied from must stay mapped until it is: else this dies."""
     monkeypatch.setattr("mlm.data.reading.store.MAX_MAPS", 1)
