@@ -14,15 +14,14 @@ import sys
 from pathlib import Path
 
 from launch.cli import main
-from mlm.data.writing import shards, staging, tars, tokenizing
-from mlm.data.writing.journal import Journal
+from mlm.data.writing import journal, shards, staging, tars, tokenizing
 from mlm.tokenizer.tokenizer import Tokenizer
 
 tars.SAMPLE_IDS, tars.SHARD_SAMPLES, tokenizing.BATCH_CHARACTERS = 300, 3, 700
 
 _point, _, _number = os.environ.get("KILL", "").partition(" ")
 _appended = tokenized = 0
-_append, _buffers, _save = Journal._append, Tokenizer.buffers, staging.save
+_append_row, _buffers, _save = journal.append_row, Tokenizer.buffers, staging.save
 _write_index, _replace = shards.write_index, os.replace
 
 
@@ -30,15 +29,15 @@ def kill() -> None:
     os.killpg(os.getpgid(0), signal.SIGKILL)
 
 
-def append(self: Journal, line: dict) -> None:
+def append_row(path: Path, row: dict) -> None:
     global _appended
     _appended += 1
     due = _number and _appended == int(_number)
     if due and _point == "before":
         kill()
-    _append(self, line)
+    _append_row(path, row)
     if due and _point == "torn":
-        os.truncate(self._path, self._path.stat().st_size - 20)
+        os.truncate(path, path.stat().st_size - 20)
         kill()
     if due and _point == "after":
         kill()
@@ -68,7 +67,7 @@ def replace(source, target) -> None:
     _replace(source, target)
 
 
-Journal._append, Tokenizer.buffers, staging.save = append, buffers, save
+journal.append_row, Tokenizer.buffers, staging.save = append_row, buffers, save
 shards.write_index, os.replace = write_index, replace
 
 
