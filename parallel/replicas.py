@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from parallel.engine.deepspeed import Engine
+from parallel.engine.interface import Engine
 from parallel.groups import Group, ProcessGrid
 from parallel.layout import Layout
 from parallel.sharding import shard_of
@@ -101,13 +101,13 @@ def check_replicas(engine: Engine) -> Difference | None:
     if grid.tp is None and grid.pp is None and not (grid.dp is not None and whole):
         return None
     keys = {layer.tied: None for layer in engine.layers if layer.tied is not None}
-    tied = {id(p): key for key in keys for p in _tied(engine, key)}
-    named = engine.parameters()
+    tied = {id(p): key for key in keys for p in engine.tied_parameters(key)}
+    named = engine.named_parameters()
     axes = []
     for _, parameter in named:
         equal = (shard_of(parameter) is None, id(parameter) in tied, whole)
         axes.append(tuple(axis for axis, is_equal in zip(AXES, equal, strict=True) if is_equal))
-    found = torch.stack([fingerprint(_held(parameter, grid)) for _, parameter in named])
+    found = torch.stack([fingerprint(engine.held_part(parameter)) for _, parameter in named])
     rows: list[tuple[Group, list[int]]] = [
         (grid.dp, [i for i, along in enumerate(axes) if "data" in along]),
         (grid.tp, [i for i, along in enumerate(axes) if "tensor" in along]),
@@ -209,19 +209,3 @@ def _compare(
     difference = first_difference(layout, *zip(*gathered, strict=True))
     assert difference is not None, "fingerprints of fingerprints differ, and these do not"
     return difference
-
-
-def _tied(engine: Engine, key: str) -> Iterable[nn.Parameter]:
-    """The parameters of this rank's copy of a tied module; none where it has no copy."""
-    modules: Any = engine.model.tied_modules
-    return modules[key].parameters() if key in modules else ()
-
-
-def _held(parameter: nn.Parameter, grid: ProcessGrid) -> Tensor:
-    """What this rank keeps of a parameter: all of it, or with ZeRO-3 its part."""
-    partition: Any = getattr(parameter, "ds_tensor", None)
-    if partition is None:
-        return parameter
-    first = grid.dp_rank * partition.numel()
-    size: int = parameter.ds_numel  # pyright: ignore[reportAttributeAccessIssue]
-    return partition[: max(0, size - first)]  # the last parts are padded with what was in memory

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from mlm import train
 from mlm.config.settings import TrainConfig, as_dict, load
+from mlm.training import rank
 from tests.ranks import run_ranks
 from tests.text_fixtures import shards_folder, tokenizer
 
@@ -60,7 +60,7 @@ def run(folder: Path, made: TrainConfig) -> dict:
     (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(made)))
     degrees = made.parallel
     world = degrees.tp * degrees.pp * int(degrees.dp)
-    codes = run_ranks(world, train.main, str(folder / "config.yaml"))
+    codes = run_ranks(world, rank.main, str(folder / "config.yaml"))
     outcome = json.loads((folder / "outcome.json").read_text())
     assert set(codes) == {outcome["code"]}, (codes, outcome)
     return outcome

@@ -51,9 +51,9 @@ def train_as_rank(composing: Composing, arguments: Sequence[str]) -> None:
         path = _listen(store)
     if path is None:
         return
-    import mlm.train
+    from mlm.training.rank import main
 
-    code = mlm.train.main(str(path))
+    code = main(str(path))
     if _rank() == 0:
         try:
             finish(outcome(path.parent, code), path.parent)

@@ -20,8 +20,6 @@ class MicroBatch:
     languages: (micro_batch,) int64, the row's language, as an index into the shards' languages
     loss_scale: what the sum of the losses of the masked tokens is multiplied by
     dropout_key: a key (seed, step, micro-batch) that every dropout mask is derived from
-    losses: (languages, 2) float64 or None; sums of losses and counts of masked tokens per
-        language are added to it by the stage that holds the head
     digest: of all that it is trained on, for the ledger; sums of them count modulo 2^64
     begins: (micro_batch, seq_len) int64 or None; where in its row each token's document begins,
         of documents that are kept from each other; padding counts as a document
@@ -34,7 +32,6 @@ class MicroBatch:
     languages: Tensor
     loss_scale: float = 1.0
     dropout_key: int = 0
-    losses: Tensor | None = None
     digest: int = 0
     begins: Tensor | None = None
 
@@ -70,11 +67,11 @@ class MicroBatch:
         return (self.begins[:, :, None] == self.begins[:, None, :]).unsqueeze(1)
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same batch on `device`; `losses` stays the tensor that it is."""
+        """The same batch on `device`."""
         moved = {
             field.name: value.to(device, non_blocking=True)
             for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor) and field.name != "losses"
+            if isinstance(value := getattr(self, field.name), Tensor)
         }
         return replace(self, **moved)
 

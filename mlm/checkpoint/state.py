@@ -11,8 +11,7 @@ from torch import Tensor
 from mlm.errors import DataError, UserError
 from mlm.weights.stored import causes_of
 from mlm.weights.tiles import LoadTiles, Tile
-from parallel.engine.deepspeed import Engine
-from parallel.engine.state import Piece, loaded, pieces
+from parallel.engine.interface import Engine, Piece
 from parallel.groups import group_rank, group_size
 from parallel.sharding import Box, boxes, shard_of
 
@@ -28,7 +27,7 @@ def restore(engine: Engine, folder: Path, step: int) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            planner = LoadTiles(tiles(pieces(engine)))
+            planner = LoadTiles(tiles(engine.pieces()))
             dcp.load({}, storage_reader=dcp.FileSystemReader(folder), planner=planner)
     except dcp.api.CheckpointException as error:
         causes = causes_of(error)
@@ -36,7 +35,7 @@ def restore(engine: Engine, folder: Path, step: int) -> None:
         if isinstance(cause, UserError | OSError):
             raise DataError(f"{folder} cannot be gone on from: {cause}") from error
         raise
-    loaded(engine, step)
+    engine.pieces_changed(step)
 
 
 def tiles(found: Sequence[Piece]) -> Iterator[Tile]:
@@ -59,7 +58,7 @@ def own(engine: Engine) -> list[Piece]:
     stage.
     """
     layers = engine.layers
-    here = {id(layer) for layer in getattr(engine.model, "local_layers", layers)}
+    here = {id(layer) for layer in engine.local_layers}
     later = {
         layer.name
         for layer in layers
@@ -69,7 +68,7 @@ def own(engine: Engine) -> list[Piece]:
     first = group_rank(engine.grid.tp) == 0
     return [
         piece
-        for piece in pieces(engine)
+        for piece in engine.pieces()
         if (first or shard_of(piece.parameter) is not None)
         and not any(piece.name.startswith(f"{name}.") for name in later)
     ]

@@ -32,8 +32,7 @@ from mlm.checkpoint.state import own, tiles
 from mlm.errors import UserError
 from mlm.weights import stored
 from mlm.weights.tiles import SaveTiles, Tile
-from parallel.engine.deepspeed import Engine
-from parallel.engine.state import Piece
+from parallel.engine.interface import Engine, Piece
 
 Result = TypeVar("Result")
 

@@ -153,9 +153,9 @@ def _alone(module: Any, x: Tensor, batch: TaskBatch) -> Tensor:
 
 
 def _task_loss(kind: type[TaskModel], config: XLMRobertaXLConfig) -> Any:
-    """A stage layer's `forward`: (head, hidden states, batch) -> the scaled loss."""
+    """A stage layer's `forward`: (head, hidden states, batch) -> scaled loss and logits."""
 
-    def forward(head: Any, x: Tensor, batch: TaskBatch) -> Tensor:
+    def forward(head: Any, x: Tensor, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logits, labels = head(x, batch.dropout_key), batch.labels
         smoothing = config.label_smoothing
         if issubclass(kind, LabelledModel):
@@ -165,7 +165,7 @@ def _task_loss(kind: type[TaskModel], config: XLMRobertaXLConfig) -> Any:
         else:
             assert issubclass(kind, XLMRobertaXLForQuestionAnswering)
             loss = span_loss(*logits.unbind(-1), *labels.unbind(-1), smoothing)
-        return loss * batch.loss_scale
+        return loss * batch.loss_scale, {"logits": logits}
 
     return forward
 
@@ -187,15 +187,15 @@ def _language_head(
 
     def loss(
         words: VocabParallelEmbedding, head: tuple[Tensor, Tensor], batch: TaskBatch
-    ) -> Tensor:
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         x, bias = head
         labels = batch.labels
         if causal:
             x, labels = x[:, :-1], labels[:, 1:]
         counted = checked_labels(labels, vocab).sum().clamp(min=1)
-        total, _ = linear_cross_entropy(
+        total, losses = linear_cross_entropy(
             x.reshape(-1, hidden), words.weight, bias, labels.reshape(-1), words.group
         )
-        return total / counted * batch.loss_scale
+        return total / counted * batch.loss_scale, {"losses": losses.view_as(labels)}
 
     return lm_head_layers(shape, fill, group, seq_len, loss, features)

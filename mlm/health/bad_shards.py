@@ -1,7 +1,8 @@
 """Shards that turn out to be bad while a run goes on: left out, or its end."""
 
+from collections.abc import Callable
+
 from mlm.config.settings import DataConfig
-from mlm.data.reading.reader import TokenReader
 from mlm.errors import BadShard, DataError
 from mlm.health.incidents import Incidents, shards_left_out
 
@@ -9,11 +10,14 @@ from mlm.health.incidents import Incidents, shards_left_out
 class BadShards:
     """Those of a run, also of its earlier starts. All ranks make one, and hear of the same."""
 
-    def __init__(self, data: DataConfig, reader: TokenReader, incidents: Incidents) -> None:
+    def __init__(
+        self, data: DataConfig, leave_out: Callable[[str, int], None], incidents: Incidents
+    ) -> None:
+        """leave_out: trains on no sample of a shard from a step on"""
         self._skip, self._most = data.on_bad_shard == "skip", data.max_bad_shards
-        self._reader, self._incidents = reader, incidents
+        self._leave_out, self._incidents = leave_out, incidents
         for shard, step in shards_left_out(incidents.rows).items():
-            reader.leave_out(shard, step)
+            leave_out(shard, step)
 
     def leave_out(self, step: int, bad: BadShard) -> str:
         """Goes on without a shard from a step on, counted from 0; what to tell of it.
@@ -31,5 +35,5 @@ class BadShards:
             )
         why = str(bad).rpartition("; ")[0]  # without the remedy
         self._incidents.bad_shard(step, bad.shard, bad.offset, why)
-        self._reader.leave_out(bad.shard, step)
+        self._leave_out(bad.shard, step)
         return f"Left out from step {step + 1} on, {count} by now: {why}"

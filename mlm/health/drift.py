@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mlm import checkpoint
-from mlm.batch.micro_batch import MicroBatch
 from mlm.errors import DataError, DriftError
-from parallel.engine.deepspeed import Engine
+from parallel.engine.interface import Engine
 from parallel.replicas import Difference, check_batches, check_replicas
 
 SHOWN = 8  # ranks that a sentence names
@@ -25,7 +25,7 @@ def check_weights_agree(engine: Engine, saver: checkpoint.Saver, step: int) -> N
 
 
 def check_batches_agree(
-    engine: Engine, batches: Sequence[MicroBatch], saver: checkpoint.Saver, step: int
+    engine: Engine, batches: Sequence[Any], saver: checkpoint.Saver, step: int
 ) -> None:
     """Raises `DriftError` on all ranks if the ranks of a data rank would get other batches in
     `step`."""
@@ -35,10 +35,10 @@ def check_batches_agree(
         raise DriftError(_sentence(difference, step, saver.run))
 
 
-def _named(batches: Sequence[MicroBatch]) -> Iterator[tuple[str, Tensor]]:
-    """All that a step depends on; not `losses`, to which one stage alone adds."""
+def _named(batches: Sequence[Any]) -> Iterator[tuple[str, Tensor]]:
+    """All that a step depends on."""
     for number, batch in enumerate(batches):
-        for name in (field.name for field in fields(batch) if field.name != "losses"):
+        for name in (field.name for field in fields(batch)):
             value = getattr(batch, name)
             if value is None:
                 continue

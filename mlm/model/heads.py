@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlm.batch.micro_batch import IGNORED, MicroBatch
+from mlm.batch.micro_batch import MicroBatch
 from mlm.model.config import ModelConfig
 from mlm.model.layer import ACTIVATIONS, Dense
 from parallel.groups import Group
@@ -52,18 +52,15 @@ class MaskedLMHead(nn.Module):
 
 def masked_lm_loss(
     embeddings: VocabParallelEmbedding, head: tuple[Tensor, Tensor], batch: MicroBatch
-) -> Tensor:
-    """The scaled sum of the losses of the masked tokens, a scalar; kept by language, too."""
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The scaled sum of the losses of the masked tokens, a scalar, and as `losses` those of each
+    token, (micro_batch, masked) fp32, 0 where there is no target."""
     features, bias = head
     targets = batch.targets.flatten()
     total, losses = linear_cross_entropy(
         features, embeddings.weight, bias, targets, embeddings.group, batch.loss_scale
     )
-    if batch.losses is not None:
-        languages = batch.languages.repeat_interleave(batch.targets.shape[1])
-        rows = torch.stack([losses.double(), (targets != IGNORED).double()], dim=1)
-        batch.losses.index_add_(0, languages, rows)
-    return total
+    return total, {"losses": losses.view_as(batch.targets)}
 
 
 class LMHead(MaskedLMHead):

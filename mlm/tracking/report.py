@@ -2,27 +2,15 @@
 
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlm.tracking.metrics import METRICS, append, drop_after, flat, plain
+from mlm.tracking.scores import Scores
 from mlm.tracking.screen import Screen
 from mlm.tracking.trackers import Trackers
 
 EVALUATION = "evaluation.json"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found.
-
-    figures: for the metrics and the trackers; details: for `evaluation.json` in addition
-    """
-
-    figures: dict[str, Any]
-    details: dict[str, Any]
-    sentence: str
 
 
 class Report:
@@ -73,14 +61,14 @@ class Report:
             text = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s"
             self.screen.figures(row["step"], text)
 
-    def evaluation(self, step: int, tokens: int, found: Evaluation) -> None:
+    def evaluation(self, step: int, tokens: int, scores: Scores) -> None:
         """An evaluation after `step`; `evaluation.json` keeps the last one."""
         if self.main:
-            row = {"step": step, "tokens": tokens, **found.figures}
+            row = {"step": step, "tokens": tokens, **scores.metrics}
             self._write(row)
-            whole = json.dumps(plain(row | found.details), indent=1)
+            whole = json.dumps(plain(row | scores.details), indent=1)
             (self.run / EVALUATION).write_text(whole + "\n", "utf-8")
-            self.screen.say(f"step {step}: {found.sentence}")
+            self.screen.say(f"step {step}: {scores.sentence}")
 
     def _write(self, row: dict[str, Any]) -> None:
         append(self.path, row)

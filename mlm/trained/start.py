@@ -17,8 +17,7 @@ from mlm.trained.opening import Trained, family_config, open_trained
 from mlm.trained.published import MASKED_LM
 from mlm.weights.load import BASE, Fill, filler, full_shapes, match
 from mlm.weights.source import Weights
-from parallel.engine.deepspeed import Engine
-from parallel.engine.state import write_masters
+from parallel.engine.interface import Engine
 from parallel.sharding import shard_of
 
 # Settings of training, and of weights that are new: a run has its own.
@@ -108,7 +107,7 @@ class First:
                 return None
             return self.weights.read(stored, shard_of(parameter)).float()
 
-        write_masters(engine, read)
+        engine.write_masters(read)
 
 
 def first_weights(config: TrainConfig) -> First:

@@ -18,10 +18,10 @@ from mlm.data.prepare import with_tokenizer
 from mlm.data.reading.remote import open_index
 from mlm.errors import DataError, UserError
 from mlm.health.incidents import read_incidents, shards_left_out, steps_left_out
+from mlm.tasks.pretraining.batches import training_batches
 from mlm.tokenizer.ids import BOS, SPACE
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.tracking.progress import progress
-from mlm.training.build import training_batches
 
 LOOKED_AT = 64  # steps of the ledger, where not every one is
 NAMED = 8  # steps that a sentence names

@@ -1,20 +1,17 @@
-"""The steps of a pretraining run, as one rank."""
+"""The training loop of one rank. It trains a task, whatever that task is."""
 
 import gc
 import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from mlm import checkpoint
-from mlm.batch.micro_batch import MicroBatch
-from mlm.config.settings import TrainConfig, as_dict
-from mlm.data.audit.exposure import Exposure
+from mlm.config.settings import as_dict
 from mlm.data.audit.ledger import Ledger
-from mlm.data.batches.entropy import unigram_entropy
 from mlm.data.prefetch import Prefetcher
 from mlm.errors import BadShard, DataError, NumbersError, StopRequested, UserError
 from mlm.health.bad_shards import BadShards
@@ -25,19 +22,17 @@ from mlm.health.outcome import STOP
 from mlm.health.stragglers import Pace
 from mlm.health.watchdog import Watchdog
 from mlm.tracking.report import Report
-from mlm.training.build import Parts, own_batches, prepared
-from mlm.training.evaluate import evaluate, gather
+from mlm.training.build import TrainingRun
 from mlm.training.optimizer import learning_rate
 from mlm.training.throughput import Stopwatch, peak_flops
 from mlm.training.world import Agreement, agree
-from parallel.engine.state import pass_over
 
 TRIES = 2  # of a step, before the state itself is in doubt
 
 
 @dataclass
 class Progress:
-    """Where a run stands: what its outcome tells, also of a run that failed."""
+    """How far a run has come, for its outcome, also that of a run that failed."""
 
     step: int = 0
     eval_loss: float | None = None
@@ -45,7 +40,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Those of a step; NaN where it was left out."""
+    """The figures of a step; NaN where it was skipped."""
 
     loss: float = math.nan
     grad_norm: float = math.nan
@@ -53,96 +48,95 @@ class Numbers:
 
 
 class Loop:
-    """Trains from where `progress` stands to the end; all ranks make one, and make the same
-    steps."""
+    """Trains from where `progress` is to the end; all ranks make one, and take the same steps."""
 
     def __init__(
         self,
-        config: TrainConfig,
-        run: Path,
-        parts: Parts,
+        run: TrainingRun,
+        folder: Path,
         report: Report,
         progress: Progress,
-        dog: Watchdog,
+        watchdog: Watchdog,
     ) -> None:
-        self.config, self.run, self.parts = config, run, parts
-        self.report, self.progress, self.dog = report, progress, dog
-        self.engine, self.languages = parts.engine, parts.index.languages
-        device = self.engine.device
-        self.losses = torch.zeros(len(self.languages), 2, dtype=torch.float64, device=device)
-        self.entropy = unigram_entropy(parts.heldout)
-        self.tokens_per_step = config.train.global_batch_size * config.data.seq_len
-        self.peak = peak_flops(device)
-        kept = checkpoint.Keep(config.checkpoint.keep, config.checkpoint.keep_every)
+        self.run, self.config, self.folder = run, run.config, folder
+        self.task, self.engine = run.task, run.engine
+        self.report, self.progress, self.watchdog = report, progress, watchdog
+        self.tally = run.task.tally(run.engine.device)
+        kept = checkpoint.Keep(self.config.checkpoint.keep, self.config.checkpoint.keep_every)
         self.saver = checkpoint.Saver(
-            self.engine, run, kept, config.checkpoint.background, dog.moved
+            self.engine, folder, kept, self.config.checkpoint.background, watchdog.moved
         )
-        self.saved = progress.step  # the step of the last save, which may be going on
-        self.ledger = Ledger(run, progress.step) if report.main else None
-        self.incidents = Incidents(run, config.train.global_batch_size)
-        guard = config.guard
+        self.saved = progress.step  # the step of the last save, which may still be running
+        self.ledger = Ledger(folder, progress.step) if report.main else None
+        self.incidents = Incidents(folder, self.config.train.global_batch_size)
+        guard = self.config.guard
         self.guard = Guard(guard.spike, guard.rollbacks, self.incidents.left_out)
         self.engine.judge = self.guard.judge
-        self.bad_shards = BadShards(config.data, parts.batches.reader, self.incidents)
-        self.why = ""  # of the step that was refused last
+        self.bad_shards = BadShards(self.config.data, self.task.skip_shard, self.incidents)
+        self.fault = ""  # of the step that was refused last
         _freeze_garbage()
-        self.pace = Pace(parts.grid, device)
-        self.watch = Stopwatch(dog.recorder.seconds)
+        self.pace = Pace(run.grid, self.engine.device)
+        self.stopwatch = Stopwatch(watchdog.recorder.seconds)
 
     def train(self) -> None:
-        """Raises `UserError` on all ranks alike, and `StopRequested` behind a save."""
+        """Raises `UserError` on all ranks alike, and `StopRequested` after a save."""
         while self.progress.step < self.config.train.steps:
-            first = self.progress.step
-            with Prefetcher(lambda step: own_batches(self.parts, step), first) as feed:
-                self._go_on(feed)
-        self._score()
+            with Prefetcher(self.run.micro_batches, self.progress.step) as feed:
+                self._train_from(feed)
+        self._evaluate()
         self._save()
         self.saver.wait()
 
-    def _go_on(self, feed: Prefetcher) -> None:
-        """Trains until all steps are done, or the batches to come are others than `feed` has."""
+    def _train_from(self, feed: Prefetcher) -> None:
+        """Trains until all steps are done, or the next batches are not those of `feed`."""
         steps = self.config.train.steps
         while self.progress.step < steps:
             step = self.progress.step
             try:
-                batches, agreed = self._batches(feed)
+                batches, agreed = self._next_batches(feed)
             except BadShard as bad:
                 self.report.say(self.bad_shards.leave_out(step, bad))
                 return
             numbers = None
             if step not in self.guard.left_out:
-                numbers = self._take(step, batches, agreed.masked_tokens)
-                if numbers is None and not self._remedied(step):
+                numbers = self._try_step(step, batches, agreed.normaliser)
+                if numbers is None and not self._recovered(step):
                     return
             if numbers is None:
-                pass_over(self.engine)
+                self.engine.skip_step()
             if self.ledger is not None:
                 self.ledger.add(0 if numbers is None else agreed.digest)
-            done = self.progress.step = step + 1
-            if _due(done, self.config.checks.replicas_every):
-                check_weights_agree(self.engine, self.saver, done)
-            self.report.step(done)
-            if _due(done, self.config.train.log_every) or done in (1, steps):
-                self._log(numbers or Numbers())
-            with self.watch.pause():
-                # Scored first, so that a checkpoint's evaluation is never missing after a resume.
-                if _due(done, self.config.eval.every) and done < steps:
-                    self._score()
-                # Not behind one that is left out: only the next that is not shows a state good.
-                if _due(done, self.config.checkpoint.every) and numbers is not None:
-                    self._save()
+            self.progress.step = step + 1
+            self._after_step(numbers)
 
-    def _batches(self, feed: Prefetcher) -> tuple[list[MicroBatch], Agreement]:
-        """This data rank's next micro-batches, and what all know of the global batch.
+    def _after_step(self, numbers: Numbers | None) -> None:
+        """What happens between steps: checks, logging, evaluation, saving."""
+        done, steps, config = self.progress.step, self.config.train.steps, self.config
+        if _is_due(done, config.checks.replicas_every):
+            check_weights_agree(self.engine, self.saver, done)
+        self.report.step(done)
+        if _is_due(done, config.train.log_every) or done in (1, steps):
+            self._log(numbers or Numbers())
+        with self.stopwatch.pause():
+            # Evaluated first, so that a checkpoint's evaluation is never missing after a resume.
+            if _is_due(done, config.eval.every) and done < steps:
+                self._evaluate()
+            # Not after a skipped step: only one that was applied shows that the state is good.
+            if _is_due(done, config.checkpoint.every) and numbers is not None:
+                self._save()
 
-        Raises on all ranks what a rank has met, or that the run is to stop.
+    def _next_batches(self, feed: Prefetcher) -> tuple[list[Any], Agreement]:
+        """This data rank's next micro-batches, and what all ranks know of the global batch.
+
+        Raises on all ranks the error of any rank, or `StopRequested`.
         """
-        self.dog.at("data")
-        batches, error = _next(feed, self.watch)
-        asked = self.report.main and (self.run / STOP).exists()
-        self.dog.at("step")
+        self.watchdog.at("data")
+        batches, error = _fetch(feed, self.stopwatch)
+        stop = self.report.main and (self.folder / STOP).exists()
+        self.watchdog.at("step")
         error = error or self.saver.look()
-        agreed = agree(self.parts.grid, self.engine.device, batches, asked, error)
+        normaliser = self.task.normaliser(batches)
+        agreed = agree(self.run.grid, self.engine.device, batches, normaliser, stop, error)
         if agreed.stop:
             self._save()
             self.saver.wait()
@@ -152,36 +146,35 @@ class Loop:
             )
         return batches, agreed
 
-    def _take(self, step: int, batches: list[MicroBatch], masked: int) -> Numbers | None:
-        """Makes a step; None: it was refused, and has left no trace."""
+    def _try_step(self, step: int, batches: list[Any], normaliser: int) -> Numbers | None:
+        """Takes a step; None: it was refused, and has left no trace."""
         config, engine = self.config, self.engine
         lr = learning_rate(step, config.train.steps, config.optim.lr, config.schedule)
-        ready = prepared(batches, self.parts, config.seed, step, masked, self.losses)
-        if _due(step + 1, config.checks.replicas_every):
-            check_batches_agree(engine, ready, self.saver, step + 1)
-        before = self.losses.clone()
+        scaled = self.run.scaled(batches, step, normaliser)
+        if _is_due(step + 1, config.checks.replicas_every):
+            check_batches_agree(engine, scaled, self.saver, step + 1)
         for _ in range(TRIES):
-            loss = engine.train_batch(ready, lr)
-            norm = engine.grad_norm
-            self.watch.steps += 1
-            if engine.applied:
+            result = engine.train_batch(scaled, lr)
+            loss, norm = result.loss, result.grad_norm
+            self.stopwatch.steps += 1
+            if result.applied:
+                self.tally.add(scaled, result.outputs)
                 self.guard.applied(step, loss, norm)
                 return Numbers(loss, norm, lr)
-            self.losses.copy_(before)
-            alone = f"the gradient on rank {engine.refused_by} is wrong: it is not that of others"
-            self.why = self.guard.fault(loss, norm) or alone
-            self.incidents.refused(step, self.why, loss, norm)
-            self.report.say(f"Step {step + 1} is not applied: {self.why}")
+            alone = f"the gradient on rank {result.refused_by} is wrong: it is not that of others"
+            self.fault = self.guard.fault(loss, norm) or alone
+            self.incidents.refused(step, self.fault, loss, norm)
+            self.report.say(f"Step {step + 1} is not applied: {self.fault}")
         return None
 
-    def _remedied(self, step: int) -> bool:
-        """Whether the run goes on behind a step that was refused; if not, it has gone back.
+    def _recovered(self, step: int) -> bool:
+        """Whether training continues after a refused step; if not, the run has gone back.
 
         Raises `NumbersError` where nothing helps.
         """
         remedy = self.guard.remedy(step)
         if remedy.back:
-            self._go_back(step, min(remedy.leave_out, default=step))
+            self._roll_back(step, min(remedy.leave_out, default=step))
         elif not remedy.leave_out:
             self.saver.wait()
             raise NumbersError(self._no_remedy(step))
@@ -192,28 +185,28 @@ class Loop:
                 self.report.say(f"The batch of step {each + 1} is left out from now on")
         return not remedy.back
 
-    def _go_back(self, step: int, at_most: int) -> None:
-        """To the last good checkpoint of so many steps, or to the beginning where there is none."""
-        self.dog.at("roll back")
-        with self.watch.pause():
+    def _roll_back(self, step: int, at_most: int) -> None:
+        """To the last good checkpoint of at most so many steps; without one, to the beginning."""
+        self.watchdog.at("roll back")
+        with self.stopwatch.pause():
             self.saver.wait()
-            begun = self.saver.last is not None
-            found, passed = checkpoint.choose(self.run, at_most)
-            for wrong in passed:
-                self.report.say(f"Passed over: {wrong}")
+            had_checkpoint = self.saver.last is not None
+            found, damaged = checkpoint.choose(self.folder, at_most)
+            for sentence in damaged:
+                self.report.say(f"Passed over: {sentence}")
             if found is not None:
                 to = checkpoint.read_manifest(found).step
                 checkpoint.restore(self.engine, found, to)
                 self.saver.last = to
-            elif begun:
+            elif had_checkpoint:
                 raise DataError(
-                    f"{self.run} has lost its checkpoints while it ran, and step {step + 1} needs "
-                    f"one to go on from; put them back, and start the run again"
+                    f"{self.folder} has lost its checkpoints while it ran, and step {step + 1} "
+                    f"needs one to go on from; put them back, and start the run again"
                 )
             else:
                 to = 0
-                self.parts.begin_again()
-            self.losses.zero_()
+                self.run.restart()
+            self.tally.clear()
             self.progress.step = self.saved = to
             self.report.back(to)
             if self.ledger is not None:
@@ -225,21 +218,20 @@ class Loop:
         limit, stands, keeps = self.guard.limit, "nothing was saved before", ""
         if self.saver.last is not None:
             stands = f"the checkpoint of step {self.saver.last} stands"
-            keeps = f" (weights={self.run} keeps what is learnt)"
+            keeps = f" (weights={self.folder} keeps what is learnt)"
         tried = f"also after {limit} returns to a checkpoint" if limit else "twice"
         return (
-            f"step {step + 1}: {self.why}, {tried} (guard.rollbacks={limit}); {stands}; begin a "
+            f"step {step + 1}: {self.fault}, {tried} (guard.rollbacks={limit}); {stands}; begin a "
             f"new run with a lower optim.lr or more schedule.warmup_steps{keeps}"
         )
 
     def _log(self, numbers: Numbers) -> None:
-        self.dog.at("log")
-        done = self.progress.step
-        by_language = gather(self.engine, self.losses, self.languages).by_language
-        self.losses.zero_()
-        seconds, waiting, own = self.watch.look()
-        speed = self.tokens_per_step / seconds
-        flops = self.parts.flops_per_token * speed
+        self.watchdog.at("log")
+        done, tokens = self.progress.step, self.task.tokens_per_step
+        tallied = self.tally.take(self.engine)
+        seconds, waiting, own = self.stopwatch.look()
+        speed = tokens / seconds
+        peak, flops = peak_flops(self.engine.device), self.task.flops_per_token * speed
         ranks, slow = self.pace.row(own)
         counts = self.incidents.counts
         self.report.step_metrics(
@@ -248,13 +240,13 @@ class Loop:
                 "loss": numbers.loss,
                 "lr": numbers.lr,
                 "grad_norm": numbers.grad_norm,
-                "tokens": done * self.tokens_per_step,
+                "tokens": done * tokens,
                 "tokens_per_second": speed,
-                "mfu": self.peak and flops / self.peak / dist.get_world_size(),
+                "mfu": peak and flops / peak / dist.get_world_size(),
                 "seconds_data": waiting,
                 "seconds_step": seconds,
-                "loss_by_language": by_language,
-                **self._seen(done).by_language(),
+                **tallied,
+                **self.task.progress(done, self.guard.left_out),
                 **ranks,
                 **({"incidents": counts} if counts else {}),
             }
@@ -262,17 +254,12 @@ class Loop:
         if slow is not None:
             self.report.say(slow)
 
-    def _seen(self, done: int) -> Exposure:
-        """What the first `done` steps have seen; samples of bad shards count."""
-        batches, batch = self.parts.batches, self.config.train.global_batch_size
-        return Exposure(batches.order, batches.reader, batch, done, self.guard.left_out)
-
-    def _score(self) -> None:
-        self.dog.at("evaluate")
-        scored = evaluate(self.engine, self.parts.heldout, lambda: self.dog.at("evaluate"))
-        self.progress.eval_loss = scored.mean
+    def _evaluate(self) -> None:
+        self.watchdog.at("evaluate")
+        scores = self.task.evaluate(self.engine, lambda: self.watchdog.at("evaluate"))
+        self.progress.eval_loss = scores.loss
         done = self.progress.step
-        self.report.evaluation(done, done * self.tokens_per_step, scored.described(self.entropy))
+        self.report.evaluation(done, done * self.task.tokens_per_step, scores)
 
     def _save(self) -> None:
         """Saves, unless this step is saved already."""
@@ -280,14 +267,14 @@ class Loop:
         if done <= self.saved:
             return
         self.saved = done
-        if self.config.checks.replicas_every:  # so that every checkpoint is of replicas that agreed
+        if self.config.checks.replicas_every:  # every checkpoint is of replicas that agreed
             check_weights_agree(self.engine, self.saver, done)
-        self.dog.at("save")
+        self.watchdog.at("save")
         self.saver.save(
             checkpoint.Manifest(
                 step=done,
                 samples=done * self.config.train.global_batch_size,
-                index=self.parts.index.hash,
+                index=self.task.data_hash,
                 config=as_dict(self.config),
                 tracker_id=self.report.tracker_id,
             )
@@ -295,13 +282,13 @@ class Loop:
         self.guard.saved(done)
 
 
-def _due(done: int, every: int) -> bool:
+def _is_due(done: int, every: int) -> bool:
     """Whether what happens `every` so many steps (0: never) happens after `done` of them."""
     return bool(every) and done % every == 0
 
 
-def _next(feed: Prefetcher, watch: Stopwatch) -> tuple[list[MicroBatch], UserError | None]:
-    """The next micro-batches; an error is kept, so that all ranks learn of it together."""
+def _fetch(feed: Prefetcher, stopwatch: Stopwatch) -> tuple[list[Any], UserError | None]:
+    """The next micro-batches; an error is returned, so that all ranks learn of it together."""
     since = time.perf_counter()
     try:
         return feed.next(), None
@@ -310,7 +297,7 @@ def _next(feed: Prefetcher, watch: Stopwatch) -> tuple[list[MicroBatch], UserErr
     except OSError as error:
         return [], DataError(f"the shards cannot be read any more ({error}); start the run again")
     finally:
-        watch.waited(since)
+        stopwatch.waited(since)
 
 
 def _freeze_garbage() -> None:

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from mlm.batch.micro_batch import MicroBatch
 from mlm.config.settings import TrainConfig
 from mlm.errors import UserError
 from parallel.groups import ProcessGrid
@@ -54,10 +53,10 @@ def start_process_group(device: str) -> torch.device:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all ranks know before a step: of the global batch its masked tokens and its digest, and
-    a wish to stop."""
+    """What all ranks know before a step: the normaliser and the digest of the global batch, and
+    whether to stop."""
 
-    masked_tokens: int
+    normaliser: int
     digest: int
     stop: bool
 
@@ -65,24 +64,26 @@ class Agreement:
 def agree(
     grid: ProcessGrid,
     device: torch.device,
-    batches: Sequence[MicroBatch],
+    batches: Sequence[Any],
+    normaliser: int,
     stop: bool,
     error: UserError | None,
 ) -> Agreement:
     """One collective per step: counts the global batch, and no rank stops or fails alone.
 
-    batches: this data rank's micro-batches. Raises the first failing rank's error on every rank.
+    batches: this data rank's micro-batches; normaliser: theirs. Raises the first failing rank's
+    error on every rank.
     """
     own = [0, 0]
     if grid.tp_rank == 0 and grid.pp_rank == 0:  # the others of a data rank have the same
         digests = torch.tensor([batch.digest for batch in batches], dtype=torch.int64)
-        own = [sum(batch.masked_tokens for batch in batches), int(digests.sum())]
+        own = [normaliser, int(digests.sum())]
     votes = torch.tensor([*own, stop, error is not None], dtype=torch.int64, device=device)
     dist.all_reduce(votes)  # of int64, which wraps around
-    masked, digest, stops, errors = votes.tolist()
+    normaliser, digest, stops, errors = votes.tolist()
     if errors:
         raise_together(error)
-    return Agreement(masked, digest, stops > 0)
+    return Agreement(normaliser, digest, stops > 0)
 
 
 def raise_together(error: UserError | None) -> None:

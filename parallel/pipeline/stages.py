@@ -1,9 +1,7 @@
-"""A model as one ordered list of layers, and its cut into pipeline stages."""
+"""A model as one ordered list of layers."""
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,9 +11,10 @@ from torch import Tensor, nn
 class StageLayer:
     """One entry of the list that both the plain and the pipelined model are made from.
 
-    A layer is called as `module(x, batch)`, `x` being what the layer before gave (the batch's
-    `inputs` for the first one), and gives the next `x`; the last layer gives the loss, a scalar.
-    Between stages `x` must be one float tensor; inside a stage it may be anything.
+    A layer is called as `module(x, batch)`, where `x` is the result of the layer before it (for the
+    first one, the batch's `inputs`), and returns the next `x`. The last layer returns `(loss,
+    outputs)`: a scalar, and a dict of tensors that the engine hands back. Between stages `x` is one
+    float tensor; inside a stage it may be anything.
     """
 
     name: str  # what its parameters' names begin with in a checkpoint
@@ -26,36 +25,6 @@ class StageLayer:
     tied: str | None = None  # layers of one key share a module (or a copy of it on another stage)
     joined: bool = False  # stays on the stage of the layer before it
     recompute: bool = False  # may be run again in the backward pass instead of being remembered
-
-
-def balance(layers: Sequence[StageLayer], stages: int) -> list[int]:
-    """Cuts `layers` into `stages` runs whose heaviest is as light as can be.
-
-    The weight of a run is its share of the FLOPs plus its share of the parameters, so neither
-    the time nor the memory of a stage stands out; embedding and head count like any layer.
-    Returns the `stages + 1` bounds. Raises ValueError with more stages than can be cut.
-    """
-    flops = sum(layer.flops for layer in layers) or 1.0
-    parameters = sum(layer.parameters for layer in layers) or 1
-    cuts = [i for i, layer in enumerate(layers) if not layer.joined] + [len(layers)]
-    weights = [
-        sum(layer.flops / flops + layer.parameters / parameters for layer in layers[start:stop])
-        for start, stop in itertools.pairwise(cuts)
-    ]
-    if stages > len(weights):
-        raise ValueError(f"{stages} stages cannot be cut from {len(weights)} layers")
-
-    @cache
-    def best(first: int, left: int) -> tuple[float, tuple[int, ...]]:
-        if left == 1:
-            return sum(weights[first:]), (len(weights),)
-        options = []
-        for stop in range(first + 1, len(weights) - left + 2):
-            rest, bounds = best(stop, left - 1)
-            options.append((max(sum(weights[first:stop]), rest), (stop, *bounds)))
-        return min(options)
-
-    return [0] + [cuts[bound] for bound in best(0, stages)[1]]
 
 
 def run_layers(layers, modules, x, batch, recompute: bool) -> Any:

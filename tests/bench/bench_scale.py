@@ -44,7 +44,7 @@ from mlm.data.index import SAMPLE_FIELDS, SHARD, Index, Totals, write_index
 from mlm.data.order.mix import shares
 from mlm.data.writing.journal import Added, Journal
 from mlm.data.writing.tars import SAMPLE_IDS, Ids, TokenTars
-from mlm.training.build import training_batches
+from mlm.tasks.pretraining.batches import training_batches
 
 LANGUAGES, SAMPLES, VOCAB, ROWS = 100, 10, 250002, 8
 POSITIONS = (0, 10**6, 10**9, 10**10)

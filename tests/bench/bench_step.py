@@ -28,7 +28,8 @@ from mlm.config.settings import OptimConfig
 from mlm.model.config import ModelConfig
 from mlm.model.masked_lm import masked_lm_layers
 from mlm.training.optimizer import make_adamw
-from parallel.engine.deepspeed import EngineSettings, build_engine
+from parallel.engine.build import build_engine
+from parallel.engine.interface import EngineSettings
 from parallel.groups import make_grid
 from parallel.layout import Layout
 from parallel.pipeline.stages import WholeModel, canonical_name
@@ -60,7 +61,7 @@ def plain(config: ModelConfig, seq_len: int) -> Callable[[MicroBatch], float]:
     optimizer = make_adamw(named, OPTIM)
 
     def step(batch: MicroBatch) -> float:
-        loss = model(batch.input_ids, batch)
+        loss, _ = model(batch.input_ids, batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -75,7 +76,7 @@ def engine(config: ModelConfig, rows: int, seq_len: int) -> Callable[[MicroBatch
     layers = masked_lm_layers(config, seq_len=seq_len)
     settings = EngineSettings(rows, 1, OPTIM.clip, torch.bfloat16)
     built = build_engine(layers, grid, lambda named: make_adamw(named, OPTIM), settings)
-    return lambda batch: built.train_batch([batch], OPTIM.lr)
+    return lambda batch: built.train_batch([batch], OPTIM.lr).loss
 
 
 def peer(config: ModelConfig, masters: bool) -> Callable[[MicroBatch], float]:

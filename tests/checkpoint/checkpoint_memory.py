@@ -11,8 +11,8 @@ from mlm.config.settings import OptimConfig
 from mlm.model.config import ModelConfig
 from mlm.model.masked_lm import masked_lm_layers
 from mlm.training.optimizer import make_adamw
-from parallel.engine.deepspeed import Engine, EngineSettings, build_engine
-from parallel.engine.state import pieces
+from parallel.engine.build import build_engine
+from parallel.engine.interface import Engine, EngineSettings
 from parallel.groups import make_grid
 from parallel.layout import Layout
 from tests.memory import added_by
@@ -42,11 +42,11 @@ def engine_of(config: ModelConfig, layout: Layout) -> Engine:
 def cost(config: ModelConfig, layout: Layout, folder: Path) -> Cost:
     """Saves twice, at once and in the background, and loads."""
     engine = engine_of(config, layout)
-    for piece in pieces(engine):
+    for piece in engine.pieces():
         for number, tensor in enumerate(piece.tensors.values()):
             tensor.fill_(number + 1.0)  # so that all of it is in memory
-    held = {p.data_ptr() for piece in pieces(engine) for p in piece.tensors.values()}
-    own = sum(4 * len(t) for piece in pieces(engine) for t in piece.tensors.values())
+    held = {p.data_ptr() for piece in engine.pieces() for p in piece.tensors.values()}
+    own = sum(4 * len(t) for piece in engine.pieces() for t in piece.tensors.values())
     found, seconds = [], []
     for background in (False, True):
         saver = checkpoint.Saver(engine, folder, checkpoint.Keep(2), background)
@@ -65,12 +65,12 @@ def cost(config: ModelConfig, layout: Layout, folder: Path) -> Cost:
         del saver, save
     step = checkpoint.newest(folder)
     assert step is not None
-    for piece in pieces(engine):
+    for piece in engine.pieces():
         for tensor in piece.tensors.values():
             tensor.zero_()
     load, _ = added_by(lambda: checkpoint.restore(engine, step, 2))
-    for piece in pieces(engine):
+    for piece in engine.pieces():
         for number, tensor in enumerate(piece.tensors.values()):
             assert torch.equal(tensor, torch.full_like(tensor, number + 1.0)), piece.name
-    assert held == {p.data_ptr() for piece in pieces(engine) for p in piece.tensors.values()}
+    assert held == {p.data_ptr() for piece in engine.pieces() for p in piece.tensors.values()}
     return Cost(own, found[0], seconds[0], found[1], seconds[1], load)

@@ -10,7 +10,7 @@ import torch
 from mlm import checkpoint
 from mlm.errors import DATA, DONE, REQUEUE
 from mlm.weights.stored import open_weights
-from parallel.engine.deepspeed import Engine
+from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from tests.training_fixtures import config, evaluations, metrics, run
 
 pytestmark = pytest.mark.ranks
@@ -68,7 +68,7 @@ def test_a_request_to_stop_saves_and_asks_for_another_start(tmp_path, monkeypatc
     run(tmp_path / "whole", whole)
     asked = tmp_path / "asked"
     asked.mkdir()
-    train_batch, seen = Engine.train_batch, []
+    train_batch, seen = DeepSpeedEngine.train_batch, []
 
     def asking(self, batches, lr):
         seen.append(lr)
@@ -77,7 +77,7 @@ def test_a_request_to_stop_saves_and_asks_for_another_start(tmp_path, monkeypatc
         return train_batch(self, batches, lr)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "train_batch", asking)
+        patched.setattr(DeepSpeedEngine, "train_batch", asking)
         outcome = run(asked, whole)
     assert outcome["code"] == REQUEUE
     assert "stopped as asked after step 3" in outcome["sentence"]

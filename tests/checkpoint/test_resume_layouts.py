@@ -11,7 +11,7 @@ import torch.distributed.checkpoint as dcp
 from mlm import checkpoint
 from mlm.config.settings import TrainConfig, as_dict
 from mlm.errors import DONE
-from mlm.training.build import Parts, build, own_batches, prepared
+from mlm.training.build import TrainingRun, build
 from mlm.training.optimizer import learning_rate
 from mlm.training.world import agree
 from tests.ranks import run_ranks
@@ -40,31 +40,29 @@ def ranks_of(made: TrainConfig) -> int:
     return made.parallel.tp * made.parallel.pp * int(made.parallel.dp)
 
 
-def trained(parts: Parts, made: TrainConfig, steps: range) -> list[float]:
+def trained(built: TrainingRun, made: TrainConfig, steps: range) -> list[float]:
     """The losses of some steps."""
-    engine, losses = parts.engine, []
-    found = torch.zeros(len(parts.index.languages), 2, dtype=torch.float64)
+    engine, losses = built.engine, []
     for step in steps:
-        batches = own_batches(parts, step)
-        total = agree(parts.grid, engine.device, batches, False, None).masked_tokens
+        batches = built.micro_batches(step)
+        masked = built.task.normaliser(batches)
+        total = agree(built.grid, engine.device, batches, masked, False, None).normaliser
         lr = learning_rate(step, made.train.steps, made.optim.lr, made.schedule)
-        losses.append(
-            engine.train_batch(prepared(batches, parts, made.seed, step, total, found), lr)
-        )
+        losses.append(engine.train_batch(built.scaled(batches, step, total), lr).loss)
     return losses
 
 
-def save(parts: Parts, made: TrainConfig, folder: Path) -> None:
-    manifest = checkpoint.Manifest(SAVED, 0, parts.index.hash, as_dict(made))
-    checkpoint.Saver(parts.engine, folder, checkpoint.Keep(1)).save(manifest)
+def save(built: TrainingRun, made: TrainConfig, folder: Path) -> None:
+    manifest = checkpoint.Manifest(SAVED, 0, built.task.data_hash, as_dict(made))
+    checkpoint.Saver(built.engine, folder, checkpoint.Keep(1)).save(manifest)
 
 
 def begin(made: TrainConfig, folder: Path) -> list[float]:
     """Trains and saves, then goes on without a break; the losses behind the checkpoint."""
-    parts = build(made)
-    trained(parts, made, range(SAVED))
-    save(parts, made, folder)
-    return trained(parts, made, range(SAVED, SAVED + MORE))
+    built = build(made)
+    trained(built, made, range(SAVED))
+    save(built, made, folder)
+    return trained(built, made, range(SAVED, SAVED + MORE))
 
 
 @cache
@@ -78,13 +76,13 @@ def source(name: str, dtype: str = "fp32") -> tuple[Path, list[float]]:
 
 def go_on(made: TrainConfig, sources: list[Path], out: Path) -> list[list[float]]:
     """Losses behind each of the checkpoints, which are saved again before, in one engine."""
-    parts, losses = build(made, resuming=True), []
+    built, losses = build(made, resuming=True), []
     for folder in sources:
         found = checkpoint.newest(folder)
         assert found is not None
-        checkpoint.restore(parts.engine, found, SAVED)
-        save(parts, made, out / folder.name)
-        losses.append(trained(parts, made, range(SAVED, SAVED + MORE)))
+        checkpoint.restore(built.engine, found, SAVED)
+        save(built, made, out / folder.name)
+        losses.append(trained(built, made, range(SAVED, SAVED + MORE)))
     return losses
 
 

@@ -10,7 +10,8 @@ import torch
 
 import mlm
 from mlm.family.stages import TaskBatch, stage_layers
-from parallel.engine.deepspeed import EngineSettings, build_engine
+from parallel.engine.build import build_engine
+from parallel.engine.interface import EngineSettings
 from parallel.groups import make_grid
 from parallel.keys import key
 from parallel.layout import Layout
@@ -196,7 +197,7 @@ def staged(name: str, config) -> list:
     micro = task_batches(name, 0)[0].input_ids.shape[0]
     settings = EngineSettings(micro, MICRO_BATCHES)
     engine = build_engine(layers, grid, optimizer, settings)
-    losses = [engine.train_batch(task_batches(name, step), LR) for step in range(STEPS)]
+    losses = [engine.train_batch(task_batches(name, step), LR).loss for step in range(STEPS)]
     weights = {}
     for label, parameter, weight in whole_weights(engine):
         weights[label] = (shard_of(parameter) and shard_of(parameter).dim, weight.clone())

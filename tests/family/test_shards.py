@@ -16,7 +16,7 @@ from mlm.weights.load import filler, full_shapes
 from mlm.weights.source import open_weights
 from parallel.groups import make_grid
 from parallel.layout import Layout
-from parallel.pipeline.stages import balance
+from parallel.pipeline.cut import balance
 from parallel.sharding import shard_of, slice_of
 from tests.family.family_fixtures import our_model, tokens
 from tests.family.test_weights import equal, tensors

@@ -11,8 +11,8 @@ import mlm.health.guard
 from mlm import checkpoint
 from mlm.errors import DONE
 from mlm.weights.stored import open_weights
-from parallel.engine.deepspeed import Engine
-from parallel.engine.state import loaded, pieces
+from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
+from parallel.engine.interface import Engine
 from parallel.keys import key
 from tests.checkpoint.test_resume import exact
 from tests.training_fixtures import evaluations, run
@@ -42,7 +42,7 @@ def layouts(*fast: str):
 def at(*steps: int, times: int = 1, do, rank: int | None = None):
     """A `train_batch` that calls `do(engine, here)` on all ranks before the first `times` tries of
     each of `steps`; `here` is true on the last rank, or on `rank`."""
-    train_batch, tried = Engine.train_batch, Counter()
+    train_batch, tried = DeepSpeedEngine.train_batch, Counter()
 
     def faulty(self, batches, lr):
         own = self.grid.dp_rank
@@ -62,7 +62,8 @@ def gradient_of(value: float, name: str = ""):
     """Makes one number of a rank's next gradient `value`: of its last parameter, or of another."""
 
     def spoil(engine: Engine, here: bool) -> None:
-        parameter = engine.parameters()[-1][1] if not name else dict(engine.parameters())[name]
+        named = engine.named_parameters()
+        parameter = dict(named)[name] if name else named[-1][1]
 
         def change(gradient):
             handle.remove()
@@ -80,10 +81,10 @@ def weights_times(factor: float, everywhere: bool = False):
     """Multiplies weights of one rank, or of all, as the model computes with them and as masters."""
 
     def spoil(engine: Engine, here: bool) -> None:
-        found = pieces(engine)
+        found = engine.pieces()
         for piece in found if everywhere else found[-2:] * here:
             piece.tensors["weight"].mul_(factor)
-        loaded(engine, 0)
+        engine.pieces_changed(0)
 
     return spoil
 
@@ -130,7 +131,7 @@ def faulty(monkeypatch):
 
     def made(folder: Path, settings, fault, enough: int = mlm.health.guard.ENOUGH) -> dict:
         with monkeypatch.context() as patched:
-            patched.setattr(Engine, "train_batch", fault)
+            patched.setattr(DeepSpeedEngine, "train_batch", fault)
             patched.setattr(mlm.health.guard, "ENOUGH", enough)  # steps before there is a median
             return run(folder, settings)
 

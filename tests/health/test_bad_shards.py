@@ -19,8 +19,8 @@ from mlm.data.reading.reader import TokenReader
 from mlm.errors import DATA, DONE, FAILED, BadShard, DataError
 from mlm.health.bad_shards import BadShards
 from mlm.health.incidents import BAD_SHARD, read_incidents
+from mlm.tasks.pretraining.batches import training_batches
 from mlm.training.audit import Audit
-from mlm.training.build import training_batches
 from tests.text_fixtures import small_shards, tokenizer
 from tests.training_fixtures import config, metrics, run
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-import mlm.training.loop
 from mlm import checkpoint
 from mlm.errors import DONE, FAILED
 from mlm.health.drift import _ranks
-from parallel.engine.deepspeed import Engine
+from mlm.training.build import TrainingRun
+from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from tests.checkpoint.test_resume import exact
 from tests.parallel.test_replicas import NORM, WORDS, flip
 from tests.training_fixtures import config, metrics, run
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.ranks
 
 def faulty(name: str, rank: int, step: int):
     """A `train_batch` after whose `step`-th call a bit of a weight is another on one rank."""
-    train_batch, calls = Engine.train_batch, []
+    train_batch, calls = DeepSpeedEngine.train_batch, []
 
     def failing(self, batches, lr):
         loss = train_batch(self, batches, lr)
         calls.append(loss)
         if len(calls) == step and self.grid.rank == rank:
-            flip(dict(self.parameters())[name], 22)
+            flip(dict(self.named_parameters())[name], 22)
         return loss
 
     return failing
@@ -53,7 +53,7 @@ def test_a_drifting_run_stops_and_goes_on_from_before(
     assert run(tmp_path / "whole", made)["code"] == DONE
     drifted = tmp_path / "drifted"
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "train_batch", faulty(name, rank, 5))
+        patched.setattr(DeepSpeedEngine, "train_batch", faulty(name, rank, 5))
         outcome = run(drifted, made)
     assert (outcome["code"], outcome["step"]) == (FAILED, 5)
     assert outcome["sentence"].startswith(f"step 5: {name} ")
@@ -68,7 +68,7 @@ def test_no_checkpoint_of_replicas_that_differ_is_written(tmp_path, monkeypatch)
     """The comparison that precedes a checkpoint, between those that are due."""
     made = config(parallel={"tp": 2}, checks={"replicas_every": 100})
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "train_batch", faulty(NORM, 1, 2))
+        patched.setattr(DeepSpeedEngine, "train_batch", faulty(NORM, 1, 2))
         outcome = run(tmp_path, made)
     assert outcome["code"] == FAILED
     assert f"step 2: {NORM} differs between its tensor replicas" in outcome["sentence"]
@@ -76,9 +76,9 @@ def test_no_checkpoint_of_replicas_that_differ_is_written(tmp_path, monkeypatch)
     assert checkpoint.all_checkpoints(tmp_path) == []
     unchecked = config(parallel={"tp": 2}, train={"steps": 2}, checks={"replicas_every": 0})
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "train_batch", faulty(NORM, 1, 2))
+        patched.setattr(DeepSpeedEngine, "train_batch", faulty(NORM, 1, 2))
         assert run(tmp_path, unchecked)["code"] == DONE
-        patched.setattr(Engine, "train_batch", faulty(NORM, 1, 1))
+        patched.setattr(DeepSpeedEngine, "train_batch", faulty(NORM, 1, 1))
         outcome = run(tmp_path, config(parallel={"tp": 2}, checks={"replicas_every": 1}))
     assert outcome["sentence"].endswith(
         "step-00000002, which was saved without checks.replicas_every"
@@ -89,16 +89,16 @@ def test_no_checkpoint_of_replicas_that_differ_is_written(tmp_path, monkeypatch)
     ("parallel", "field"), [({"tp": 2}, "input_ids"), ({"pp": 2}, "dropout_key")]
 )
 def test_a_batch_that_differs_stops_before_its_step(parallel, field, tmp_path, monkeypatch):
-    prepared = mlm.training.loop.prepared
+    scaled = TrainingRun.scaled
 
-    def differing(*arguments):
-        batches = prepared(*arguments)
-        if os.environ["RANK"] == "1" and arguments[3] == 2:
+    def differing(self, batches, step, normaliser):
+        batches = scaled(self, batches, step, normaliser)
+        if os.environ["RANK"] == "1" and step == 2:
             value = getattr(batches[1], field)
             batches[1] = replace(batches[1], **{field: value ^ 1})
         return batches
 
-    monkeypatch.setattr(mlm.training.loop, "prepared", differing)
+    monkeypatch.setattr(TrainingRun, "scaled", differing)
     outcome = run(tmp_path, config(parallel=parallel, checks={"replicas_every": 3}))
     assert (outcome["code"], outcome["step"]) == (FAILED, 2)
     axis = "tensor" if "tp" in parallel else "pipeline"

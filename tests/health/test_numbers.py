@@ -8,7 +8,7 @@ import torch
 
 from mlm import checkpoint
 from mlm.errors import DONE
-from parallel.engine.deepspeed import Engine
+from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from tests.health.fault_fixtures import (
     LAYOUTS,
     NAN,
@@ -130,16 +130,17 @@ def test_a_gradient_that_goes_wrong_once_it_is_reduced_leaves_no_trace(
     parallel, dtype, value, whole, tmp_path, monkeypatch
 ):
     """One rank alone has it, and the others wait for it with the next collective."""
-    made, look, looks = config(parallel=parallel, train={"dtype": dtype}), Engine._look_and_step, []
+    made, calls = config(parallel=parallel, train={"dtype": dtype}), []
+    complete = DeepSpeedEngine._gradients_complete
 
     def spoil(self):
-        looks.append(1)
-        if len(looks) == 3 and self.grid.rank == 1:
-            self._gradients()[0].view(-1)[0] = value
-        look(self)
+        calls.append(1)
+        if len(calls) == 3 and self.grid.rank == 1:
+            self.zero.gradients()[0].view(-1)[0] = value
+        complete(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "_look_and_step", spoil)
+        patched.setattr(DeepSpeedEngine, "_gradients_complete", spoil)
         assert run(tmp_path, made)["code"] == DONE
     assert what(tmp_path) == [("refused", 3)]
     same(tmp_path, whole(made))

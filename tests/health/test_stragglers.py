@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mlm.train
 from mlm.errors import DONE
 from mlm.health.stragglers import FACTOR, ROWS, Pace, Stragglers
+from mlm.tracking.report import Report
 from mlm.training.throughput import Stopwatch
 from parallel.groups import make_grid
 from parallel.layout import Layout
@@ -76,7 +76,7 @@ def test_all_ranks_know_the_times_of_all():
 @pytest.mark.ranks
 def test_a_run_names_its_straggler(tmp_path, monkeypatch):
     """Rank 1's stopwatch says that it works for a hundred times as long as it did."""
-    look, say = Stopwatch.look, mlm.train.Report.say
+    look, say = Stopwatch.look, Report.say
 
     def slower(self):
         seconds, data, own = look(self)
@@ -89,7 +89,7 @@ def test_a_run_names_its_straggler(tmp_path, monkeypatch):
         say(self, text)
 
     monkeypatch.setattr(Stopwatch, "look", slower)
-    monkeypatch.setattr(mlm.train.Report, "say", kept)
+    monkeypatch.setattr(Report, "say", kept)
     assert run(tmp_path, config(parallel={"tp": 2}, train={"steps": 4}))["code"] == DONE
     rows = metrics(tmp_path)
     assert [row.get("straggler") for row in rows] == [None, None, 1, None]

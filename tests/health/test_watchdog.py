@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-import mlm.train
 from mlm.config.settings import as_dict
 from mlm.data.prepare import prepare
 from mlm.data.reading.reader import TokenReader
 from mlm.errors import DONE, FAILED
 from mlm.health import heartbeat
 from mlm.health.watchdog import Watchdog
-from parallel.engine.deepspeed import Engine
+from mlm.training.rank import main
+from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from parallel.groups import ProcessGrid
 from parallel.layout import Layout
 from parallel.recorder import Recorder
@@ -130,7 +130,7 @@ def trained(folder: Path, **sections: dict) -> None:
     degrees = made.parallel
     world = degrees.tp * degrees.pp * int(degrees.dp)
     with pytest.raises(AssertionError, match="exit codes of the ranks"):
-        run_ranks(world, mlm.train.main, str(folder / "config.yaml"))
+        run_ranks(world, main, str(folder / "config.yaml"))
 
 
 def outcome(folder: Path) -> dict:
@@ -172,14 +172,14 @@ def test_a_rank_that_hangs_in_its_data_is_named_with_its_phase(tmp_path, monkeyp
 @pytest.mark.ranks
 def test_a_stage_that_hangs_in_a_step_is_named(tmp_path, monkeypatch):
     """The other one waits for what it should send."""
-    real = Engine.train_batch
+    real = DeepSpeedEngine.train_batch
 
     def hanging(self, batches, lr):
         if os.environ["RANK"] == "0" and (tmp_path / "metrics.jsonl").exists():
             time.sleep(1000)
         return real(self, batches, lr)
 
-    monkeypatch.setattr(Engine, "train_batch", hanging)
+    monkeypatch.setattr(DeepSpeedEngine, "train_batch", hanging)
     trained(tmp_path, parallel={"pp": 2}, train={"steps": 50}, watchdog={"seconds": 6.0})
     assert outcome(tmp_path)["sentence"].startswith("rank 0 stalled (process ")
     assert "in no collective, in phase step)" in outcome(tmp_path)["sentence"]
@@ -210,7 +210,7 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
     made = config(parallel={"dp": 2}, train={"steps": 4000}, watchdog={"seconds": 6.0})
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_dict(made)))
     process = multiprocessing.get_context("fork").Process(
-        target=run_ranks, args=(2, mlm.train.main, str(tmp_path / "config.yaml"))
+        target=run_ranks, args=(2, main, str(tmp_path / "config.yaml"))
     )
     process.start()
     wait_for((tmp_path / "metrics.jsonl").exists, PATIENCE)

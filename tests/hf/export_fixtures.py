@@ -5,13 +5,12 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-import torch
 import yaml
 
 from mlm import checkpoint
 from mlm.config.settings import TrainConfig, as_dict, defaults, load
 from mlm.hf.export import export
-from mlm.training.build import build, own_batches, prepared
+from mlm.training.build import build
 from tests.ranks import run_ranks
 from tests.text_fixtures import shards_folder, tokenizer
 
@@ -43,17 +42,15 @@ def _settings() -> TrainConfig:
     return load(TrainConfig, composed)
 
 
-def _train(config: TrainConfig, run: Path) -> None:
-    parts = build(config)
-    losses = torch.zeros(len(parts.index.languages), 2, dtype=torch.float64)
+def _train(config: TrainConfig, folder: Path) -> None:
+    run = build(config)
     for step in range(STEPS):
-        batches = own_batches(parts, step)
-        masked = sum(batch.masked_tokens for batch in batches)
-        ready = prepared(batches, parts, config.seed, step, masked, losses)
-        parts.engine.train_batch(ready, config.optim.lr)
+        batches = run.micro_batches(step)
+        scaled = run.scaled(batches, step, run.task.normaliser(batches))
+        run.engine.train_batch(scaled, config.optim.lr)
     samples = STEPS * config.train.global_batch_size
-    manifest = checkpoint.Manifest(STEPS, samples, parts.index.hash, as_dict(config))
-    checkpoint.Saver(parts.engine, run, checkpoint.Keep(1)).save(manifest)
+    manifest = checkpoint.Manifest(STEPS, samples, run.task.data_hash, as_dict(config))
+    checkpoint.Saver(run.engine, folder, checkpoint.Keep(1)).save(manifest)
 
 
 @cache

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from parallel import recorder as recorder_module
-from parallel.engine.deepspeed import EngineSettings, build_engine
+from parallel.engine.build import build_engine
+from parallel.engine.interface import EngineSettings
 from parallel.groups import make_grid
 from parallel.layout import Layout
 from parallel.pipeline.stages import StageLayer
@@ -113,7 +114,7 @@ def _engine(zero: int, pp: int):
     grid = make_grid(Layout(pp=pp, dp=2 // pp, zero=zero))
     layers = [
         StageLayer("a", lambda: torch.nn.Linear(4, 4), 20, 32.0, lambda m, x, _: m(x)),
-        StageLayer("b", lambda: torch.nn.Linear(4, 4), 20, 32.0, lambda m, x, _: m(x).sum()),
+        StageLayer("b", lambda: torch.nn.Linear(4, 4), 20, 32.0, lambda m, x, _: (m(x).sum(), {})),
     ]
     with recording(CPU) as recorder:
         engine = build_engine(

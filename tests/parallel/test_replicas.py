@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mlm.model.masked_lm import masked_lm_layers
 from mlm.training.optimizer import make_adamw
-from parallel.engine.deepspeed import Engine, EngineSettings, build_engine
-from parallel.engine.state import write_masters
+from parallel.engine.build import build_engine
+from parallel.engine.interface import Engine, EngineSettings
 from parallel.groups import make_grid
 from parallel.layout import Layout
 from parallel.replicas import (
@@ -191,7 +191,7 @@ def after_flips(degrees: tuple[int, int, int, int], flips: list[tuple[int, str]]
     found = []
     for rank, name in flips:
         assert check_replicas(engine) is None
-        parameter = dict(engine.parameters()).get(name)
+        parameter = dict(engine.named_parameters()).get(name)
         if engine.grid.rank == rank:
             flip(getattr(parameter, "ds_tensor", parameter), 77)
         found.append(check_replicas(engine))
@@ -245,7 +245,7 @@ def with_a_drifting_master() -> list:
     def slipped(name: str, parameter: Tensor) -> Tensor | None:
         return parameter.detach() + slip if name == NORM else None
 
-    write_masters(engine, slipped)
+    engine.write_masters(slipped)
     found = [check_replicas(engine)]
     engine.train_batch(global_batch(0)[:1], 1e-3)
     return [*found, check_replicas(engine)]
@@ -262,7 +262,7 @@ def with_filled_padding() -> list:
     """ZeRO-3 over three ranks, which divides no power of two: what pads a part is no one's."""
     engine = engine_of((2, 1, 3, 3))
     padded = 0
-    for _, parameter in engine.parameters():
+    for _, parameter in engine.named_parameters():
         part, dp_rank = parameter.ds_tensor, engine.grid.dp_rank
         pad = part.detach()[max(0, parameter.ds_numel - dp_rank * part.numel()) :]
         pad.fill_(engine.grid.rank)

@@ -5,7 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mlm.tracking.report import Evaluation, Report
+from mlm.tracking.report import Report
+from mlm.tracking.scores import Scores
 from mlm.tracking.screen import Screen
 from mlm.tracking.tracker import Tracker
 from mlm.tracking.trackers import Trackers
@@ -19,7 +20,7 @@ ROW = {
     "loss_by_language": {"sw": 1.5},
 }
 FIGURES = {"eval_loss": 1.5, "eval_loss_by_language": {"sw": 1.5}}
-FOUND = Evaluation(FIGURES, {"eval_tokens_by_language": {"sw": 2, "el": 0}}, "held-out loss 1.5")
+FOUND = Scores(1.5, FIGURES, "held-out loss 1.5", {"eval_tokens_by_language": {"sw": 2, "el": 0}})
 
 
 class Kept(Tracker):

@@ -36,7 +36,7 @@ def starting(weights: Path, **sections: Any) -> TrainConfig:
 def built_and_saved(made: TrainConfig, run: str) -> None:
     """What a rank does before its first step, saved as a checkpoint of step 1."""
     parts = build(made)
-    manifest = checkpoint.Manifest(1, 0, parts.index.hash, as_dict(made))
+    manifest = checkpoint.Manifest(1, 0, parts.task.data_hash, as_dict(made))
     checkpoint.Saver(parts.engine, Path(run), checkpoint.Keep(1)).save(manifest)
 
 

@@ -2,42 +2,46 @@
 
 from dataclasses import asdict, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import mlm.data.prepare
+import mlm.tasks.pretraining.batches
+import mlm.tasks.pretraining.task
 import mlm.training.build
 from mlm.batch.micro_batch import MicroBatch
-from mlm.training.build import build, own_batches, prepared
+from mlm.config.settings import TrainConfig
+from mlm.training.build import TrainingRun, build
 from parallel.layout import Layout
 from tests.ranks import run_ranks
 from tests.training_fixtures import config
 
 
-def parts(dp: int, dp_rank: int, micro_batches: int = 8) -> SimpleNamespace:
-    """Parts of one data rank, whose micro-batches are told apart by their one token."""
+def run_of(dp: int, dp_rank: int, seed: int = 1, micro_batches: int = 8) -> TrainingRun:
+    """A run as one data rank holds it, whose micro-batches are told apart by their one token."""
 
     def micro_batch(step: int, number: int) -> MicroBatch:
         ids = torch.full((1, 1), 100 * step + number)
         none = torch.zeros(1, 0, dtype=torch.long)
         return MicroBatch(ids, torch.ones(1), none, none, torch.zeros(1))
 
-    def of_step(step: int, numbers) -> list[MicroBatch]:
+    def batches(step: int, numbers) -> list[MicroBatch]:
         return [micro_batch(step, number) for number in numbers]
 
-    batches = SimpleNamespace(micro_batches=micro_batches, of_step=of_step)
-    return SimpleNamespace(
-        grid=SimpleNamespace(layout=Layout(dp=dp), dp_rank=dp_rank), batches=batches
-    )
+    task: Any = SimpleNamespace(micro_batches=micro_batches, batches=batches)
+    grid: Any = SimpleNamespace(layout=Layout(dp=dp), dp_rank=dp_rank)
+    nothing: Any = None
+    return TrainingRun(replace(TrainConfig(), seed=seed), task, grid, nothing, nothing)
 
 
 def dealt(dp: int, seed: int = 1, step: int = 2) -> dict[int, MicroBatch]:
-    """Prepared micro-batches of all data ranks by their number in the global batch."""
+    """Scaled micro-batches of all data ranks by their number in the global batch."""
     found = {}
     for dp_rank in range(dp):
-        own = parts(dp, dp_rank)
-        for batch in prepared(own_batches(own, step), own, seed, step, 40, torch.zeros(1, 2)):
+        run = run_of(dp, dp_rank, seed)
+        for batch in run.scaled(run.micro_batches(step), step, 40):
             found[int(batch.input_ids) - 100 * step] = batch
     return found
 
@@ -49,7 +53,7 @@ def test_data_ranks_share_a_step_and_its_dropout_keys(dp):
     assert {n: b.dropout_key for n, b in shared.items()} == {
         n: b.dropout_key for n, b in single.items()
     }
-    own = [int(batch.input_ids) for batch in own_batches(parts(dp, 1), 0)]
+    own = [int(batch.input_ids) for batch in run_of(dp, 1).micro_batches(0)]
     assert own == list(range(1, 8, dp))
     # The engine gives the mean over all micro-batches; times this it is the mean over 40 tokens.
     assert {batch.loss_scale for batch in shared.values()} == {8 / 40}
@@ -73,7 +77,7 @@ def engine_settings(made) -> dict:
         found.update(asdict(settings), **{name: groups[0][name] for name in ("betas", "eps")})
         found["layers"] = len(layers)
 
-    def recording(name: str, module=mlm.training.build) -> None:
+    def recording(name: str, module: Any) -> None:
         real = getattr(module, name)
 
         def recorded(*arguments, **named):
@@ -83,11 +87,12 @@ def engine_settings(made) -> dict:
         setattr(module, name, recorded)
 
     mlm.training.build.build_engine = kept
-    for name in ("Masking", "TrainingBatches", "masked_lm_layers"):
-        recording(name)
+    recording("Masking", mlm.tasks.pretraining.batches)
+    recording("TrainingBatches", mlm.tasks.pretraining.batches)
+    recording("masked_lm_layers", mlm.tasks.pretraining.task)
     recording("SampleOrder", mlm.data.prepare)
     recording("Mix", mlm.data.prepare)
-    found["blocks"] = len(build(made).heldout)
+    found["blocks"] = len(build(made).task.heldout)
     found["SampleOrder"] = [found["SampleOrder"][2], *found["SampleOrder"][4:]]
     found["Mix"] = found["Mix"][1:]
     found["TrainingBatches"] = found["TrainingBatches"][3:]
@@ -144,7 +149,7 @@ def test_the_engine_gets_the_settings_of_the_run():
 
 def dtypes() -> list[str]:
     """Of the weights that are computed with, and of the gradients that are added up."""
-    engine = build(config(train={"dtype": "bf16"})).engine
+    engine: Any = build(config(train={"dtype": "bf16"})).engine
     return [str(dtype) for dtype in engine.deepspeed.get_data_types()]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import mlm.train
 import mlm.training.loop
 from mlm import checkpoint
 from mlm.data.index import Index
@@ -17,10 +16,11 @@ from mlm.data.reading.reader import TokenReader
 from mlm.errors import CONFIG, DATA, DONE, FAILED, REQUEUE
 from mlm.health.outcome import make_room, write_outcome
 from mlm.model.flops import training_flops_per_token
+from mlm.tasks.pretraining.losses import LossTally
 from mlm.tracking.report import Report
 from mlm.tracking.tracker import Tracker
 from mlm.tracking.trackers import TRACKERS
-from parallel.engine.deepspeed import Engine
+from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from tests.checkpoint.test_resume import exact
 from tests.training_fixtures import config, evaluations, metrics, run
 
@@ -79,20 +79,21 @@ def test_evaluation_does_not_depend_on_the_layout(tmp_path):
 
 def test_the_logged_loss_is_the_mean_over_the_masked_tokens_of_its_step(tmp_path, monkeypatch):
     """Sums of the languages' figures, which count every token once, against the loss."""
-    gather = mlm.training.loop.gather
+    losses = LossTally.losses
 
-    def kept(*arguments):
-        found = gather(*arguments)
+    def kept(self, engine):
+        found = losses(self, engine)
         if os.environ["RANK"] == "0":
             with (tmp_path / "sums.jsonl").open("a") as file:
                 file.write(json.dumps([sum(found.sums), sum(found.counts)]) + "\n")
         return found
 
-    monkeypatch.setattr(mlm.training.loop, "gather", kept)
+    monkeypatch.setattr(LossTally, "losses", kept)
     monkeypatch.setattr(mlm.training.loop, "peak_flops", lambda device: 1e9)
     made = config(parallel={"tp": 2, "dp": 2}, train={"steps": 3})
     run(tmp_path, made)
-    sums = [json.loads(line) for line in (tmp_path / "sums.jsonl").read_text().splitlines()]
+    lines = (tmp_path / "sums.jsonl").read_text().splitlines()
+    sums = [json.loads(line) for line in lines[: made.train.steps]]  # the last is of an evaluation
     assert [count for _, count in sums] == [8 * 5] * 3  # 15 % of 32 tokens
     means = [total / count for total, count in sums]
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(means, rel=1e-6)
@@ -153,7 +154,7 @@ def test_a_rank_that_fails_is_named(tmp_path, monkeypatch):
     def broken(self, batches, lr):
         raise RuntimeError("out of order")
 
-    monkeypatch.setattr(Engine, "train_batch", broken)
+    monkeypatch.setattr(DeepSpeedEngine, "train_batch", broken)
     outcome = run(tmp_path, made)
     assert outcome["code"] == FAILED
     assert outcome["sentence"].startswith("rank 0 failed: RuntimeError: out of order")
@@ -220,7 +221,7 @@ def test_trackers_finish_with_the_code_of_the_run(code, tmp_path, monkeypatch):
 
     monkeypatch.setitem(TRACKERS, "ended", Ended)
     if code == FAILED:
-        monkeypatch.setattr(Engine, "train_batch", broken)
+        monkeypatch.setattr(DeepSpeedEngine, "train_batch", broken)
     if code == REQUEUE:
         (tmp_path / "stop").touch()
     tracked = config(train={"steps": 1}, tracker={"kind": "ended"})

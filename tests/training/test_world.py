@@ -43,13 +43,19 @@ def micro_batch(masked: int, digest: int = 0) -> MicroBatch:
     return MicroBatch(targets, targets, targets, targets, targets, digest=digest)
 
 
+def tokens(batches: list[MicroBatch]) -> int:
+    return sum(batch.masked_tokens for batch in batches)
+
+
 def agreements() -> list:
     grid, cpu = make_grid(Layout(tp=2, dp=2)), torch.device("cpu")
     own = [micro_batch(4 + grid.dp_rank, 2**62), micro_batch(6, 2**62 + grid.dp_rank)]
-    found: list = [agree(grid, cpu, own, grid.rank == 2, None)]
-    found.append(agree(grid, cpu, [micro_batch(5, grid.dp_rank - 3)], False, None))
+    found: list = [agree(grid, cpu, own, tokens(own), grid.rank == 2, None)]
+    alone = [micro_batch(5, grid.dp_rank - 3)]
+    found.append(agree(grid, cpu, alone, tokens(alone), False, None))
+    error = DataError(f"of {grid.rank}") if grid.rank in (1, 3) else None
     with pytest.raises(DataError) as raised:
-        agree(grid, cpu, [], False, DataError(f"of {grid.rank}") if grid.rank in (1, 3) else None)
+        agree(grid, cpu, [], 0, False, error)
     found.append(str(raised.value))
     raise_together(None)
     with pytest.raises(UserError) as raised:
@@ -62,8 +68,8 @@ def agreements() -> list:
 def test_ranks_agree_on_tokens_stops_and_errors():
     """Tensor-parallel ranks count the same tokens; one rank's wish or error is everyone's."""
     first, *others = run_ranks(4, agreements)
-    assert (first[0].masked_tokens, first[0].stop) == (21, True)
+    assert (first[0].normaliser, first[0].stop) == (21, True)
     assert first[0].digest == 1  # 2**64 more
-    assert (first[1].masked_tokens, first[1].digest, first[1].stop) == (10, -5, False)
+    assert (first[1].normaliser, first[1].digest, first[1].stop) == (10, -5, False)
     assert first[2:] == ["of 1", (UserError, "of the last")]
     assert others == [first] * 3

@@ -21,9 +21,9 @@ from mlm.data.index import Index
 from mlm.data.reading.reader import TokenReader
 from mlm.errors import DATA, DONE, DataError, UserError
 from mlm.health.incidents import LEFT_OUT
-from mlm.train import main as train
 from mlm.training.audit import Audit
-from parallel.engine.deepspeed import Engine
+from mlm.training.rank import main as train
+from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from tests.health.fault_fixtures import NAN, SPOILT, at
 from tests.ranks import run_ranks
 from tests.text_fixtures import shards_folder, tokenizer
@@ -109,13 +109,13 @@ def killed(folder: Path, settings, step: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(settings)))
-    degrees, real = settings.parallel, Engine.train_batch
-    Engine.train_batch = at(step, do=kill)
+    degrees, real = settings.parallel, DeepSpeedEngine.train_batch
+    DeepSpeedEngine.train_batch = at(step, do=kill)
     try:
         with pytest.raises(AssertionError):
             run_ranks(degrees.tp * degrees.pp * degrees.dp, train, str(folder / "config.yaml"))
     finally:
-        Engine.train_batch = real
+        DeepSpeedEngine.train_batch = real
 
 
 @pytest.mark.ranks
@@ -138,7 +138,7 @@ def test_the_ledger_of_a_run_that_went_back_is_that_of_one_that_did_not(
     whole, tmp_path, monkeypatch
 ):
     folder = with_data(tmp_path)
-    monkeypatch.setattr(Engine, "train_batch", at(4, do=SPOILT))
+    monkeypatch.setattr(DeepSpeedEngine, "train_batch", at(4, do=SPOILT))
     assert run(folder, made())["code"] == DONE
     assert (folder / "incidents.jsonl").exists()
     assert np.array_equal(read_ledger(folder), read_ledger(whole))
@@ -160,7 +160,7 @@ def test_an_audit_counts_what_the_batches_hold(whole):
 def test_a_batch_that_was_left_out_is_told(tmp_path, monkeypatch, capsys):
     folder = with_data(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(Engine, "train_batch", at(3, times=10**6, do=NAN))
+        patched.setattr(DeepSpeedEngine, "train_batch", at(3, times=10**6, do=NAN))
         assert run(folder, made())["code"] == DONE
     audit = Audit(folder)
     assert (audit.left_out, int(audit.ledger[2])) == ([2], 0)

@@ -16,7 +16,7 @@ from mlm.data.order.mix import Mix
 from mlm.data.order.order import SampleOrder
 from mlm.data.prefetch import Prefetcher
 from mlm.data.reading.reader import TokenReader
-from mlm.training.build import own_batches
+from mlm.training.build import TrainingRun
 from parallel.layout import Layout
 from tests.text_fixtures import shards_folder
 
@@ -49,8 +49,9 @@ def whole(seed: int, kind: str) -> TrainingBatches:
 def of_ranks(made: TrainingBatches, dp: int, rank: int, first: int, steps: int) -> list[list]:
     """What one data rank is trained on in some steps, made ahead in a thread as in a run."""
     grid = SimpleNamespace(layout=Layout(dp=dp), dp_rank=rank)
-    parts = SimpleNamespace(batches=made, grid=grid)
-    with Prefetcher(lambda step: own_batches(parts, step), first) as feed:
+    task = SimpleNamespace(batches=made.of_step, micro_batches=made.micro_batches)
+    run = TrainingRun(None, task, grid, None, None)
+    with Prefetcher(run.micro_batches, first) as feed:
         return [feed.next() for _ in range(steps)]
 
 

@@ -18,7 +18,8 @@ from mlm.model.layer import EncoderLayer
 from mlm.model.masked_lm import masked_lm_layers
 from mlm.trained.opening import family_config
 from mlm.training.optimizer import make_adamw
-from parallel.engine.deepspeed import EngineSettings, build_engine
+from parallel.engine.build import build_engine
+from parallel.engine.interface import EngineSettings
 from parallel.groups import make_grid
 from parallel.keys import key
 from parallel.layout import Layout
@@ -147,8 +148,9 @@ def train(
             for k, batch in enumerate(batches)
             if k % layout.dp == grid.dp_rank
         ]
-        losses.append(engine.train_batch(mine, OPTIM.lr))
-        norms.append(engine.grad_norm)
+        result = engine.train_batch(mine, OPTIM.lr)
+        losses.append(result.loss)
+        norms.append(result.grad_norm)
     weights = {}
     for name, parameter, weight in whole_weights(engine):
         shard = getattr(parameter, "shard", None)

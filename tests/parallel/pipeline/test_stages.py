@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from mlm.model.config import ModelConfig
 from mlm.model.masked_lm import masked_lm_layers
-from parallel.pipeline.stages import StageLayer, balance, canonical_name
+from parallel.pipeline.cut import balance
+from parallel.pipeline.stages import StageLayer, canonical_name
 
 
 def layer(flops: float, parameters: int, joined: bool = False) -> StageLayer:
