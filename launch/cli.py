@@ -24,7 +24,7 @@ class Verb:
     """A command: its line in the list, its settings, and the function that does it."""
 
     summary: str
-    schema: str  # a class of mlm.config.settings
+    schema: str  # a class of mlm.config
     function: str  # module:name, called with the composed settings
     positional: tuple[str, ...] = ()
     many: bool = False  # the last positional takes all that are left, as a list

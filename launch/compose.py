@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import mlm.config.settings
+import mlm.config
 from mlm.errors import UserError
 
 GROUPS = ("model", "schedule", "tracker", "launch", "experiment")
@@ -55,7 +55,7 @@ def compose(
     parsed = _parse(verb, arguments)
     if parsed.multirun and verb != "train":
         raise UserError(f"-m is given to mlm {verb}, but only mlm train runs sweeps; leave it out")
-    defaults = mlm.config.settings.defaults(getattr(mlm.config.settings, schema))
+    defaults = mlm.config.defaults(getattr(mlm.config, schema))
     ConfigStore.instance().store(f"{verb}_schema", node=_node(defaults))
     kept: list[tuple[DictConfig, Any]] = []
 

@@ -3,8 +3,8 @@
 import os
 from dataclasses import replace
 
-import mlm.config.settings
-from mlm.config.settings import TrainConfig
+import mlm.config
+from mlm.config import TrainConfig
 from mlm.errors import UserError
 from parallel.layout import Layout, LayoutError
 
@@ -19,7 +19,7 @@ def resolve(config: TrainConfig, processes: int | None = None) -> tuple[TrainCon
     dp = config.parallel.dp
     if dp == "auto":
         dp = _fitting_dp(config.parallel.tp * config.parallel.pp, gpus, processes)
-    layout = mlm.config.settings.layout(config, dp)
+    layout = mlm.config.layout(config, dp)
     try:
         if processes is not None:
             layout.check_processes(processes)

@@ -11,45 +11,15 @@ from typing import IO, Any
 
 import yaml
 
-from mlm.config.settings import TrainConfig, as_dict, defaults
+from mlm.config import TrainConfig, as_dict, defaults, value_of
 from mlm.errors import DataError, UserError
 from mlm.files.locks import lock
 from mlm.health.outcome import OUTCOME, STOP
+from mlm.setting import settings
 
 CONFIG, OVERRIDES, DATA = "config.yaml", "overrides.txt", "data.json"
+DEFAULTS = defaults(TrainConfig)
 PREPARED = "prepared"  # beside the runs: tokenizers and shards made of `data.corpus`
-
-# A run may go on with other values of these; every other setting changes what it computes. Data is
-# held by the hashes in data.json, so that its folders may move.
-FREE_SECTIONS = (
-    "run",
-    "parallel",
-    "eval",
-    "checkpoint",
-    "watchdog",
-    "checks",
-    "guard",
-    "tracker",
-    "launch",
-)
-FREE_SETTINGS = (
-    "train.steps",
-    "train.log_every",
-    "train.micro_batch_size",
-    "train.dtype",
-    "train.device",
-    "train.recompute",
-    "train.attention",
-    "data.corpus",
-    "data.shards",
-    "data.tokenizer",
-    "data.cache",
-    "data.cache_gb",
-    "data.on_bad_shard",
-    "data.max_bad_shards",
-    "data.workers",
-)
-BY_LANGUAGE = ("data.weights", "data.max_epochs_of")  # values that are dicts
 
 
 def run_name(given: str | None, model: str | None, run_dir: Path) -> str:
@@ -103,18 +73,17 @@ def check_same_run(folder: Path, before: dict[str, Any], config: TrainConfig) ->
 
     A `model.vocab_size` that is still open in `config` is not compared.
     """
-    # What an older version did not know yet, a run of it had as it is by default.
-    old = dict(_settings(defaults(TrainConfig))) | dict(_settings(before))
-    for name, value in _settings(as_dict(config)):
-        section = name.partition(".")[0]
-        if section in FREE_SECTIONS or name in FREE_SETTINGS:
+    now = as_dict(config)
+    for setting in settings(TrainConfig):
+        name, value = setting.name, value_of(now, setting.name)
+        if setting.resume or (name == "model.vocab_size" and value is None):
             continue
-        if name == "model.vocab_size" and value is None:
-            continue
-        if old[name] != value:
+        # A run of an older version, which lacked the setting, had its default.
+        old = value_of(before, name, value_of(DEFAULTS, name))
+        if old != value:
             raise UserError(
-                f"{folder} holds a run with {name}={old[name]}, not {value}; give another "
-                f"run.name, or run.fresh=true to start over what is there"
+                f"{folder} holds a run with {name}={old}, not {value}; give another run.name, or "
+                f"run.fresh=true to start over what is there"
             )
 
 
@@ -187,14 +156,6 @@ def _lock(log: IO[bytes], folder: Path) -> None:
         raise UserError(
             f"{folder} is in use by a run that has not ended; wait for it, or give another run.name"
         )
-
-
-def _settings(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for name, value in tree.items():
-        inner = isinstance(value, dict) and prefix + name not in BY_LANGUAGE
-        rows += _settings(value, f"{prefix}{name}.") if inner else [(prefix + name, value)]
-    return rows
 
 
 def _empty(folder: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from mlm.config.settings import TrainConfig, as_dict, load
+from mlm.config import TrainConfig, as_dict, load
 from mlm.training import rank
 from tests.ranks import run_ranks
 from tests.text_fixtures import shards_folder, tokenizer

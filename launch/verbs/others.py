@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from launch.compose import Composed
-from mlm.config.settings import (
+from mlm.config import (
     AuditConfig,
     CheckpointsConfig,
     ExportConfig,
@@ -60,9 +60,7 @@ def fill(composed: Composed) -> None:
             f"no text is given behind the folder {config.path}, so there is nothing to fill; write "
             f"mlm fill PATH TEXT, with <mask> in the text"
         )
-    if config.top < 1:
-        raise UserError(f"top={config.top} is below 1; give 1 or more")
-    from mlm.trained.opening import fill
+    from mlm.trained import fill
 
     fill.fill(config.path, config.texts, config.top)
 
@@ -96,9 +94,6 @@ def checkpoints(composed: Composed) -> None:
             f"keep={config.keep} is given with verify=false, and what is deleted must not be the "
             f"only whole one; leave verify=false out"
         )
-    for name, value, low in (("keep", config.keep, 1), ("keep_every", config.keep_every, 0)):
-        if value is not None and value < low:
-            raise UserError(f"{name}={value} is below {low}; give {low} or more")
     run = Path(config.run)
     from launch.run_folder import held
     from mlm.checkpoint.listing import show
@@ -114,8 +109,6 @@ def checkpoints(composed: Composed) -> None:
 def audit(composed: Composed) -> None:
     """`mlm audit RUN`."""
     config = load(AuditConfig, composed.settings)
-    if config.rows < 0:
-        raise UserError(f"rows={config.rows} is below 0; give 0 for all of them, or more")
     if config.step is not None and config.every:
         raise UserError("step and every=true are both given; leave one out")
     from mlm.training.audit import Audit

@@ -9,7 +9,7 @@ from launch.compose import Composed
 from launch.launchers import local
 from launch.resolve import resolve
 from launch.weights import with_weights
-from mlm.config.settings import TrainConfig, load
+from mlm.config import TrainConfig, load
 from mlm.errors import FAILED, REQUEUE, UserError
 from parallel.layout import Layout, LayoutError
 

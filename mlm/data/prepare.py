@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mlm.config.settings import TokenizerConfig, TrainConfig
+from mlm.config import TokenizerConfig, TrainConfig
 from mlm.data.index import FILE, Index
 from mlm.data.order.mix import Mix, limits
 from mlm.data.order.order import SampleOrder

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mlm import checkpoint
-from mlm.config.settings import TrainConfig, load
+from mlm.config import TrainConfig, load
 from mlm.errors import DataError, UserError
 from mlm.family.config import FILE, XLMRobertaXLConfig
 from mlm.weights import stored

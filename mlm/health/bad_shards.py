@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mlm.config.settings import DataConfig
+from mlm.config import DataConfig
 from mlm.errors import BadShard, DataError
 from mlm.health.incidents import Incidents, shards_left_out
 

@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mlm.config.settings import DataConfig
+from mlm.config import DataConfig
 from mlm.tracking.report import EVALUATION
 from mlm.trained.opening import Checkpoint, Trained
 from mlm.weights.source import Weights

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mlm.setting import setting
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -14,22 +16,26 @@ class ModelConfig:
     original code has it, transformers does not; it applies `hidden_dropout_prob`.
     """
 
-    vocab_size: int | None = None
-    hidden_size: int = 2560
-    num_hidden_layers: int = 36
-    num_attention_heads: int = 32
-    intermediate_size: int = 10240
-    hidden_act: Literal["gelu", "relu", "silu", "gelu_new"] = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    output_dropout: bool = True
-    max_position_embeddings: int = 514
-    type_vocab_size: int = 1
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-5
-    pad_token_id: int = 1
-    bos_token_id: int = 0
-    eos_token_id: int = 2
+    vocab_size: int | None = setting(
+        None, "ids of the embedding; null: the tokenizer's, padded to a multiple of 128"
+    )
+    hidden_size: int = setting(2560, "features of a token between layers", ge=1)
+    num_hidden_layers: int = setting(36, "encoder layers", ge=1)
+    num_attention_heads: int = setting(32, "heads of a layer", ge=1)
+    intermediate_size: int = setting(10240, "features within a feed-forward block", ge=1)
+    hidden_act: Literal["gelu", "relu", "silu", "gelu_new"] = setting(
+        "gelu", "activation of feed-forward blocks"
+    )
+    hidden_dropout_prob: float = setting(0.1, "dropout after embeddings and blocks", ge=0, lt=1)
+    attention_probs_dropout_prob: float = setting(0.1, "dropout of attention", ge=0, lt=1)
+    output_dropout: bool = setting(True, "dropout after feed-forward blocks, as in the original")
+    max_position_embeddings: int = setting(514, "positions, two more than tokens", ge=10)
+    type_vocab_size: int = setting(1, "token types", ge=1)
+    initializer_range: float = setting(0.02, "standard deviation of initial weights", ge=0)
+    layer_norm_eps: float = setting(1e-5, "added to a variance in layer norms", ge=0)
+    pad_token_id: int = setting(1, "id of <pad>, the same in every tokenizer here")
+    bos_token_id: int = setting(0, "id of <s>, the same in every tokenizer here")
+    eos_token_id: int = setting(2, "id of </s>, the same in every tokenizer here")
 
     @property
     def head_size(self) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mlm.config.settings import TrainConfig
+from mlm.config import TrainConfig
 from mlm.tasks.pretraining.task import Pretraining
 from mlm.tasks.task import Task
 

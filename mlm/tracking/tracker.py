@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from mlm.config.settings import TrainConfig
+from mlm.config import TrainConfig
 
 
 class Tracker(ABC):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mlm.config.settings import TrainConfig
+from mlm.config import TrainConfig
 from mlm.plugins import entry
 from mlm.tracking.tracker import Tracker
 from mlm.tracking.wandb_tracker import WandbTracker

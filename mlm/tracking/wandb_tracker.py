@@ -6,7 +6,7 @@ from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
-from mlm.config.settings import TrainConfig
+from mlm.config import TrainConfig
 from mlm.tracking.tracker import Tracker
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import mlm
 from mlm import checkpoint
-from mlm.config.settings import TrainConfig, load
+from mlm.config import TrainConfig, load
 from mlm.data.index import FILE as INDEX
 from mlm.data.reading.remote import is_url, open_index, tokenizer_beside
 from mlm.errors import DataError, UserError

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import mlm
-from mlm.config.settings import TrainConfig
+from mlm.config import TrainConfig
 from mlm.errors import DataError, UserError
 from mlm.model.config import ModelConfig
 from mlm.model.initial import initialise

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlm import checkpoint
-from mlm.config.settings import TrainConfig, load
+from mlm.config import TrainConfig, load
 from mlm.data.audit.exposure import Exposure
 from mlm.data.audit.ledger import LEDGER, read_ledger
 from mlm.data.prepare import with_tokenizer

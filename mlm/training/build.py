@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mlm.config.settings import TrainConfig, layout
+from mlm.config import TrainConfig, layout
 from mlm.tasks.table import TASKS
 from mlm.tasks.task import Task
 from mlm.trained.start import first_weights

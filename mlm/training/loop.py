@@ -10,7 +10,7 @@ from typing import Any
 import torch.distributed as dist
 
 from mlm import checkpoint
-from mlm.config.settings import as_dict
+from mlm.config import as_dict
 from mlm.data.audit.ledger import Ledger
 from mlm.data.prefetch import Prefetcher
 from mlm.errors import BadShard, DataError, NumbersError, StopRequested, UserError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from mlm.config.settings import OptimConfig, ScheduleConfig
+from mlm.config import OptimConfig, ScheduleConfig
 
 
 def decays(name: str) -> bool:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import yaml
 
 from mlm import checkpoint
-from mlm.config.settings import TrainConfig, load
+from mlm.config import TrainConfig, load
 from mlm.errors import CONFIG, DONE, FAILED, DataError, StopRequested, UserError
 from mlm.health.outcome import make_room, write_outcome
 from mlm.health.watchdog import Watchdog

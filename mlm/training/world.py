@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from mlm.config.settings import TrainConfig
+from mlm.config import TrainConfig
 from mlm.errors import UserError
 from parallel.groups import ProcessGrid
 

@@ -38,7 +38,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from mlm.config.settings import TrainConfig
+from mlm.config import TrainConfig
 from mlm.data.batches.batches import HeldOutBatches, TrainingBatches
 from mlm.data.index import SAMPLE_FIELDS, SHARD, Index, Totals, write_index
 from mlm.data.order.mix import shares

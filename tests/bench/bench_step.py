@@ -24,7 +24,7 @@ import torch.distributed as dist
 from transformers import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 
 from mlm.batch.micro_batch import IGNORED, MicroBatch
-from mlm.config.settings import OptimConfig
+from mlm.config import OptimConfig
 from mlm.model.config import ModelConfig
 from mlm.model.masked_lm import masked_lm_layers
 from mlm.training.optimizer import make_adamw

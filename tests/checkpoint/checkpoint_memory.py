@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mlm import checkpoint
-from mlm.config.settings import OptimConfig
+from mlm.config import OptimConfig
 from mlm.model.config import ModelConfig
 from mlm.model.masked_lm import masked_lm_layers
 from mlm.training.optimizer import make_adamw

@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from mlm import checkpoint
-from mlm.config.settings import TrainConfig, as_dict
+from mlm.config import TrainConfig, as_dict
 from mlm.errors import DONE
 from mlm.training.build import TrainingRun, build
 from mlm.training.optimizer import learning_rate

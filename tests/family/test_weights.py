@@ -16,7 +16,7 @@ from torch import nn
 import mlm
 from mlm import checkpoint
 from mlm.checkpoint.folder import write_manifest
-from mlm.config.settings import TrainConfig
+from mlm.config import TrainConfig
 from mlm.errors import DataError, UserError
 from mlm.family import saving
 from mlm.family.folder import config_values

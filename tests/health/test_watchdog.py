@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlm.config.settings import as_dict
+from mlm.config import as_dict
 from mlm.data.prepare import prepare
 from mlm.data.reading.reader import TokenReader
 from mlm.errors import DONE, FAILED

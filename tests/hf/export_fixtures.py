@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from mlm import checkpoint
-from mlm.config.settings import TrainConfig, as_dict, defaults, load
+from mlm.config import TrainConfig, as_dict, defaults, load
 from mlm.hf.export import export
 from mlm.training.build import build
 from tests.ranks import run_ranks

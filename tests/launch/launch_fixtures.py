@@ -9,7 +9,7 @@ from rich.console import Console
 
 from launch.cli import main
 from launch.launchers import local
-from mlm.config.settings import TrainConfig, as_dict, load
+from mlm.config import TrainConfig, as_dict, load
 
 SMALL = ["model=tiny", "data.vocab_size=200", "data.seq_len=32", "tracker=none", "train.device=cpu"]
 

@@ -161,7 +161,7 @@ def test_fill_export_and_import_pass_on_what_is_given(monkeypatch, capsys):
     assert main(["export", "runs/a"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert ["no text is given" in errors[0], "top=0 is below 1" in errors[1]] == [True, True]
-    assert "out is not given, and there is no default; add out=..." in errors[2]
+    assert "out is required, and has no default; add out=..." in errors[2]
 
 
 def test_an_error_of_ours_has_its_traceback(monkeypatch, tmp_path):
@@ -209,7 +209,7 @@ def test_tokenizer_and_shards_are_made_and_never_written_over(
     ("arguments", "code", "sentence"),
     [
         (["tokenizer", "corpus=nowhere", "out=o"], 76, "the corpus nowhere is not a folder"),
-        (["tokenizer", "corpus=text"], 2, "out is not given"),
+        (["tokenizer", "corpus=text"], 2, "out is required"),
         (["tokenizer", "corpus=text", "out=o", "vocab_size=9999"], 76, "vocab_size=9999"),
         (["shards", "corpus=text", "tokenizer=nowhere", "out=o"], 76, "nowhere"),
         (["tokenizer", "corpus=text", "out=/proc/o", "vocab_size=100"], 2, "/proc/o cannot be"),

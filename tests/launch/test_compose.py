@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from launch.compose import Composed, PointFailed, compose
-from mlm.config.settings import TrainConfig, as_dict, defaults, load
+from mlm.config import TrainConfig, as_dict, defaults, load
 from mlm.errors import DataError, UserError
 from tests.places import ROOT
 
@@ -103,7 +103,7 @@ def test_files_say_only_what_differs_from_the_defaults_or_gives_a_shape():
 @pytest.mark.parametrize("name", ["data.shards", "data.corpus", "data.tokenizer", "run.name"])
 def test_an_empty_value_is_no_folder(name):
     """What an unset shell variable leaves: it would mean the working folder."""
-    with pytest.raises(UserError, match=f"{name} is empty; give it a value, or leave it out"):
+    with pytest.raises(UserError, match=f"{name} is empty; give it a value, or omit it"):
         config("data.corpus=text", f"{name}=")
 
 
@@ -170,14 +170,14 @@ def test_what_hydra_refuses_is_one_sentence(argument, sentence, capfd):
         ("train.steps=0", "train.steps=0 is below 1"),
         ("optim.lr=nan", "optim.lr=nan is not a finite number; give 0 or more"),
         ("optim.lr=inf", "optim.lr=inf is not a finite number"),
-        ("optim.eps=-1", "optim.eps=-1.0 is below 0"),
-        ("optim.betas=[1]", "optim.betas=[1] has too few values; give it 2 or more"),
+        ("optim.eps=-1", "optim.eps=-1 is below 0"),
+        ("optim.betas=[0.9]", "optim.betas=[0.9] has too few values; give it 2 or more"),
         ("optim.betas=[0.9,0.9,0.9]", "is not possible: it should have at most 2 items"),
-        ("optim.betas=[0.9,1.5]", "optim.betas=[0.9, 1.5] are not both from 0 to below 1"),
-        ("schedule.power=-1", "schedule.power=-1.0 is below 0"),
+        ("optim.betas=[0.9,1.5]", "optim.betas.1=1.5 is not below 1; give a number below 1"),
+        ("schedule.power=-1", "schedule.power=-1 is below 0"),
         ("schedule.decay_steps=-5", "schedule.decay_steps=-5 is below 0"),
         ("eval.blocks_per_language=-1", "eval.blocks_per_language=-1 is below 0"),
-        ("model.initializer_range=-1", "model.initializer_range=-1.0 is below 0"),
+        ("model.initializer_range=-1", "model.initializer_range=-1 is below 0"),
         ("model.intermediate_size=0", "model.intermediate_size=0 is below 1"),
         ("model.max_position_embeddings=1", "model.max_position_embeddings=1 is below 10"),
         (
@@ -187,7 +187,7 @@ def test_what_hydra_refuses_is_one_sentence(argument, sentence, capfd):
         ("data.mask_ratio_schedule=3", "it should be a list like [1, 2]; give data.mask_ratio_"),
         ("data.weights={sw: much}", "data.weights.sw='much' is not possible: it should be a valid"),
         ("data.alpha_schedule=[[5]]", "data.alpha_schedule.0=[5] has too few values; give it 2"),
-        ("guard.spike=-1", "guard.spike=-1.0 is below 0; give 0 or more"),
+        ("guard.spike=-1", "guard.spike=-1 is below 0; give 0 or more"),
         ("model.pad_token_id=7", "model.pad_token_id=7 is not what every tokenizer here has, 1"),
     ],
 )

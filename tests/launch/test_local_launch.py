@@ -12,7 +12,7 @@ import yaml
 import launch.verbs.train
 from launch import run_folder
 from launch.compose import compose
-from mlm.config.settings import TrainConfig, load
+from mlm.config import TrainConfig, load
 from tests.launch.launch_fixtures import SMALL, corpus, ranks, train
 
 __all__ = ["corpus", "ranks"]  # fixtures

@@ -7,7 +7,7 @@ import torch
 
 from launch.launchers import local
 from launch.resolve import resolve
-from mlm.config.settings import TrainConfig, as_dict, load
+from mlm.config import TrainConfig, as_dict, load
 from mlm.errors import UserError
 
 

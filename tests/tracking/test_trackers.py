@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlm.config.settings import TrackerConfig, TrainConfig
+from mlm.config import TrackerConfig, TrainConfig
 from mlm.errors import UserError
 from mlm.plugins import import_plugins
 from mlm.tracking.trackers import TRACKERS, start_trackers

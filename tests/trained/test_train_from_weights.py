@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mlm import checkpoint
-from mlm.config.settings import TrainConfig, as_dict
+from mlm.config import TrainConfig, as_dict
 from mlm.errors import CONFIG, DONE
 from mlm.hf.export import export
 from mlm.hf.importing import import_model

@@ -12,7 +12,7 @@ import mlm.tasks.pretraining.batches
 import mlm.tasks.pretraining.task
 import mlm.training.build
 from mlm.batch.micro_batch import MicroBatch
-from mlm.config.settings import TrainConfig
+from mlm.config import TrainConfig
 from mlm.training.build import TrainingRun, build
 from parallel.layout import Layout
 from tests.ranks import run_ranks

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlm import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
-from mlm.config.settings import OptimConfig, ScheduleConfig
+from mlm.config import OptimConfig, ScheduleConfig
 from mlm.training.optimizer import decays, learning_rate, make_adamw, warmup_steps
 
 KINDS = ("polynomial", "linear", "cosine", "wsd")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mlm.config.settings import TrainConfig
+from mlm.config import TrainConfig
 from mlm.data.batches.batches import TrainingBatches
 from mlm.data.batches.masking import Masking
 from mlm.data.batches.words import Words

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mlm.batch.micro_batch import MicroBatch
-from mlm.config.settings import TrainConfig
+from mlm.config import TrainConfig
 from mlm.data.audit.exposure import Exposure
 from mlm.data.batches.batches import HeldOutBatches
 from mlm.data.batches.entropy import unigram_entropy

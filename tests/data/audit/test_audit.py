@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launch.cli import main
-from mlm.config.settings import as_dict
+from mlm.config import as_dict
 from mlm.data.audit.ledger import Ledger, read_ledger, row_digests, total
 from mlm.data.index import Index
 from mlm.data.reading.reader import TokenReader
@@ -231,7 +231,7 @@ def test_what_does_not_agree_is_told(whole, tmp_path, capsys):
     [
         (["step=0"], "step=0 is not one that .* has made; give one from 1 to 12"),
         (["step=13"], "step=13 is not one that .* has made; give one from 1 to 12"),
-        (["rows=-1"], "rows=-1 is below 0; give 0 for all of them, or more"),
+        (["rows=-1"], "rows=-1 is below 0; give 0 or more"),
         (["step=1", "every=true"], "step and every=true are both given; leave one out"),
     ],
 )

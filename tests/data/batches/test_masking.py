@@ -244,13 +244,16 @@ def test_the_ratio_follows_its_schedule_and_rows_have_room_for_the_most():
 @pytest.mark.parametrize(
     ("data", "said"),
     [
-        ({"mask_ratio": 1.0}, r"data.mask_ratio=1.0 is not between 0 and 1; 0.15 is usual"),
-        ({"mask_ratio_schedule": [[5, 0.0]]}, r"data.mask_ratio_schedule=0.0 is not between 0"),
+        (
+            {"mask_ratio": 1.0},
+            r"data.mask_ratio=1.0 is not above 0 and below 1; the default",
+        ),
+        ({"mask_ratio_schedule": [[5, 0.0]]}, r"data.mask_ratio_schedule.0.1=0.0 is not above 0"),
         (
             {"mask_ratio_schedule": [[5, 0.2], [4, 0.3]]},
-            r"data.mask_ratio_schedule has step 4 behind step 5; give \[step, mask_ratio\] pairs",
+            r"data.mask_ratio_schedule has step 4 after step 5; give \[step, mask_ratio\] pairs",
         ),
-        ({"span_p": 0.0}, r"data.span_p=0.0 is not above 0 and at most 1; SpanBERT's is 0.2"),
+        ({"span_p": 0.0}, r"data.span_p=0.0 is not above 0 and at most 1; the default is 0.2"),
         ({"span_max": 0}, r"data.span_max=0 is below 1; give 1 or more"),
         ({"max_bad_shards": 0}, r"data.max_bad_shards=0 is below 1; give 1 or more"),
         ({"masking": "sentence"}, r"data.masking='sentence' is not possible: it should be 'token'"),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from mlm.config.settings import TrainConfig
+from mlm.config import TrainConfig
 from mlm.data import prepare
 from mlm.data.index import Index
 from mlm.data.reading.reader import TokenReader

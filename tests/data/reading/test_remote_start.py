@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlm.config.settings import DataConfig
+from mlm.config import DataConfig
 from mlm.data.index import Index
 from mlm.data.prepare import check_data, with_tokenizer
 from mlm.data.reading.remote import cache_folder, open_index

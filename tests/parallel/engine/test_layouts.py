@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from mlm import XLMRobertaXLForMaskedLM
 from mlm.batch.micro_batch import IGNORED, MicroBatch
-from mlm.config.settings import OptimConfig
+from mlm.config import OptimConfig
 from mlm.model.config import ModelConfig
 from mlm.model.layer import EncoderLayer
 from mlm.model.masked_lm import masked_lm_layers

@@ -1,0 +1,71 @@
+"""The settings of how a run is started, watched and tracked: none changes what it computes."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mlm.setting import setting
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    name: str | None = setting(
+        None, "folder in run.dir; the same name resumes; null: <model>-<time>", min_length=1
+    )
+    dir: str = setting("runs", "folder of all runs", min_length=1)
+    fresh: bool = setting(False, "delete what a run of this name has left, and start over")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    tp: int = setting(1, "tensor parallelism: processes that share each layer", ge=1)
+    pp: int = setting(1, "pipeline parallelism: stages that share the layers", ge=1)
+    dp: int | Literal["auto"] = setting(
+        "auto", "data parallelism: copies of the model; auto: as many as GPUs allow, 1 on a CPU"
+    )
+    zero: Literal[1, 2, 3] = setting(1, "ZeRO stage; 2 and 3 need pp=1")
+
+
+@dataclass(frozen=True)
+class WatchdogConfig:
+    seconds: float = setting(
+        600.0, "without progress, after which the run ends and says why; 0: never", ge=0
+    )
+
+
+@dataclass(frozen=True)
+class ChecksConfig:
+    replicas_every: int = setting(
+        100, "steps between comparisons of copies of weights, also before saves; 0: never", ge=0
+    )
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    spike: float = setting(
+        10.0, "deviations above the running median at which a step is refused; 0: never", ge=0
+    )
+    rollbacks: int = setting(
+        4, "returns to a checkpoint, from one to the next, before the run gives up", ge=0
+    )
+
+
+@dataclass(frozen=True)
+class TrackerConfig:
+    kind: str | tuple[str, ...] = setting(
+        "wandb", "one or a list of the table TRACKERS; none: no tracker"
+    )
+    project: str = setting("polymlm", "project of the tracker")
+    entity: str | None = setting(None, "user or team of the tracker; null: its default")
+    group: str | None = setting(None, "group of runs in the tracker")
+    tags: tuple[str, ...] = setting((), "tags of the run in the tracker")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The trackers to start, in order."""
+        kinds = (self.kind,) if isinstance(self.kind, str) else self.kind
+        return tuple(kind for kind in kinds if kind != "none")
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    kind: str = setting("local", "what starts the processes, from the table LAUNCHERS")

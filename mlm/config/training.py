@@ -1,0 +1,70 @@
+"""The settings of how a model is trained: step, optimizer, schedule, evaluation, checkpoints."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Interval
+
+from mlm.setting import setting
+
+Beta = Annotated[float, Interval(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    steps: int = setting(10000, "optimizer steps of the run", ge=1, resume=True)
+    global_batch_size: int = setting(256, "sequences of a step, over all processes", ge=1)
+    micro_batch_size: int = setting(
+        8, "sequences that a process computes at a time", ge=1, resume=True
+    )
+    dtype: Literal["fp32", "bf16"] = setting(
+        "bf16", "of activations and gradients; master weights are fp32", resume=True
+    )
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "auto: cuda where there is a GPU", resume=True
+    )
+    recompute: bool = setting(
+        False, "recompute activations in the backward pass, to save memory", resume=True
+    )
+    attention: Literal["auto", "fused", "unfused"] = setting(
+        "auto", "the attention kernel; auto: fused where it can be", resume=True
+    )
+    log_every: int = setting(10, "steps from one row of metrics to the next", ge=1, resume=True)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    lr: float = setting(5e-4, "peak learning rate", ge=0)
+    betas: tuple[Beta, Beta] = setting((0.9, 0.98), "of AdamW")
+    eps: float = setting(1e-6, "of AdamW", ge=0)
+    weight_decay: float = setting(0.01, "of AdamW; biases and layer norms do not decay", ge=0)
+    clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping", ge=0)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    kind: str = setting("polynomial", "the learning-rate schedule, from the table SCHEDULES")
+    warmup_steps: int | None = setting(
+        None, "steps over which the rate rises; null: 6 % of train.steps", ge=0
+    )
+    end_lr: float = setting(0.0, "learning rate at the last step", ge=0)
+    power: float = setting(1.0, "of the polynomial", ge=0)
+    decay_steps: int | None = setting(
+        None, "steps of the last phase of wsd; null: 20 % of train.steps", ge=0
+    )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int = setting(500, "steps between evaluations; 0: only at the end", ge=0)
+    blocks_per_language: int = setting(
+        16, "held-out sequences of each language; 0: all of them", ge=0
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = setting(500, "steps between checkpoints; 0: only at the end", ge=0)
+    keep: int = setting(2, "the newest checkpoints that stay", ge=1)
+    keep_every: int = setting(0, "checkpoints of multiples of these steps stay, too; 0: none", ge=0)
+    background: bool = setting(True, "write a copy of the state while training continues")
