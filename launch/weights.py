@@ -25,7 +25,7 @@ def with_weights(composed: Composed) -> tuple[Composed, list[str]]:
     given = settings.get("weights")
     if not isinstance(given, str) or not given:
         return composed, []
-    from mlm.trained.opening import start
+    from mlm.trained import start
 
     path = Path(given).absolute()
     before = _saved(composed)
@@ -33,8 +33,8 @@ def with_weights(composed: Composed) -> tuple[Composed, list[str]]:
         shape = {name: before["model"][name] for name in start.SHAPE}
         tokenizer, said = settings["data"]["tokenizer"] or _kept_tokenizer(before), []
     else:
-        found = start.look(path)
-        kept, shape, said = found.path, found.model, [found.said]
+        found = start.starting_model(path)
+        kept, shape, said = found.path, found.model, [found.message]
         tokenizer = start.tokenizer_for(found, settings["data"]["tokenizer"])
     _check_given(composed, shape)
     settings = settings | {

@@ -51,7 +51,7 @@ def tiles(found: Sequence[Piece]) -> Iterator[Tile]:
             done += box.numel
 
 
-def own(engine: Engine) -> list[Piece]:
+def pieces_to_write(engine: Engine) -> list[Piece]:
     """The pieces that this rank writes: of copies, the first rank that has one writes it.
 
     Copies are parameters that every tensor-parallel rank holds whole, and a tied one on a later

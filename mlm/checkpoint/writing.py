@@ -28,7 +28,7 @@ from mlm.checkpoint.folder import (
     step_of,
     write_manifest,
 )
-from mlm.checkpoint.state import own, tiles
+from mlm.checkpoint.state import pieces_to_write, tiles
 from mlm.errors import UserError
 from mlm.weights import stored
 from mlm.weights.tiles import SaveTiles, Tile
@@ -50,7 +50,7 @@ class Saver:
 
     background: training goes on as soon as a rank's own state is copied; the copy is written while
         it does. One save at a time: the next waits for it.
-    moved: is called as the writing goes on
+    on_progress: is called as the writing goes on
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class Saver:
         run: Path,
         keep: Keep,
         background: bool = False,
-        moved: Callable[[], None] = lambda: None,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         self.engine, self.run, self.keep, self.background = engine, run, keep, background
-        self.moved = moved
+        self.on_progress = on_progress
         # Of its own, since collectives of a thread must not meet those of training.
         self.group: Any = dist.new_group(backend="gloo")
         self.thread: Thread | None = None
@@ -75,7 +75,7 @@ class Saver:
         """Writes a checkpoint; a collective. Raises `UserError` on every rank where it, or the one
         before it, could not be written; what was there before stays."""
         self.wait()
-        found = own(self.engine)
+        found = pieces_to_write(self.engine)
         if not self.background:
             self._write(list(tiles(found)), manifest)
             return
@@ -92,7 +92,7 @@ class Saver:
             failed, self.failed = self.failed, None
             raise failed
 
-    def look(self) -> UserError | None:
+    def failure(self) -> UserError | None:
         """The error of a save in the background that has failed by now, for ranks to agree on."""
         return self.failed if isinstance(self.failed, UserError) else None
 
@@ -138,7 +138,7 @@ class Saver:
         """This rank's files, (bytes, sha256) by name, read again to see that they are on the disk
         as they were written."""
         writer = _Writer(aside, per_thread_copy_ahead=0)
-        planner = SaveTiles(found, self.moved)
+        planner = SaveTiles(found, self.on_progress)
         dcp.save({}, storage_writer=writer, planner=planner, process_group=self.group)
         if wrong := fault(aside, writer.disk.files.items()):
             raise UserError(wrong)
@@ -193,17 +193,17 @@ class _Disk(FileSystem):
     @contextmanager
     def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[Any]:
         with super().create_stream(path, mode) as stream:
-            summed = _Summed(stream)
-            yield summed
+            hashed = _HashedStream(stream)
+            yield hashed
         if "w" in mode:
-            self.files[Path(path).name] = (summed.size, summed.hash.hexdigest())
+            self.files[Path(path).name] = (hashed.size, hashed.hash.hexdigest())
 
     def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
         super().rename(path, new_path)
         self.files[Path(new_path).name] = self.files.pop(Path(path).name)
 
 
-class _Summed:
+class _HashedStream:
     """A file that is written from its beginning to its end, and its sum."""
 
     def __init__(self, stream: Any) -> None:

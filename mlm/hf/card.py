@@ -7,7 +7,7 @@ from typing import Any
 
 from mlm.config import DataConfig
 from mlm.tracking.report import EVALUATION
-from mlm.trained.opening import Checkpoint, Trained
+from mlm.trained.opening import TrainedCheckpoint, TrainedModel
 from mlm.weights.source import Weights
 
 
@@ -59,12 +59,12 @@ KINDS = {
 LABELLED = ("XLMRobertaXLForSequenceClassification", "XLMRobertaXLForTokenClassification")
 
 
-def model_card(trained: Trained, name: str) -> str:
+def model_card(trained: TrainedModel, name: str) -> str:
     """README.md of the Hugging Face folder `name`, in Markdown with its front matter.
 
     Of a run's checkpoint it tells of the training, too.
     """
-    run = trained if isinstance(trained, Checkpoint) else None
+    run = trained if isinstance(trained, TrainedCheckpoint) else None
     scored = _evaluation(run) if run else None
     languages = sorted(scored["eval_loss_by_language"]) if scored else []
     parts = [
@@ -78,7 +78,7 @@ def model_card(trained: Trained, name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _evaluation(trained: Checkpoint) -> dict[str, Any] | None:
+def _evaluation(trained: TrainedCheckpoint) -> dict[str, Any] | None:
     """The run's last evaluation, if it is one of this checkpoint's step."""
     try:
         scored = json.loads((trained.run / EVALUATION).read_text("utf-8"))
@@ -87,7 +87,7 @@ def _evaluation(trained: Checkpoint) -> dict[str, Any] | None:
     return scored if scored.get("step") == trained.manifest.step else None
 
 
-def _front_matter(trained: Trained, languages: list[str]) -> str:
+def _front_matter(trained: TrainedModel, languages: list[str]) -> str:
     listed = ["language:", *(f"- {json.dumps(language)}" for language in languages)]
     task = KINDS[trained.head].task
     lines = [
@@ -102,10 +102,10 @@ def _front_matter(trained: Trained, languages: list[str]) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _opening(trained: Trained, name: str, languages: list[str]) -> str:
+def _opening(trained: TrainedModel, name: str, languages: list[str]) -> str:
     config, tokenizer = trained.config, trained.tokenizer
     of = f" of {len(languages)} languages" if languages else ""
-    by = "trained with polymlm" if isinstance(trained, Checkpoint) else "written by polymlm"
+    by = "trained with polymlm" if isinstance(trained, TrainedCheckpoint) else "written by polymlm"
     rows = [
         ["Parameters", f"{parameters(trained.weights):,}"],
         ["Layers", config.num_hidden_layers],
@@ -130,7 +130,7 @@ def parameters(weights: Weights) -> int:
     return sum(math.prod(shape) for shape in weights.shapes.values())
 
 
-def _loading(trained: Trained, name: str) -> str:
+def _loading(trained: TrainedModel, name: str) -> str:
     kind, config = KINDS[trained.head], trained.config
     special = config.position_embedding_type != "absolute" or bool(config.pruned_heads)
     auto = trained.head if special else kind.auto
@@ -160,12 +160,12 @@ def _loading(trained: Trained, name: str) -> str:
     return f"## How to load it\n\n```python\n{code}\n```\n\n{said}"
 
 
-def _labels(trained: Trained) -> str:
+def _labels(trained: TrainedModel) -> str:
     rows = [[number, label] for number, label in sorted(trained.config.id2label.items())]
     return "## Labels\n\n" + _table(["Number", "Label"], rows)
 
 
-def _training(trained: Checkpoint) -> str:
+def _training(trained: TrainedCheckpoint) -> str:
     settings, manifest = trained.settings, trained.manifest
     data, optim, train = settings.data, settings.optim, settings.train
     rows = [
@@ -191,7 +191,7 @@ def _masked(data: DataConfig) -> str:
     return f"{data.mask_ratio:.0%} of the tokens{then}; {kind}"
 
 
-def _scores(trained: Checkpoint, scored: dict[str, Any] | None) -> str:
+def _scores(trained: TrainedCheckpoint, scored: dict[str, Any] | None) -> str:
     title = "## Loss on held-out text\n\n"
     if scored is None:
         return title + f"Not measured at step {trained.manifest.step:,}."
@@ -209,7 +209,7 @@ def _scores(trained: Checkpoint, scored: dict[str, Any] | None) -> str:
     )
 
 
-def _limits(run: Checkpoint | None) -> str:
+def _limits(run: TrainedCheckpoint | None) -> str:
     said = "## Limits\n\nThe model repeats what its text says, errors and prejudices included."
     if run is None or run.settings.data.seq_len >= run.max_tokens:
         return said

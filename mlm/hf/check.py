@@ -24,7 +24,7 @@ from mlm.family.folder import config_values
 from mlm.hf.ids import check_ids, check_source_ids, lines, sample_of
 from mlm.hf.plain import Read, Sample, plain_outputs
 from mlm.tokenizer.ids import JSON_FILE
-from mlm.trained.opening import HF_CONFIG, Trained
+from mlm.trained.opening import HF_CONFIG, TrainedModel
 from mlm.trained.published import BARE
 from mlm.weights.source import Weights
 from mlm.weights.stored import parts_of
@@ -36,7 +36,7 @@ FP32 = 4  # bytes
 CROSSING = (BARE, "XLMRobertaXLForMaskedLM", "XLMRobertaXLForCausalLM")  # take hidden states
 
 
-def check_export(trained: Trained, folder: Path) -> str:
+def check_export(trained: TrainedModel, folder: Path) -> str:
     """Compares a Hugging Face folder with `trained`, whose weights are in the folder's dtypes.
 
     Returns a sentence that says what was compared; raises UserError where something differs.
@@ -64,7 +64,7 @@ def check_export(trained: Trained, folder: Path) -> str:
     return f"{said}; loaded in transformers {version}, by at most {largest:.1e}."
 
 
-def check_import(source: Trained, made: Trained, original: bool) -> str:
+def check_import(source: TrainedModel, made: TrainedModel, original: bool) -> str:
     """The same for an import: `made` is opened from what was written of `source`.
 
     original: whether the source is no Hugging Face folder, which transformers could load
@@ -85,7 +85,7 @@ def check_import(source: Trained, made: Trained, original: bool) -> str:
     return f"{said}; from its source in transformers {version}, by at most {largest:.1e}."
 
 
-def _same_ids(source: Trained, made: Trained) -> str:
+def _same_ids(source: TrainedModel, made: TrainedModel) -> str:
     """The part of a sentence that says of what ids were compared; raises UserError."""
     if source.tokenizer is None or made.tokenizer is None:
         return ""
@@ -98,14 +98,14 @@ def _same_ids(source: Trained, made: Trained) -> str:
     return f"ids are equal to those of {names} on {len(lines())} lines, "
 
 
-def rounding(trained: Trained, before: Trained) -> str:
+def rounding(trained: TrainedModel, before: TrainedModel) -> str:
     """A sentence: how much the outputs move as weights are rounded from `before` to `trained`."""
     sample = sample_of(trained.tokenizer, trained.config)
     moved = _difference(outputs(trained, sample), outputs(before, sample), sample)
     return f"Rounding the weights moved the outputs by at most {moved:.1e}."
 
 
-def outputs(trained: Trained, sample: Sample) -> Tensor:
+def outputs(trained: TrainedModel, sample: Sample) -> Tensor:
     """Those of our own model; written out plainly, where memory is short for it."""
     if not _fits(trained):
         return _plain(trained, trained.config.to_dict(), trained.weights.read, sample)
@@ -162,7 +162,7 @@ def _own_reader(weights: Weights) -> Read:
     return read
 
 
-def _plain(trained: Trained, values: dict[str, Any], read: Read, sample: Sample) -> Tensor:
+def _plain(trained: TrainedModel, values: dict[str, Any], read: Read, sample: Sample) -> Tensor:
     """Written out, with the values of a config.json."""
     if trained.head not in CROSSING:
         values = values | {"add_cross_attention": False}
@@ -170,13 +170,13 @@ def _plain(trained: Trained, values: dict[str, Any], read: Read, sample: Sample)
     return plain_outputs(trained.head, values, lambda name: read(name).float(), sample, pooler)
 
 
-def _fits(trained: Trained) -> bool:
+def _fits(trained: TrainedModel) -> bool:
     """Whether there is memory for all weights in fp32."""
     numbers = sum(math.prod(shape) for shape in trained.weights.shapes.values())
     return MEMORY * FP32 * numbers < psutil.virtual_memory().available
 
 
-def _not_asked(trained: Trained) -> str | None:
+def _not_asked(trained: TrainedModel) -> str | None:
     """Why transformers has no part in a comparison, or None."""
     if find_spec("transformers") is None:
         return "transformers is not installed, so it was not asked"
@@ -194,7 +194,7 @@ def _not_asked(trained: Trained) -> str | None:
     )
 
 
-def _transformers(trained: Trained, folder: Path, sample: Sample) -> tuple[str, Tensor]:
+def _transformers(trained: TrainedModel, folder: Path, sample: Sample) -> tuple[str, Tensor]:
     """The version of transformers, and the outputs of what it loads from a folder."""
     import transformers
 
@@ -283,7 +283,7 @@ def _equal(one: Tensor, two: Tensor) -> bool:
     return torch.equal(one.contiguous().view(ints), two.contiguous().view(ints))
 
 
-def _compared(trained: Trained, sample: Sample, largest: float) -> str:
+def _compared(trained: TrainedModel, sample: Sample, largest: float) -> str:
     tokens = int(sample.lengths.sum())
     if trained.tokenizer is None:
         on = f"{tokens} random ids (there is no tokenizer)"

@@ -16,7 +16,7 @@ from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
 from mlm.tokenizer.published_files import write_tokenizer
 from mlm.trained.opening import (
     HF_CONFIG,
-    Trained,
+    TrainedModel,
     common_dtype,
     in_dtypes,
     open_trained,
@@ -60,7 +60,7 @@ def export(path: str, out: str, dtype: str | None = None) -> None:
     )
 
 
-def hf_config(trained: Trained) -> dict[str, Any]:
+def hf_config(trained: TrainedModel) -> dict[str, Any]:
     """config.json: the published keys. `vocab_size` counts the padded rows, too."""
     values = trained.config.to_dict()
     dtype = common_dtype(trained.weights)

@@ -21,7 +21,7 @@ from mlm.tokenizer.tokenizer_json import sentencepiece_model
 from mlm.tracking.progress import progress
 from mlm.trained.opening import (
     HF_CONFIG,
-    Trained,
+    TrainedModel,
     check,
     common_dtype,
     open_folder,
@@ -75,7 +75,7 @@ def import_model(
         console.print(sentence, soft_wrap=True, markup=False)
 
 
-def _opened(path: Path, head: str | None) -> tuple[Trained, list[str] | None]:
+def _opened(path: Path, head: str | None) -> tuple[TrainedModel, list[str] | None]:
     """The model without a tokenizer, and what was decided of an original checkpoint; None for a
     Hugging Face folder."""
     if (path / HF_CONFIG).is_file():
@@ -95,7 +95,7 @@ def _opened(path: Path, head: str | None) -> tuple[Trained, list[str] | None]:
 
     found = open_original(path, head)
     config = XLMRobertaXLConfig.from_dict(found.config)
-    return Trained(path, found.head, config, None, found.weights), found.said
+    return TrainedModel(path, found.head, config, None, found.weights), found.notes
 
 
 def _check_place(path: Path) -> None:
@@ -162,7 +162,7 @@ def _beside(folder: Path) -> Iterator[Tokenizer]:
             yield Tokenizer(sentencepiece_model(path), path)
 
 
-def _imported(source: Trained) -> checkpoint.Imported:
+def _imported(source: TrainedModel) -> checkpoint.Imported:
     def kept(dtype: str) -> str:
         return "float32" if dtype == "float64" else dtype  # as which it is stored
 
@@ -202,7 +202,7 @@ def _check_room(weights: Weights, out: Path) -> None:
         )
 
 
-def _spare_rows(source: Trained) -> list[str]:
+def _spare_rows(source: TrainedModel) -> list[str]:
     """A sentence about embeddings that no id of the tokenizer has, where they are more than what
     padding adds."""
     if source.tokenizer is None:

@@ -28,7 +28,7 @@ from mlm.weights.source import Weights, open_weights
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """What a folder of a trained model holds; its weights are read when they are asked for.
 
     head: the name of its class; tokenizer: None where the folder has none
@@ -73,7 +73,7 @@ class Trained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint(Trained):
+class TrainedCheckpoint(TrainedModel):
     """A trained model that is a checkpoint of a run, with all that its run tells of it."""
 
     run: Path
@@ -81,7 +81,7 @@ class Checkpoint(Trained):
     settings: TrainConfig
 
 
-def open_trained(path: Path, verify: bool = True) -> Trained:
+def open_trained(path: Path, verify: bool = True) -> TrainedModel:
     """The model in a run folder (its newest checkpoint), a checkpoint, what `mlm import` wrote, or
     a Hugging Face folder of any head; raises UserError.
 
@@ -94,7 +94,7 @@ def open_trained(path: Path, verify: bool = True) -> Trained:
     return open_checkpoint(path, verify)
 
 
-def open_checkpoint(path: Path, verify: bool = True) -> Trained:
+def open_checkpoint(path: Path, verify: bool = True) -> TrainedModel:
     """The same of all but a Hugging Face folder."""
     made = _opened(path, verify)
     check(made)
@@ -115,7 +115,7 @@ def in_dtypes(weights: Weights, dtypes: dict[str, torch.dtype]) -> Weights:
     return replace(weights, dtypes=dtypes, part=part, copies={})
 
 
-def _opened(path: Path, verify: bool) -> Trained:
+def _opened(path: Path, verify: bool) -> TrainedModel:
     folder = _checkpoint_folder(path)
     manifest = checkpoint.read_manifest(folder)
     if verify:
@@ -124,7 +124,7 @@ def _opened(path: Path, verify: bool) -> Trained:
     if manifest.imported is not None:
         return _imported(folder, run / "tokenizer", manifest.imported, weights)
     settings = load(TrainConfig, manifest.config)
-    return Checkpoint(
+    return TrainedCheckpoint(
         folder,
         MASKED_LM,
         family_config(settings.model),
@@ -144,7 +144,9 @@ def family_config(model: ModelConfig) -> XLMRobertaXLConfig:
     return config
 
 
-def _imported(folder: Path, beside: Path, source: checkpoint.Imported, weights: Weights) -> Trained:
+def _imported(
+    folder: Path, beside: Path, source: checkpoint.Imported, weights: Weights
+) -> TrainedModel:
     tokenizer = None
     if source.tokenizer is not None:
         tokenizer = Tokenizer.load(beside)
@@ -157,7 +159,7 @@ def _imported(folder: Path, beside: Path, source: checkpoint.Imported, weights: 
         name: getattr(torch, source.dtypes.get(name, source.dtype)) for name in weights.shapes
     }
     config = XLMRobertaXLConfig.from_dict(source.config)
-    return Trained(
+    return TrainedModel(
         folder, source.head, config, tokenizer, in_dtypes(weights, dtypes), source.model_max_length
     )
 
@@ -217,7 +219,7 @@ def _tokenizer_hash(settings: TrainConfig, run: Path) -> str | None:
         return None
 
 
-def open_folder(folder: Path) -> Trained:
+def open_folder(folder: Path) -> TrainedModel:
     """The model in a Hugging Face folder, without its tokenizer, unchecked; raises UserError."""
     values = config_values(folder)
     try:
@@ -227,10 +229,10 @@ def open_folder(folder: Path) -> Trained:
         raise DataError(f"{folder / HF_CONFIG} has {error}") from None
     weights = open_weights(folder)
     head = head_of(folder, config, weights.shapes)
-    return Trained(folder, head, config, None, weights, model_max_length(folder))
+    return TrainedModel(folder, head, config, None, weights, model_max_length(folder))
 
 
-def check(made: Trained) -> None:
+def check(made: TrainedModel) -> None:
     """Raises DataError unless tokenizer and weights are those of this class and config."""
     vocabulary, tokenizer = made.config.vocab_size, made.tokenizer
     if tokenizer is not None and vocabulary < tokenizer.size:
@@ -259,7 +261,7 @@ def check(made: Trained) -> None:
 
 
 def _misfit(
-    made: Trained, name: str, expected: tuple[int, ...] | None, found: tuple[int, ...] | None
+    made: TrainedModel, name: str, expected: tuple[int, ...] | None, found: tuple[int, ...] | None
 ) -> str:
     file = made.weights.where(name)
     if found is None:

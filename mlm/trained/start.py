@@ -13,7 +13,7 @@ from mlm.errors import DataError, UserError
 from mlm.model.config import ModelConfig
 from mlm.model.initial import initialise
 from mlm.tokenizer.tokenizer import Tokenizer
-from mlm.trained.opening import Trained, family_config, open_trained
+from mlm.trained.opening import TrainedModel, family_config, open_trained
 from mlm.trained.published import MASKED_LM
 from mlm.weights.load import BASE, Fill, filler, full_shapes, match
 from mlm.weights.source import Weights
@@ -31,21 +31,21 @@ SHAPE = tuple(field.name for field in fields(ModelConfig) if field.name not in O
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingModel:
     """A model to begin with.
 
     path: absolute; of a run, the checkpoint that is its newest now
     model: settings that come from it; tokenizer: None where it has none
-    said: a sentence for the user
+    message: a sentence for the user
     """
 
     path: Path
     model: dict[str, Any]
     tokenizer: Tokenizer | None
-    said: str
+    message: str
 
 
-def look(path: Path) -> Start:
+def starting_model(path: Path) -> StartingModel:
     """What a run would begin with; raises UserError for what cannot be gone on with."""
     found = open_trained(path)
     kind = found.config.position_embedding_type
@@ -60,12 +60,15 @@ def look(path: Path) -> Start:
             f"the weights before they were pruned"
         )
     shape = asdict(found.config.shape())
-    return Start(
-        found.path.absolute(), {name: shape[name] for name in SHAPE}, found.tokenizer, _said(found)
+    return StartingModel(
+        found.path.absolute(),
+        {name: shape[name] for name in SHAPE},
+        found.tokenizer,
+        _message(found),
     )
 
 
-def _said(found: Trained) -> str:
+def _message(found: TrainedModel) -> str:
     matched = match(_expected(found.config.shape()), found.weights)
     new, unused = (_modules(names) for names in (matched.missing, matched.unused))
     said = f"Beginning with the weights of {found.path}, an {found.head}"
@@ -91,7 +94,7 @@ def _expected(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 @dataclass(frozen=True)
-class First:
+class StartingWeights:
     """The weights of `config.weights`, of which each rank reads its slices."""
 
     weights: Weights
@@ -110,20 +113,20 @@ class First:
         engine.write_masters(read)
 
 
-def first_weights(config: TrainConfig) -> First:
+def starting_weights(config: TrainConfig) -> StartingWeights:
     """Opens them on a rank; raises UserError where they are not there any more, or are others."""
     assert config.weights is not None
-    weights = open_trained(Path(config.weights), verify=False).weights  # `look` came before
+    weights = open_trained(Path(config.weights), verify=False).weights  # `starting_model` checked
     expected = _expected(config.model)
 
     def initial(module: nn.Module, name: str) -> nn.Module:
         return initialise(module, name, config.model, config.seed)
 
     fill = filler(weights, expected, initial)  # which checks, too
-    return First(weights, fill, match(expected, weights).stored)
+    return StartingWeights(weights, fill, match(expected, weights).stored)
 
 
-def tokenizer_for(start: Start, given: str | None) -> str:
+def tokenizer_for(start: StartingModel, given: str | None) -> str:
     """The folder of the tokenizer to train with: the model's, or the one `given`; raises UserError
     where these are not the same."""
     own = start.tokenizer

@@ -9,7 +9,7 @@ import torch
 from mlm.config import TrainConfig, layout
 from mlm.tasks.table import TASKS
 from mlm.tasks.task import Task
-from mlm.trained.start import first_weights
+from mlm.trained.start import starting_weights
 from mlm.training.optimizer import make_adamw
 from mlm.weights.dtypes import BY_SETTING
 from parallel.engine.build import build_engine
@@ -60,7 +60,7 @@ def build(config: TrainConfig, resuming: bool = False) -> TrainingRun:
     train = config.train
     task = TASKS["pretraining"](config)
     grid = make_grid(layout(config))
-    first = first_weights(config) if config.weights is not None and not resuming else None
+    first = starting_weights(config) if config.weights is not None and not resuming else None
     settings = EngineSettings(
         train.micro_batch_size,
         grid.layout.grad_accum_steps(train.global_batch_size, train.micro_batch_size),

@@ -134,7 +134,7 @@ class Loop:
         batches, error = _fetch(feed, self.stopwatch)
         stop = self.report.main and (self.folder / STOP).exists()
         self.watchdog.at("step")
-        error = error or self.saver.look()
+        error = error or self.saver.failure()
         normaliser = self.task.normaliser(batches)
         agreed = agree(self.run.grid, self.engine.device, batches, normaliser, stop, error)
         if agreed.stop:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mlm.errors import DataError
 from mlm.model.encoder import Fill
-from mlm.weights.memory import give_back
+from mlm.weights.memory import release_free_memory
 from mlm.weights.source import Weights
 from parallel.groups import group_size
 from parallel.sharding import Shard, shard_of
@@ -135,7 +135,7 @@ def load_parameters(
         if value.dtype != (dtype or parameter.dtype):
             size, value = value.nbytes, value.to(dtype or parameter.dtype)
             if size >= LARGE:
-                give_back()
+                release_free_memory()
         if parameter.is_meta:
             _replace(where, value.to(device))
         else:

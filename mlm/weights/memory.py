@@ -3,7 +3,7 @@
 import ctypes
 
 
-def give_back() -> None:
+def release_free_memory() -> None:
     """Has the C library hand free memory back to the system, where it knows how to.
 
     Without it a tensor that is read, cast and freed leaves a hole that a smaller one settles in;

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mlm.errors import DataError
 from mlm.weights.original_config import config_values, settings
-from mlm.weights.original_parts import ENCODER, Joined, Parts
+from mlm.weights.original_parts import ENCODER, JoinedTensor, PartFiles
 from mlm.weights.source import Weights
 
 LAYER = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
@@ -51,13 +51,13 @@ class Original:
     """An original checkpoint under the published names.
 
     head: the class that its weights are of; config: values of `config.json`
-    said: sentences on what was decided, for the user
+    notes: sentences on what was decided, for the user
     """
 
     weights: Weights
     head: str
     config: dict[str, Any]
-    said: list[str]
+    notes: list[str]
 
 
 def open_original(path: Path, head: str | None = None) -> Original:
@@ -67,7 +67,7 @@ def open_original(path: Path, head: str | None = None) -> Original:
     place of the masked language model. The parts are joined a tensor at a time, as they are read.
     Raises DataError.
     """
-    parts = Parts(path)
+    parts = PartFiles(path)
     first, found = parts.files[0], settings(parts.states[0])
     names, unused = _published(first, parts.tensors[0], head)
     joined = {ours: parts.joined(theirs) for ours, theirs in names.items()}
@@ -79,7 +79,7 @@ def open_original(path: Path, head: str | None = None) -> Original:
         _weights(path, first, joined, shape["hidden_size"]),
         "XLMRobertaXLForMaskedLM" if head is None else "XLMRobertaXLForSequenceClassification",
         values,
-        _said(path, parts.tensors[0], found, unused),
+        _notes(path, parts.tensors[0], found, unused),
     )
 
 
@@ -130,13 +130,13 @@ def _expected(names: dict[str, str], head: str | None) -> Iterator[str]:
             yield from (f"classifier.{local}.weight", f"classifier.{local}.bias")
 
 
-def _shape(file: Path, joined: dict[str, Joined]) -> dict[str, int]:
+def _shape(file: Path, joined: dict[str, JoinedTensor]) -> dict[str, int]:
     """The model's sizes; raises DataError for the first tensor that has not the shape of them."""
     (vocab, hidden), positions = joined[WORDS].shape, joined[POSITIONS].shape[0]
     layers = 1 + max(int(name.split(".")[3]) for name in joined if ".layer." in name)
     inner = joined["roberta.encoder.layer.0.intermediate.dense.bias"].shape[0]
     for name, each in joined.items():
-        due = {
+        expected = {
             WORDS: (vocab, hidden),
             COPY: (vocab, hidden),
             POSITIONS: (positions, hidden),
@@ -144,14 +144,14 @@ def _shape(file: Path, joined: dict[str, Joined]) -> dict[str, int]:
             "classifier.out_proj.weight": (each.shape[0], hidden),
             "classifier.out_proj.bias": each.shape[:1],
         }.get(name)
-        if due is None:
+        if expected is None:
             rows = inner if "intermediate" in name else hidden
             columns = inner if ".output.dense" in name and "attention" not in name else hidden
-            due = (rows,) if "bias" in name or "orm" in name else (rows, columns)
-        if each.shape != due:
+            expected = (rows,) if "bias" in name or "orm" in name else (rows, columns)
+        if each.shape != expected:
             raise DataError(
                 f"{file} has {each.name} with the shape {each.shape}, and the others ask for "
-                f"{due}; give a whole checkpoint of XLM-R XL or XXL"
+                f"{expected}; give a whole checkpoint of XLM-R XL or XXL"
             )
     return {
         "vocab_size": vocab,
@@ -162,7 +162,7 @@ def _shape(file: Path, joined: dict[str, Joined]) -> dict[str, int]:
     }
 
 
-def _weights(origin: Path, first: Path, joined: dict[str, Joined], hidden: int) -> Weights:
+def _weights(origin: Path, first: Path, joined: dict[str, JoinedTensor], hidden: int) -> Weights:
     own = {name: each for name, each in joined.items() if name != COPY}
     dtype = joined[WORDS].dtype
     shapes = {name: each.shape for name, each in own.items()} | {TYPES: (1, hidden)}
@@ -178,7 +178,7 @@ def _weights(origin: Path, first: Path, joined: dict[str, Joined], hidden: int) 
     return Weights(origin, shapes, dtypes, part, dict.fromkeys(shapes, first), copies)
 
 
-def _said(
+def _notes(
     path: Path, tensors: dict[str, Tensor], found: dict[str, Any], unused: list[str]
 ) -> list[str]:
     said = []

@@ -38,7 +38,7 @@ ACTIVATIONS = {
     "swish": "silu",
 }
 # Settings that make another model than the family's, and the values that do not.
-SERVED = {
+REQUIRED = {
     "no_scale_embedding": (True,),
     "encoder_learned_pos": (True,),
     "layernorm_embedding": (False,),
@@ -73,11 +73,11 @@ def config_values(
     classifies: whether the model is one with a classification head. Raises DataError where the
     settings are of another architecture, or of another size than the tensors.
     """
-    for name, served in SERVED.items():
-        if name in found and found[name] not in served:
+    for name, allowed in REQUIRED.items():
+        if name in found and found[name] not in allowed:
             raise DataError(
                 f"{path} was trained with {name}={found[name]}, and a model of the type "
-                f"xlm-roberta-xl has {served[0]} there; give a checkpoint of XLM-R XL or XXL"
+                f"xlm-roberta-xl has {allowed[0]} there; give a checkpoint of XLM-R XL or XXL"
             )
     for name, key in (
         ("encoder_layers", "num_hidden_layers"),

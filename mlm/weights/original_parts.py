@@ -64,7 +64,7 @@ def checkpoint_files(path: Path) -> list[Path]:
     return [parts[rank] for rank in range(len(parts))]
 
 
-class Parts:
+class PartFiles:
     """The files of one checkpoint, opened; raises DataError where they are not that."""
 
     def __init__(self, path: Path):
@@ -76,11 +76,11 @@ class Parts:
         ]
         _check(self)
 
-    def joined(self, name: str) -> "Joined":
-        return Joined(name, self.files, [tensors[name] for tensors in self.tensors])
+    def joined(self, name: str) -> "JoinedTensor":
+        return JoinedTensor(name, self.files, [tensors[name] for tensors in self.tensors])
 
 
-class Joined:
+class JoinedTensor:
     """One tensor, whole in every part or cut along `dim`."""
 
     def __init__(self, name: str, files: list[Path], tensors: list[Tensor]):
@@ -157,7 +157,7 @@ def _named(file: Path, model: dict[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _check(parts: Parts) -> None:
+def _check(parts: PartFiles) -> None:
     """Raises DataError unless the files are all the parts of one checkpoint."""
     files, states = parts.files, parts.states
     for file, state, tensors in zip(files, states, parts.tensors, strict=True):

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata
 
 from mlm.errors import DataError, UserError
-from mlm.weights.memory import give_back
+from mlm.weights.memory import release_free_memory
 from mlm.weights.source import Weights
 from mlm.weights.tiles import PART, LoadTiles, SaveTiles, Tile
 from parallel.sharding import Box
@@ -93,7 +93,7 @@ def _parts(weights: Weights, show: Show) -> Iterator[Tile]:
         del part
         # What torch's writer keeps settles where a part was, so that the next one finds no room
         # there and takes new memory (measured: 1 GB for forty parts of 26 MB).
-        give_back()
+        release_free_memory()
         done += made.numel()
         show(done, total)
         return made

@@ -58,12 +58,14 @@ class SaveTiles(dcp.DefaultSavePlanner):
 
     Torch's writer keeps hold of every tensor that it was given until its file is closed, and copies
     what does not fill its storage. So what it gets are views of memory that is there anyway, or of
-    one buffer. moved: is called for each tile.
+    one buffer. on_progress: is called for each tile.
     """
 
-    def __init__(self, tiles: Iterable[Tile], moved: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, tiles: Iterable[Tile], on_progress: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__()
-        self.tiles, self.moved = {tile.index: tile for tile in tiles}, moved
+        self.tiles, self.on_progress = {tile.index: tile for tile in tiles}, on_progress
         self.buffer = torch.empty(0)
 
     def create_local_plan(self) -> SavePlan:
@@ -78,7 +80,7 @@ class SaveTiles(dcp.DefaultSavePlanner):
     def resolve_data(self, write_item: WriteItem) -> Tensor:
         index = write_item.index
         tensor = self.tiles[MetadataIndex(index.fqn, index.offset)].tensor()
-        self.moved()
+        self.on_progress()
         if tensor.device.type == "cpu" and tensor.is_contiguous():
             return torch.from_numpy(tensor.numpy())
         if len(self.buffer) < tensor.numel():

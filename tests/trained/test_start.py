@@ -14,7 +14,7 @@ from mlm.errors import CONFIG, DATA
 from mlm.hf.export import export
 from mlm.tokenizer.ids import MODEL_FILE
 from mlm.tokenizer.tokenizer import Tokenizer
-from mlm.trained.start import look
+from mlm.trained.start import starting_model
 from tests.hf.export_fixtures import trained_run
 from tests.hf.import_fixtures import MASKED, source_of
 from tests.launch.launch_fixtures import ranks
@@ -36,16 +36,16 @@ def test_what_cannot_be_pretrained_is_refused(tmp_path):
     )
     mlm.XLMRobertaXLForMaskedLM(made, seed=1).save_pretrained(tmp_path / "relative")
     with pytest.raises(ValueError, match="has position_embedding_type=relative_key, and mod"):
-        look(tmp_path / "relative")
+        starting_model(tmp_path / "relative")
     made.position_embedding_type, made.pruned_heads = "absolute", {0: [1]}
     mlm.XLMRobertaXLForMaskedLM(made, seed=1).save_pretrained(tmp_path / "pruned")
     with pytest.raises(ValueError, match="has pruned heads, and models are pretrained with all"):
-        look(tmp_path / "pruned")
+        starting_model(tmp_path / "pruned")
     made.pruned_heads, made.is_decoder = {}, True
     mlm.XLMRobertaXLForCausalLM(made, seed=1).save_pretrained(tmp_path / "decoder")
     assert (
         "it was a decoder, and now each token sees those behind it"
-        in look(tmp_path / "decoder").said
+        in starting_model(tmp_path / "decoder").message
     )
 
 
@@ -59,7 +59,7 @@ def test_every_setting_comes_from_the_weights(tmp_path):
         "type_vocab_size": 3,
         "num_hidden_layers": 2,
     }
-    found = look(source_of(tmp_path / "source", **changed)).model
+    found = starting_model(source_of(tmp_path / "source", **changed)).model
     assert {name: found[name] for name in changed} == changed
 
 

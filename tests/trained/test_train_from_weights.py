@@ -12,7 +12,7 @@ from mlm.config import TrainConfig, as_dict
 from mlm.errors import CONFIG, DONE
 from mlm.hf.export import export
 from mlm.hf.importing import import_model
-from mlm.trained.start import look
+from mlm.trained.start import starting_model
 from mlm.training.build import build
 from mlm.weights.stored import open_weights
 from tests.hf.import_fixtures import same_tensors, source_of, tensors
@@ -137,7 +137,7 @@ def test_a_step_of_nothing_gives_the_weights_back(tmp_path):
 @pytest.mark.parametrize("head", ["XLMRobertaXLModel", "XLMRobertaXLForTokenClassification"])
 def test_the_head_of_another_class_is_new(head, tmp_path):
     source = source_of(tmp_path / "source", head, num_labels=2)
-    said = look(source).said
+    said = starting_model(source).message
     assert said.startswith(
         f"Beginning with the weights of {source}, an {head}; it has no lm_head, "
     )

@@ -38,7 +38,7 @@ def test_logits_are_those_of_transformers(parts, tmp_path):
     config = original.config
     assert config["num_labels"] == 3
     assert config["classifier_dropout"] == 0.5
-    (said,) = open_original(first).said
+    (said,) = open_original(first).notes
     assert "has classification heads (mnli), which are left out; name one to import" in said
     for name in ("vocab_size", "num_attention_heads", "max_position_embeddings"):
         assert config[name] == TINY[name]
@@ -98,7 +98,7 @@ def test_the_final_norm_is_kept_where_the_original_would_drop_it(version, tmp_pa
             values["model"]["encoder.sentence_encoder.version"] = torch.tensor([version])
 
     original = open_original(change(tmp_path, set_version))
-    assert "silently leaves out the final layer norm; the norm is in the file" in original.said[0]
+    assert "silently leaves out the final layer norm; the norm is in the file" in original.notes[0]
     expected = their_models()[0].roberta.encoder.LayerNorm.weight
     assert torch.equal(original.weights.read("roberta.encoder.LayerNorm.weight"), expected)
 
@@ -115,7 +115,7 @@ def test_other_activations(tmp_path):
     with pytest.raises(DataError, match=r"activation_fn=tanh, and gelu, .* are served; give"):
         open_original(change(tmp_path, act("tanh")))
     path = change(tmp_path, lambda values: setattr(values["args"], "activation_dropout", 0.1))
-    assert "trained with activation_dropout=0.1, which models" in open_original(path).said[0]
+    assert "trained with activation_dropout=0.1, which models" in open_original(path).notes[0]
 
 
 class Code:

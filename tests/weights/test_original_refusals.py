@@ -5,15 +5,15 @@ import torch
 
 from mlm.errors import DataError
 from mlm.weights.original import open_original
-from mlm.weights.original_config import SERVED, config_values
+from mlm.weights.original_config import REQUIRED, config_values
 from tests.weights.original_fixtures import change, checkpoint_of, original_states, write
 
 FC1 = "encoder.sentence_encoder.layers.1.fc1.weight"
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", REQUIRED)
 def test_a_setting_of_another_architecture_is_refused(name, tmp_path):
-    other = not SERVED[name][0]
+    other = not REQUIRED[name][0]
     path = change(tmp_path, lambda values: setattr(values["args"], name, other))
     with pytest.raises(DataError, match=f"trained with {name}={other}"):
         open_original(path)
