@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from mlm.errors import DataError
 from mlm.family.config_kinds import check_kind
 from mlm.family.config_rules import check
-from mlm.model.config import LayerOptions, ModelConfig
+from mlm.model.config import ModelConfig
+from mlm.model.options import LayerOptions
 
 FILE = "config.json"
 # Keys that would change what a model computes, and the values that change nothing.
@@ -171,10 +172,13 @@ class XLMRobertaXLConfig:
         training."""
         return cls(**{name: value for name, value in asdict(shape).items() if name in cls._keys()})
 
-    def layer_options(self) -> LayerOptions:
+    def layer_options(self, attention: str = "auto") -> LayerOptions:
+        """attention: the name of a kernel, or `auto`"""
         activation = self.hidden_act if callable(self.hidden_act) else None
         positions: Any = self.position_embedding_type
-        return LayerOptions(positions, self.add_cross_attention, self.is_decoder, activation)
+        return LayerOptions(
+            attention, positions, self.add_cross_attention, self.is_decoder, activation
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All keys as JSON takes them, those of `extra` included; with string keys in maps."""

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlm.batch.visibility import position_ids
 from mlm.family.cache import KeyValues
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.model.embeddings import position_ids
 
 
 @dataclass(frozen=True)

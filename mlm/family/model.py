@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mlm.batch.visibility import masked_by
 from mlm.family import inputs
 from mlm.family.cache import KeyValues, checked
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.family.masks import added_mask
 from mlm.family.outputs import ModelOutput, returned
 from mlm.family.pretrained import Pretrained
-from mlm.model.attention import Attend
+from mlm.model.attention import Extras
 from mlm.model.embeddings import PositionEmbeddings
 from mlm.model.encoder import word_embeddings
 from mlm.model.heads import FinalNorm, Pooler
@@ -32,10 +32,9 @@ class Embeddings(PositionEmbeddings):
 class Encoder(nn.Module):
     def __init__(self, config: XLMRobertaXLConfig, group: Group, attention: str):
         super().__init__()
-        shape, options = config.shape(), config.layer_options()
+        shape, options = config.shape(), config.layer_options(attention)
         self.layer = nn.ModuleList(
-            EncoderLayer(shape, index, group, attention, options)
-            for index in range(shape.num_hidden_layers)
+            EncoderLayer(shape, index, group, options) for index in range(shape.num_hidden_layers)
         )
         self.LayerNorm = FinalNorm(shape.hidden_size, eps=shape.layer_norm_eps)
 
@@ -134,23 +133,24 @@ class XLMRobertaXLModel(Pretrained):
             words = asked.embeds.to(self.dtype)
         x = self.embeddings.add(words, positions, asked.token_types, dropout_key)
         shape = (rows, length, earlier + length)
-        mask, blind = added_mask("attention_mask", asked.mask, shape, config.is_decoder, x)
-        cross_mask, cross_blind = None, False
+        causal = config.is_decoder
+        visibility = masked_by("attention_mask", asked.mask, shape, causal, x.device)
+        source, seen = None, None
         if asked.encoder_states is not None:
-            encoded = (rows, length, asked.encoder_states.shape[1])
+            source = asked.encoder_states.to(self.dtype)
+            shape = (rows, length, source.shape[1])
             name = "encoder_attention_mask"
-            cross_mask, cross_blind = added_mask(name, asked.encoder_mask, encoded, False, x)
+            seen = masked_by(name, asked.encoder_mask, shape, device=x.device)
         states, weights, cross_weights, cached = [x], [], [], []
         for number, layer in enumerate(layers):
-            own = None if past is None else past[number]
+            earlier_keys = None if past is None else past[number]
             factor = None if asked.head_mask is None else asked.head_mask[number].to(x)
-            attend = Attend(mask, blind, own and own[:2], None, factor, asked.weights)
+            extras = Extras(earlier_keys and earlier_keys[:2], None, factor, asked.weights)
             cross = None
-            if asked.encoder_states is not None:
-                source = asked.encoder_states.to(self.dtype)
-                past_cross = own and own[2:]
-                cross = Attend(cross_mask, cross_blind, past_cross, source, factor, asked.weights)
-            out = self._run(layer, x, attend, dropout_key, cross)
+            if source is not None:
+                past_cross = earlier_keys and earlier_keys[2:]
+                cross = (seen, Extras(past_cross, source, factor, asked.weights))
+            out = self._run(layer, x, visibility, dropout_key, extras, cross)
             x = out.x
             states.append(x)
             weights.append(out.weights)
@@ -164,7 +164,7 @@ class XLMRobertaXLModel(Pretrained):
             past_key_values=KeyValues(tuple(cached), tokens) if asked.cache else None,
             hidden_states=tuple(states) if asked.states else None,
             attentions=self._whole(weights) if asked.weights else None,
-            cross_attentions=self._whole(cross_weights) if asked.weights and cross else None,
+            cross_attentions=self._whole(cross_weights) if asked.weights and seen else None,
         )
 
     @staticmethod
@@ -172,16 +172,14 @@ class XLMRobertaXLModel(Pretrained):
         cross = getattr(layer, "crossattention", None)
         return 0 if cross is None else cross.self.heads
 
-    def _run(self, layer, x, attend, dropout_key, cross) -> LayerOutputs:
+    def _run(self, layer: EncoderLayer, x: Tensor, *given: Any) -> LayerOutputs:
         if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
-            return layer.run(x, attend, dropout_key, cross)
+            return layer.run(x, *given)
         # Only fused attention dropout on CUDA draws from the generator; all else is keyed.
         return checkpoint(
             layer.run,
             x,
-            attend,
-            dropout_key,
-            cross,
+            *given,
             use_reentrant=False,
             preserve_rng_state=x.device.type != "cpu",
         )

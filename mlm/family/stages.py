@@ -1,14 +1,12 @@
 """The heads that train, each as one list of layers that pipeline stages are cut from."""
 
-from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from mlm.batch.task_batch import TaskBatch
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.language import XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
-from mlm.family.masks import added_mask
 from mlm.family.pretrained import Pretrained
 from mlm.family.tasks import (
     LabelledModel,
@@ -27,58 +25,6 @@ from parallel.tensor.layers import VocabParallelEmbedding
 from parallel.tensor.loss import linear_cross_entropy
 
 LANGUAGE_MODELS = (XLMRobertaXLForMaskedLM, XLMRobertaXLForCausalLM)
-
-
-@dataclass(frozen=True)
-class TaskBatch:
-    """A micro-batch of a task; in a pipeline all have one shape.
-
-    input_ids: (rows, seq_len) int64; with `choices`, the choices of an example are rows in turn
-    labels: as the head's class takes them; of question answering (rows, 2), start and end
-    attention_mask: (rows, seq_len) or (rows, seq_len, seq_len); None: all ones
-    token_type_ids: (rows, seq_len); None: all 0
-    loss_scale: what the mean of the losses is multiplied by
-    dropout_key: a key (seed, step, micro-batch) that every dropout mask is derived from
-    """
-
-    input_ids: Tensor
-    labels: Tensor
-    attention_mask: Tensor | None = None
-    token_type_ids: Tensor | None = None
-    choices: int = 1
-    loss_scale: float = 1.0
-    dropout_key: int = 0
-    masks: dict[Any, tuple[Tensor | None, bool]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
-
-    @property
-    def inputs(self) -> Tensor:
-        """What the first layer is fed with."""
-        return self.input_ids
-
-    @property
-    def begins(self) -> None:
-        """A row is one document."""
-        return None
-
-    def mask_for(self, x: Tensor, training: bool, causal: bool) -> tuple[Tensor | None, bool]:
-        """What is added to the scores of an attention in `x`, and whether some token may attend to
-        nothing; made once for all layers."""
-        if x.dtype not in self.masks:
-            rows, length = self.input_ids.shape
-            shape = (rows, length, length)
-            made = added_mask("attention_mask", self.attention_mask, shape, causal, x)
-            self.masks[x.dtype] = made
-        return self.masks[x.dtype]
-
-    def to(self, device: torch.device) -> "TaskBatch":
-        moved = {
-            item.name: value.to(device, non_blocking=True)
-            for item in fields(self)
-            if isinstance(value := getattr(self, item.name), Tensor)
-        }
-        return replace(self, **moved, masks={})
 
 
 def stage_layers(
@@ -111,9 +57,8 @@ def stage_layers(
         shape,
         fill,
         group=group,
-        attention=attention,
         seq_len=seq_len,
-        options=config.layer_options(),
+        options=config.layer_options(attention),
         tied=language,
     )
     if language:

@@ -1,8 +1,7 @@
 """The shape of a model, under the keys of the published `config.json` of xlm-roberta-xl."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from mlm.setting import setting
 
@@ -58,17 +57,3 @@ class ModelConfig:
         embeddings = (vocab + self.max_position_embeddings + self.type_vocab_size) * hidden
         head = hidden * (hidden + 1) + 2 * hidden + vocab
         return embeddings + self.num_hidden_layers * layer + 2 * hidden + head
-
-
-@dataclass(frozen=True)
-class LayerOptions:
-    """What a layer may have beside what pretraining's layers have.
-
-    causal: whether a token attends to itself and earlier ones only, where a batch has no other mask
-    activation: in place of the one that `hidden_act` names
-    """
-
-    positions: Literal["absolute", "relative_key", "relative_key_query"] = "absolute"
-    cross_attention: bool = False
-    causal: bool = False
-    activation: Callable[[Any], Any] | None = None

@@ -1,22 +1,11 @@
 """What is added to the word embeddings: learned positions and token types. No layer norm here."""
 
-import torch
 from torch import Tensor, nn
 
 from mlm.batch.micro_batch import MicroBatch
 from mlm.model.config import ModelConfig
 from parallel.keys import key
 from parallel.random import dropout
-
-
-def position_ids(input_ids: Tensor, pad: int, before: Tensor | int = 0) -> Tensor:
-    """Positions of tokens, counted from `pad + 1` over what is not padding; padding gets `pad`.
-
-    input_ids: (..., seq_len) -> (..., seq_len) int64
-    before: tokens of the row that came earlier, () or (..., 1)
-    """
-    real = (input_ids != pad).long()
-    return (real.cumsum(dim=-1) + before) * real + pad
 
 
 class PositionEmbeddings(nn.Module):
@@ -36,9 +25,7 @@ class PositionEmbeddings(nn.Module):
 
     def forward(self, words: Tensor, batch: MicroBatch) -> Tensor:
         """words: (micro_batch, seq_len, hidden_size) of `batch.inputs`; the same shape out."""
-        positions = position_ids(batch.inputs, self.pad)
-        if batch.begins is not None:  # each document has the positions that it has alone
-            positions = torch.where(positions > self.pad, positions - batch.begins, positions)
+        positions = batch.visibility.positions(batch.inputs, self.pad)
         return self.add(words, positions, batch.token_type_ids, batch.dropout_key)
 
     def add(

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from mlm.batch.micro_batch import MicroBatch
-from mlm.model.config import LayerOptions, ModelConfig
+from mlm.model.config import ModelConfig
 from mlm.model.embeddings import PositionEmbeddings
 from mlm.model.flops import layer_flops
 from mlm.model.heads import FinalNorm
-from mlm.model.layer import ENCODER_LAYER, EncoderLayer
+from mlm.model.layer import EncoderLayer
+from mlm.model.options import PRETRAINING, LayerOptions
 from parallel.groups import Group
 from parallel.pipeline.stages import StageLayer
 from parallel.tensor.layers import VocabParallelEmbedding
@@ -31,14 +32,13 @@ def encoder_layers(
     fill: Fill,
     *,
     group: Group = None,
-    attention: str = "auto",
     seq_len: int = 512,
-    options: LayerOptions = ENCODER_LAYER,
+    options: LayerOptions = PRETRAINING,
     tied: bool = True,
 ) -> list[StageLayer]:
     """Embeddings, layers and the final norm: token ids to (micro_batch, seq_len, hidden_size).
 
-    tied: whether a head behind it shares the word embeddings
+    tied: whether the head shares the word embeddings
     """
 
     def embed_positions() -> nn.Module:
@@ -55,12 +55,12 @@ def encoder_layers(
             joined=True,
         ),
     ]
-    whole = count(lambda: EncoderLayer(config, 0, None, attention, options))
+    whole = count(lambda: EncoderLayer(config, 0, None, options))
     for index in range(config.num_hidden_layers):
         name = f"roberta.encoder.layer.{index}"
 
         def make(name=name, index=index):
-            return fill(EncoderLayer(config, index, group, attention, options), name)
+            return fill(EncoderLayer(config, index, group, options), name)
 
         flops = layer_flops(config, seq_len)
         layers.append(StageLayer(name, make, whole, flops, recompute=True))

@@ -1,15 +1,17 @@
 """One encoder layer: pre-norm attention and feed-forward, each with its residual."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mlm.batch.micro_batch import MicroBatch
-from mlm.model.attention import Attend, AttentionBlock
-from mlm.model.config import LayerOptions, ModelConfig
+from mlm.batch.visibility import Visibility
+from mlm.model.attention import NO_EXTRAS, AttentionBlock, Extras
+from mlm.model.config import ModelConfig
+from mlm.model.options import PRETRAINING, LayerOptions
 from parallel.groups import Group
 from parallel.keys import key
 from parallel.random import dropout
@@ -26,7 +28,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "silu": F.silu,
 }
-ENCODER_LAYER = LayerOptions()
 
 
 class Dense(nn.Module):
@@ -56,35 +57,49 @@ class EncoderLayer(nn.Module):
         config: ModelConfig,
         index: int,
         group: Group,
-        path: str = "auto",
-        options: LayerOptions = ENCODER_LAYER,
+        options: LayerOptions = PRETRAINING,
     ):
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
         self.index, self.causal = index, options.causal
         self.activation = options.activation or ACTIVATIONS[config.hidden_act]
         self.dropout = config.hidden_dropout_prob if config.output_dropout else 0.0
-        self.attention = AttentionBlock(config, group, path, options.positions)
+        self.attention = AttentionBlock(config, group, options)
         if options.cross_attention:  # positions in another text have no distance
-            self.crossattention = AttentionBlock(config, group, path)
+            without = replace(options, positions="absolute")
+            self.crossattention = AttentionBlock(config, group, without)
         self.LayerNorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.intermediate = Dense(ColumnParallelLinear(hidden, inner, group))
         self.output = Dense(RowParallelLinear(inner, hidden, group))
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
-        mask, blind = batch.mask_for(x, self.training, self.causal)
-        return self.run(x, Attend(mask, blind), batch.dropout_key).x
+        visibility = batch.visibility
+        if visibility.causal != self.causal:
+            raise ValueError(
+                f"the model has is_decoder={self.causal} and the batch causal={visibility.causal}; "
+                f"make batches with the causal of the model"
+            )
+        return self.run(x, visibility, batch.dropout_key).x
 
     def run(
-        self, x: Tensor, attend: Attend, dropout_key: int, cross: Attend | None = None
+        self,
+        x: Tensor,
+        visibility: Visibility,
+        dropout_key: int,
+        extras: Extras = NO_EXTRAS,
+        cross: tuple[Visibility, Extras] | None = None,
     ) -> LayerOutputs:
-        """The layer with all that its attention can be asked for; `cross` needs a `source`."""
+        """The layer with all that its attention can be asked for.
+
+        cross: the same two of the cross attention, whose extras have a `source`
+        """
         dropout_key = key(dropout_key, "layer", self.index) if self.training else 0
-        attended = self.attention(x, attend, dropout_key)
+        attended = self.attention(x, visibility, dropout_key, extras)
         x, past = attended.x, (attended.keys, attended.values)
         cross_weights = None
         if cross is not None:
-            crossed = self.crossattention(x, cross, key(dropout_key, "cross"))
+            seen, given = cross
+            crossed = self.crossattention(x, seen, key(dropout_key, "cross"), given)
             x, cross_weights = crossed.x, crossed.weights
             past = (*past, crossed.keys, crossed.values)
         y = self.activation(self.intermediate.dense(self.LayerNorm(x)))

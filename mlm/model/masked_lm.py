@@ -7,6 +7,7 @@ from mlm.model.encoder import Fill, encoder_layers, words_layer
 from mlm.model.flops import decoder_flops, transform_flops
 from mlm.model.heads import MaskedLMHead, masked_lm_loss
 from mlm.model.initial import initialise
+from mlm.model.options import LayerOptions
 from parallel.groups import Group
 from parallel.pipeline.stages import StageLayer
 
@@ -28,7 +29,8 @@ def masked_lm_layers(
     a module, by its canonical name, its weights in place of initial ones
     """
     fill = fill or (lambda module, name: initialise(module, name, config, seed))
-    layers = encoder_layers(config, fill, group=group, attention=attention, seq_len=seq_len)
+    options = LayerOptions(attention)
+    layers = encoder_layers(config, fill, group=group, seq_len=seq_len, options=options)
     return layers + lm_head_layers(config, fill, group, masked, masked_lm_loss)
 
 

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from transformers import XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 
 from mlm.batch.micro_batch import IGNORED, MicroBatch
+from mlm.batch.visibility import Visibility
 from mlm.config import OptimConfig
 from mlm.model.config import ModelConfig
 from mlm.model.masked_lm import masked_lm_layers
@@ -46,10 +47,10 @@ def batches(config: ModelConfig, rows: int, seq_len: int, count: int) -> list[Mi
         scores = torch.rand(rows, seq_len, generator=generator)
         positions = scores.argsort(dim=1)[:, : round(0.15 * seq_len)].sort(dim=1).values
         targets = ids.gather(1, positions)
-        lengths = torch.full((rows,), seq_len)
+        seen = Visibility((rows, seq_len, seq_len))
         languages = torch.zeros(rows, dtype=torch.long)
         scale = 1.0 / positions.numel()
-        made.append(MicroBatch(ids, lengths, positions, targets, languages, scale))
+        made.append(MicroBatch(ids, seen, positions, targets, languages, scale))
     return made
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import mlm
-from mlm.family.stages import TaskBatch, stage_layers
+from mlm.batch.task_batch import TaskBatch
+from mlm.family.stages import stage_layers
 from parallel.engine.build import build_engine
 from parallel.engine.interface import EngineSettings
 from parallel.groups import make_grid
@@ -178,7 +179,13 @@ def task_batches(name: str, step: int) -> list[TaskBatch]:
             rows = {key: value.flatten(0, 1) for key, value in rows.items()}
         dropout_key = key(SEED, step, number)
         batches.append(
-            TaskBatch(labels=labels, choices=2, dropout_key=dropout_key, loss_scale=1.0, **rows)
+            TaskBatch(
+                labels=labels,
+                choices=2,
+                dropout_key=dropout_key,
+                causal=configs()[name].get("is_decoder", False),
+                **rows,
+            )
         )
     return batches
 

@@ -133,13 +133,21 @@ def test_first_weights_of_a_model_are_those_of_its_stages():
             assert torch.equal(parameter, whole[f"{layer.name}.{local}"]), local
 
 
-def test_batches_move_and_forget_their_masks():
+def test_task_batch_makes_its_mask_once_and_moves_with_it():
     batch = task_batches(TOKEN, 0)[0]
-    x = torch.zeros(1)
-    mask, blind = batch.mask_for(x, True, False)
-    assert not blind
-    assert batch.mask_for(x, False, False)[0] is mask
+    assert batch.visibility.blind is False
+    mask = batch.visibility.allowed
+    assert mask is not None
+    assert batch.visibility.allowed is mask
     moved = batch.to(torch.device("cpu"))
-    assert not moved.masks
-    assert torch.equal(moved.mask_for(x, True, False)[0], mask)
-    assert replace(moved, attention_mask=None, masks={}).mask_for(x, True, False)[0] is None
+    assert moved.visibility is not batch.visibility
+    assert torch.equal(moved.visibility.allowed, mask)
+    assert replace(moved, attention_mask=None).visibility.allowed is None
+
+
+def test_stages_refuse_batches_that_are_not_causal_as_the_model_is():
+    config = mlm.XLMRobertaXLConfig(**(TINY | {"is_decoder": True}))
+    staged = WholeModel(stage_layers(mlm.XLMRobertaXLForCausalLM, config))
+    batch = task_batches("XLMRobertaXLForCausalLM", 0)[0]
+    with pytest.raises(ValueError, match="is_decoder=True and the batch causal=False"):
+        staged(batch.input_ids, replace(batch, causal=False))

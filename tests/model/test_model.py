@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from mlm.batch.micro_batch import MicroBatch
-from mlm.model import attention, embeddings, layer
-from mlm.model.attention import attention_weights, use_fused
+from mlm.batch.visibility import Visibility
+from mlm.model import attention, embeddings, kernels, layer
 from mlm.model.config import ModelConfig
 from mlm.model.flops import training_flops_per_token
 from mlm.model.masked_lm import masked_lm_layers
@@ -66,7 +66,8 @@ def test_loss_on_held_out_rows_equals_transformers(activation, attention):
     logits = reference(config, parameters)(ids, attention_mask=(ids != 1).long()).logits
     chosen = logits[torch.arange(3).unsqueeze(1), positions]
     expected = F.cross_entropy(chosen.flatten(0, 1), targets.flatten(), reduction="none")
-    batch = MicroBatch(ids, lengths, positions, targets, torch.arange(3))
+    seen = Visibility((3, 20, 20), lengths)
+    batch = MicroBatch(ids, seen, positions, targets, torch.arange(3))
     with torch.no_grad():
         _, outputs = model.eval()(ids, batch)
     torch.testing.assert_close(outputs["losses"], expected.view(3, 3))
@@ -85,7 +86,7 @@ def test_loss_and_gradients_of_masked_positions_equal_transformers():
     expected = theirs(ids, labels=labels).loss
     expected.backward()
     batch = MicroBatch(
-        ids, torch.full((3,), 20), positions, targets, torch.tensor([0, 1, 1]), 1 / 6
+        ids, Visibility((3, 20, 20)), positions, targets, torch.tensor([0, 1, 1]), 1 / 6
     )
     found, outputs = model.train()(ids, batch)
     found.backward()
@@ -139,33 +140,16 @@ def test_every_site_of_dropout_has_its_own_key(monkeypatch):
         keys.append(dropout_key)
         return x
 
-    for module in (embeddings, layer, attention):
+    for module in (embeddings, layer, attention, kernels):
         monkeypatch.setattr(module, "dropout", kept)
     model = pretrained(CONFIG, attention="unfused")[0].train()
     ids, lengths = padded_batch()
     places = torch.zeros(3, 1, dtype=torch.long)
     for number in (1, 2):
-        batch = MicroBatch(ids, lengths, places, places + 5, lengths * 0, dropout_key=number)
+        seen = Visibility((3, 20, 20), lengths)
+        batch = MicroBatch(ids, seen, places, places + 5, lengths * 0, dropout_key=number)
         model(ids, batch)
     assert len(keys) == len(set(keys)) == 2 * (1 + 3 * CONFIG.num_hidden_layers)
-
-
-def test_unfused_attention_is_the_formula():
-    query, keys, values = torch.randn(3, 2, 4, 6, 8, generator=torch.Generator().manual_seed(1))
-    mask = (torch.arange(6) < torch.tensor([[6], [4]]))[:, None, None, :]
-    expected = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-    found = attention_weights(query, keys, mask) @ values
-    torch.testing.assert_close(found, expected)
-
-
-def test_attention_path_is_chosen_by_device_dtype_and_dropout():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert use_fused("auto", cuda, torch.bfloat16, drops=True)
-    assert use_fused("auto", cpu, torch.float32, drops=False)
-    assert not use_fused("auto", cpu, torch.float32, drops=True)
-    assert not use_fused("auto", cpu, torch.bfloat16, drops=False)
-    assert use_fused("fused", cpu, torch.bfloat16, drops=True)
-    assert not use_fused("unfused", cuda, torch.bfloat16, drops=False)
 
 
 @pytest.mark.parametrize(

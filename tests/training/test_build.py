@@ -12,6 +12,7 @@ import mlm.tasks.pretraining.batches
 import mlm.tasks.pretraining.task
 import mlm.training.build
 from mlm.batch.micro_batch import MicroBatch
+from mlm.batch.visibility import Visibility
 from mlm.config import TrainConfig
 from mlm.training.build import TrainingRun, build
 from parallel.layout import Layout
@@ -25,7 +26,7 @@ def run_of(dp: int, dp_rank: int, seed: int = 1, micro_batches: int = 8) -> Trai
     def micro_batch(step: int, number: int) -> MicroBatch:
         ids = torch.full((1, 1), 100 * step + number)
         none = torch.zeros(1, 0, dtype=torch.long)
-        return MicroBatch(ids, torch.ones(1), none, none, torch.zeros(1))
+        return MicroBatch(ids, Visibility((1, 1, 1)), none, none, torch.zeros(1))
 
     def batches(step: int, numbers) -> list[MicroBatch]:
         return [micro_batch(step, number) for number in numbers]

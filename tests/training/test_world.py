@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mlm.batch.micro_batch import IGNORED, MicroBatch
+from mlm.batch.visibility import Visibility
 from mlm.errors import DataError, UserError
 from mlm.training.world import agree, log_to_file, raise_together
 from parallel.groups import make_grid
@@ -40,7 +41,7 @@ def test_a_rank_prints_into_its_log_and_rank_0_to_the_screen_too(tmp_path):
 def micro_batch(masked: int, digest: int = 0) -> MicroBatch:
     targets = torch.full((2, 8), IGNORED)
     targets.view(-1)[:masked] = 7
-    return MicroBatch(targets, targets, targets, targets, targets, digest=digest)
+    return MicroBatch(targets, Visibility((2, 8, 8)), targets, targets, targets, digest=digest)
 
 
 def tokens(batches: list[MicroBatch]) -> int:

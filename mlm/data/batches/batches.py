@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from mlm.batch.micro_batch import MicroBatch
+from mlm.batch.visibility import Visibility
 from mlm.data.audit.ledger import row_digests, total
 from mlm.data.batches.masking import Masking, maskable
 from mlm.data.draw import bits
@@ -73,9 +74,9 @@ class TrainingBatches:
         keys = bits(self._mask_key, samples.astype(np.uint64))
         masked = self.masking(ids, lengths, keys, step)
         digests = row_digests(samples, *masked)
-        begins = document_begins(ids, lengths) if self.isolated else None
+        starts = document_starts(ids, lengths) if self.isolated else None
         rows = (slice(first, first + size) for first in range(0, len(samples), size))
-        whole = _micro_batch(lengths, languages, masked, begins)
+        whole = _micro_batch(languages, masked, None, starts)
         return [replace(_rows(whole, of), digest=total(digests[of])) for of in rows]
 
 
@@ -124,8 +125,8 @@ class HeldOutBatches:
             ids[at, 1 : lengths[at]] = self.block(row)
             name = self.reader.index.languages[languages[at]]
             keys[at] = key("evaluation", name, int(self.blocks[row]))
-        begins = document_begins(ids, lengths) if self.isolated else None
-        return _micro_batch(lengths, languages, self.masking(ids, lengths, keys), begins)
+        starts = document_starts(ids, lengths) if self.isolated else None
+        return _micro_batch(languages, self.masking(ids, lengths, keys), lengths, starts)
 
     def block(self, row: int) -> np.ndarray:
         """The token ids of a row without its `<s>`, (tokens,) int32."""
@@ -151,32 +152,38 @@ class HeldOutBatches:
         return int(maskable(ids, self.masking.mask_id).sum()) >= 2
 
 
-def document_begins(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Where in its row the document of each token begins, as `MicroBatch.begins`; int64.
+def document_starts(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Where in its row the document of each token starts, as in `Visibility`; int64.
 
     A document ends with its `</s>`; that no mask ever hides, so masked ids give the same.
     """
     places = np.arange(ids.shape[1])
     first = np.zeros(ids.shape, np.int64)
     first[:, 1:] = np.where(ids[:, :-1] == EOS, places[1:], 0)
-    begins = np.maximum.accumulate(first, axis=1)
-    return np.where(places < lengths[:, None], begins, lengths[:, None])
+    starts = np.maximum.accumulate(first, axis=1)
+    return np.where(places < lengths[:, None], starts, lengths[:, None])
 
 
 def _micro_batch(
-    lengths: np.ndarray,
     languages: np.ndarray,
     masked: tuple[np.ndarray, np.ndarray, np.ndarray],
-    begins: np.ndarray | None,
+    lengths: np.ndarray | None,
+    starts: np.ndarray | None,
 ) -> MicroBatch:
+    """lengths: of rows that may end in padding; None: no row does."""
     input_ids, positions, targets = (torch.from_numpy(array).long() for array in masked)
+    rows, seq_len = input_ids.shape
+    visibility = Visibility(
+        (rows, seq_len, seq_len),
+        lengths=None if lengths is None else torch.from_numpy(lengths),
+        document_starts=None if starts is None else torch.from_numpy(starts),
+    )
     return MicroBatch(
         input_ids=input_ids,
-        lengths=torch.from_numpy(lengths),
+        visibility=visibility,
         positions=positions,
         targets=targets,
         languages=torch.from_numpy(languages.astype(np.int64)),
-        begins=None if begins is None else torch.from_numpy(begins),
     )
 
 
@@ -185,9 +192,8 @@ def _rows(batch: MicroBatch, rows: slice) -> MicroBatch:
     return replace(
         batch,
         input_ids=batch.input_ids[rows],
-        lengths=batch.lengths[rows],
+        visibility=batch.visibility.of_rows(rows),
         positions=batch.positions[rows],
         targets=batch.targets[rows],
         languages=batch.languages[rows],
-        begins=None if batch.begins is None else batch.begins[rows],
     )

@@ -62,12 +62,12 @@ def stream(split, language) -> np.ndarray:
 def check_shapes(batch: MicroBatch, rows: int) -> None:
     assert batch.input_ids.shape == (rows, SEQ_LEN)
     assert batch.positions.shape == batch.targets.shape == (rows, 5)
-    assert batch.lengths.shape == batch.languages.shape == (rows,)
+    assert batch.languages.shape == (rows,)
+    assert batch.visibility.shape == (rows, SEQ_LEN, SEQ_LEN)
     for tensor in (
         batch.input_ids,
         batch.positions,
         batch.targets,
-        batch.lengths,
         batch.languages,
     ):
         assert tensor.dtype == torch.int64
@@ -84,7 +84,7 @@ def test_a_training_batch_holds_the_blocks_of_its_sample_numbers(reader):
         numbers = step * 16 + k * 4 + np.arange(4)
         languages, blocks = batches.order.samples(numbers)
         assert batch.languages.tolist() == languages.tolist()
-        assert batch.lengths.tolist() == [SEQ_LEN] * 4
+        assert batch.visibility.lengths is None
         for row, language, block in zip(unmasked(batch), languages, blocks, strict=True):
             assert row[0] == 0
             expected = stream("train", language)[size * block : size * (block + 1)]
@@ -125,7 +125,7 @@ def test_held_out_batches_cover_every_language_and_are_filled_up(reader):
         batch = batches.micro_batch(k)
         check_shapes(batch, 4)
         for row, language, length in zip(
-            unmasked(batch), batch.languages, batch.lengths, strict=True
+            unmasked(batch), batch.languages, batch.visibility.lengths, strict=True
         ):
             assert row[0] == 0
             assert (row[length:] == 1).all()
@@ -143,7 +143,7 @@ def test_short_rows_have_their_share_of_masks_and_rows_that_fill_up_none(reader)
     for k in range(len(batches)):
         batch = batches.micro_batch(k)
         masked = (batch.targets != IGNORED).sum(1)
-        for row, (length, count) in enumerate(zip(batch.lengths, masked, strict=True)):
+        for row, (length, count) in enumerate(zip(batch.visibility.lengths, masked, strict=True)):
             if k * 4 + row < len(batches.languages):
                 assert count == max(1, int(0.15 * int(length) + 0.5))
                 assert (batch.positions[row] < length).all()

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from mlm.batch.micro_batch import IGNORED, MicroBatch
-from mlm.data.batches.batches import HeldOutBatches, TrainingBatches, document_begins
+from mlm.batch.visibility import Visibility
+from mlm.data.batches.batches import HeldOutBatches, TrainingBatches, document_starts
 from mlm.data.batches.masking import Masking
 from mlm.data.index import Index
 from mlm.data.order.mix import Mix
@@ -48,15 +49,17 @@ def some_batch() -> MicroBatch:
     raise AssertionError("the corpus has short documents")
 
 
-def test_a_document_begins_behind_the_end_of_the_one_before():
+def test_document_starts_follow_the_end_of_the_document_before():
     batch = some_batch()
-    for row, begins in zip(batch.input_ids.numpy(), batch.begins.numpy(), strict=True):
+    for row, begins in zip(
+        batch.input_ids.numpy(), batch.visibility.document_starts.numpy(), strict=True
+    ):
         for part in documents(row):
             assert (begins[part] == part.start).all()
-    assert batches(isolated=False).micro_batch(0, 0).begins is None
+    assert batches(isolated=False).micro_batch(0, 0).visibility.document_starts is None
     # Padding is on its own.
     ids, lengths = np.array([[0, 9, 2, 9, 1, 1]]), np.array([4])
-    assert document_begins(ids, lengths).tolist() == [[0, 0, 0, 3, 4, 4]]
+    assert document_starts(ids, lengths).tolist() == [[0, 0, 0, 3, 4, 4]]
 
 
 @pytest.mark.parametrize("attention", ["fused", "unfused"])
@@ -92,7 +95,7 @@ def test_without_it_documents_see_each_other():
     model, _ = pretrained(shape, seed=4)
     losses = [
         float(model.train()(one.input_ids, replace(one, loss_scale=1.0))[0])
-        for one in (batch, replace(batch, begins=None))
+        for one in (batch, replace(batch, visibility=Visibility(batch.visibility.shape)))
     ]
     assert abs(losses[0] - losses[1]) > 1e-3
 
@@ -102,7 +105,9 @@ def test_held_out_blocks_are_isolated_too():
     blocks = HeldOutBatches(made.reader, made.masking, SEQ_LEN, 4, 0, isolated=True)
     for k in range(len(blocks)):
         batch = blocks.micro_batch(k)
-        for row, begins, length in zip(batch.input_ids, batch.begins, batch.lengths, strict=True):
+        seen = batch.visibility
+        rows = zip(batch.input_ids, seen.document_starts, seen.lengths, strict=True)
+        for row, begins, length in rows:
             real = row[: int(length)].numpy()
             for part in documents(real):
                 assert (begins[part] == part.start).all()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from mlm import XLMRobertaXLForMaskedLM
 from mlm.batch.micro_batch import IGNORED, MicroBatch
+from mlm.batch.visibility import Visibility
 from mlm.config import OptimConfig
 from mlm.model.config import ModelConfig
 from mlm.model.layer import EncoderLayer
@@ -73,8 +74,8 @@ def global_batch(step: int) -> list[MicroBatch]:
         unused = torch.arange(MASKED) >= used
         targets = targets.masked_fill(unused, IGNORED)
         positions = positions.masked_fill(unused, 0)
-        lengths = torch.full((MICRO,), SEQ_LEN)
-        batches.append(MicroBatch(ids, lengths, positions, targets, torch.arange(MICRO)))
+        seen = Visibility((MICRO, SEQ_LEN, SEQ_LEN))
+        batches.append(MicroBatch(ids, seen, positions, targets, torch.arange(MICRO)))
     return batches
 
 
