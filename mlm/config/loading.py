@@ -102,12 +102,12 @@ def _out_of_bounds(schema: type, name: str, value: Any, kind: str, limits: dict[
     found = next((item for item in settings(schema) if item.name == name), None)
     # Without a setting of its own, it is an item of a list or a value of a mapping.
     bounds = found.bounds if found else {key: limits[key] for key in BOUNDS if key in limits}
+    allowed = range_of(bounds) if bounds else ""
+    number = allowed if list(bounds) == ["ge"] else f"a number {allowed}".rstrip()
     if kind == "finite_number":
-        numbers = f"; give {range_of(bounds)}" if bounds else "; give one that is"
-        return f"{name}={value} is not a finite number{numbers}"
+        return f"{name}={value} is not a finite number; give {number}"
     if list(bounds) == ["ge"]:
-        return f"{name}={value} is below {bounds['ge']:g}; give {bounds['ge']:g} or more"
-    allowed = range_of(bounds)
+        return f"{name}={value} is below {bounds['ge']:g}; give {number}"
     default = found.default if found else None
-    remedy = f"give a number {allowed}" if default is None else f"the default is {default}"
+    remedy = f"give {number}" if default is None else f"the default is {default}"
     return f"{name}={value} is not {allowed}; {remedy}"

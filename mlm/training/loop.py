@@ -23,7 +23,7 @@ from mlm.health.stragglers import Pace
 from mlm.health.watchdog import Watchdog
 from mlm.tracking.report import Report
 from mlm.training.build import TrainingRun
-from mlm.training.optimizer import learning_rate
+from mlm.training.schedule import learning_rate
 from mlm.training.throughput import Stopwatch, peak_flops
 from mlm.training.world import Agreement, agree
 

@@ -14,6 +14,7 @@ from mlm.config import TrainConfig, load
 from mlm.errors import CONFIG, DONE, FAILED, DataError, StopRequested, UserError
 from mlm.health.outcome import make_room, write_outcome
 from mlm.health.watchdog import Watchdog
+from mlm.plugins import import_plugins
 from mlm.tracking.report import Report
 from mlm.tracking.trackers import Trackers, start_trackers
 from mlm.training.build import TrainingRun, build
@@ -33,7 +34,9 @@ def main(config_path: str) -> int:
     try:
         if rank == 0:
             make_room(run)
-        config = settled(load(TrainConfig, yaml.safe_load(path.read_text("utf-8"))))
+        composed = yaml.safe_load(path.read_text("utf-8"))
+        import_plugins(composed.get("plugins", ()))
+        config = settled(load(TrainConfig, composed))
         device = start_process_group(config.train.device)
         with recording(device) as recorder:
             sentence = _train(config, run, recorder, progress)

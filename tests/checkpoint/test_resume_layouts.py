@@ -12,7 +12,7 @@ from mlm import checkpoint
 from mlm.config import TrainConfig, as_dict
 from mlm.errors import DONE
 from mlm.training.build import TrainingRun, build
-from mlm.training.optimizer import learning_rate
+from mlm.training.schedule import learning_rate
 from mlm.training.world import agree
 from tests.ranks import run_ranks
 from tests.training_fixtures import config, metrics, run
