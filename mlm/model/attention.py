@@ -56,7 +56,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, group: Group, options: LayerOptions):
         super().__init__()
         check_name(options.attention)
-        self.group, self.kernel = group, options.attention
+        self.group, self.kernel, self.region = group, options.attention, options.region
         self.all_heads = config.num_attention_heads  # before any is pruned
         self.heads = self.all_heads // group_size(group)
         self.head_size = config.head_size
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         self.dropout = config.attention_probs_dropout_prob
         for name in ("query", "key", "value"):
             projection = ColumnParallelLinear(
-                config.hidden_size, config.hidden_size, group, input_is_copied=True
+                config.hidden_size, config.hidden_size, group, region=None
             )
             self.add_module(name, projection)
         self.relative = options.positions != "absolute"
@@ -78,12 +78,12 @@ class Attention(nn.Module):
         self, x: Tensor, visibility: Visibility, dropout_key: int, extras: Extras = NO_EXTRAS
     ) -> Attended:
         """x: (batch, queries, hidden_size)"""
-        x = copy_to_group(x, self.group)  # once for the three projections
+        x = self.region.enter(x, self.group)  # once for the three projections
         query = self._heads("query", x)
         keys, values = self._keys_and_values(x, extras)
         probability = self.dropout if self.training else 0.0
         factors = None
-        if extras.head_mask is not None:  # its gradient is the sum over all heads
+        if extras.head_mask is not None:  # its gradient is the sum over the ranks' heads
             factors = copy_to_group(extras.head_mask, self.group)[self.kept]
         call = Call(
             query,
@@ -109,7 +109,7 @@ class Attention(nn.Module):
         if extras.source is not None:
             if extras.past is not None:
                 return extras.past
-            x = copy_to_group(extras.source, self.group)
+            x = copy_to_group(extras.source, self.group)  # whole on every rank with any region
         keys, values = self._heads("key", x), self._heads("value", x)
         if extras.past is not None:
             keys = torch.cat([extras.past[0], keys], dim=2)
@@ -118,9 +118,10 @@ class Attention(nn.Module):
 
 
 class AttentionOutput(nn.Module):
-    def __init__(self, config: ModelConfig, group: Group):
+    def __init__(self, config: ModelConfig, group: Group, options: LayerOptions):
         super().__init__()
-        self.dense = RowParallelLinear(config.hidden_size, config.hidden_size, group)
+        hidden = config.hidden_size
+        self.dense = RowParallelLinear(hidden, hidden, group, region=options.region)
 
 
 class AttentionBlock(nn.Module):
@@ -131,7 +132,7 @@ class AttentionBlock(nn.Module):
         self.dropout = config.hidden_dropout_prob
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.self = Attention(config, group, options)
-        self.output = AttentionOutput(config, group)
+        self.output = AttentionOutput(config, group, options)
         self.pruned: set[int] = set()  # on all ranks
 
     def forward(

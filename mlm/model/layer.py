@@ -69,8 +69,9 @@ class EncoderLayer(nn.Module):
             without = replace(options, positions="absolute")
             self.crossattention = AttentionBlock(config, group, without)
         self.LayerNorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
-        self.intermediate = Dense(ColumnParallelLinear(hidden, inner, group))
-        self.output = Dense(RowParallelLinear(inner, hidden, group))
+        region = options.region
+        self.intermediate = Dense(ColumnParallelLinear(hidden, inner, group, region=region))
+        self.output = Dense(RowParallelLinear(inner, hidden, group, region=region))
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         visibility = batch.visibility

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from parallel.tensor.region import TENSOR_REGION, Region
+
 
 @dataclass(frozen=True)
 class LayerOptions:
@@ -12,6 +14,7 @@ class LayerOptions:
     attention: the name of a kernel (`mlm.model.kernels.KERNELS`), or `auto`
     causal: whether batches must be causal: a token attends to itself and earlier ones only
     activation: in place of the one that `hidden_act` names
+    region: how attention and feed-forward enter and leave their tensor-parallel parts
     """
 
     attention: str = "auto"
@@ -19,6 +22,7 @@ class LayerOptions:
     cross_attention: bool = False
     causal: bool = False
     activation: Callable[[Any], Any] | None = None
+    region: Region = TENSOR_REGION
 
 
 PRETRAINING = LayerOptions()

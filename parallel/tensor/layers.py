@@ -9,20 +9,18 @@ from torch import Tensor, nn
 
 from parallel.groups import Group, group_rank
 from parallel.sharding import mark_sharded, split
-from parallel.tensor.collectives import (
-    copy_to_group,
-    gather_from_group,
-    reduce_from_group,
-    scatter_to_group,
-)
+from parallel.tensor.collectives import gather_from_group, scatter_to_group
+from parallel.tensor.region import TENSOR_REGION, Region
 
 
 class ColumnParallelLinear(nn.Module):
     """`y = x W^T + b`, the rows of W (output features) split over the group.
 
-    Forward: x (..., in) whole -> y (..., out / group), or (..., out) with `gather_output`.
-    Backward: the gradient of x is all-reduced, unless the caller did `copy_to_group` itself
-    (`input_is_copied`, for several layers that share an input); W and b stay local.
+    Forward: x (..., in) enters the region -> y (..., out / group), or (..., out) with
+    `gather_output`. Backward: as `region.enter` has it (all-reduce of the gradient of x); W and b
+    stay local.
+
+    region: None where x is in the region already, such as an input that several layers share
     """
 
     def __init__(
@@ -31,19 +29,19 @@ class ColumnParallelLinear(nn.Module):
         out_features: int,
         group: Group,
         *,
-        input_is_copied: bool = False,
+        region: Region | None = TENSOR_REGION,
         gather_output: bool = False,
     ):
         super().__init__()
         local = split(out_features, group, "out_features")
-        self.group, self.input_is_copied, self.gather_output = group, input_is_copied, gather_output
+        self.group, self.region, self.gather_output = group, region, gather_output
         self.weight = nn.Parameter(torch.empty(local, in_features))
         self.bias = nn.Parameter(torch.empty(local))
         mark_sharded(self.weight, 0, group)
         mark_sharded(self.bias, 0, group)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x if self.input_is_copied else copy_to_group(x, self.group)
+        x = x if self.region is None else self.region.enter(x, self.group)
         y = F.linear(x, self.weight, self.bias)
         return gather_from_group(y, self.group) if self.gather_output else y
 
@@ -51,16 +49,23 @@ class ColumnParallelLinear(nn.Module):
 class RowParallelLinear(nn.Module):
     """`y = x W^T + b`, the columns of W (input features) split over the group.
 
-    Forward: x (..., in / group), or (..., in) with `input_is_whole` -> y (..., out), all-reduced.
-    Backward: the gradient of x stays local; b is whole and the same on every rank.
+    Forward: x (..., in / group), or (..., in) with `input_is_whole` -> y (..., out), which leaves
+    the region (all-reduced). Backward: as `region.leave` has it (identity); b is whole and the same
+    on every rank.
     """
 
     def __init__(
-        self, in_features: int, out_features: int, group: Group, *, input_is_whole: bool = False
+        self,
+        in_features: int,
+        out_features: int,
+        group: Group,
+        *,
+        region: Region = TENSOR_REGION,
+        input_is_whole: bool = False,
     ):
         super().__init__()
         local = split(in_features, group, "in_features")
-        self.group, self.input_is_whole = group, input_is_whole
+        self.group, self.region, self.input_is_whole = group, region, input_is_whole
         self.weight = nn.Parameter(torch.empty(out_features, local))
         self.bias = nn.Parameter(torch.empty(out_features))
         mark_sharded(self.weight, 1, group)
@@ -69,7 +74,7 @@ class RowParallelLinear(nn.Module):
         x = scatter_to_group(x, self.group) if self.input_is_whole else x
         if self.group is None:
             return F.linear(x, self.weight, self.bias)
-        y = reduce_from_group(F.linear(x, self.weight), self.group)
+        y = self.region.leave(F.linear(x, self.weight), self.group)
         return y + self.bias  # after the reduction: before it, it would count once per rank
 
 
@@ -103,7 +108,7 @@ class VocabParallelEmbedding(nn.Module):
         local = ids - self.first
         elsewhere = (local < 0) | (local >= self.weight.shape[0])
         found = F.embedding(local.masked_fill(elsewhere, 0), self.weight, self._local_padding())
-        return reduce_from_group(found.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.group)
+        return TENSOR_REGION.leave(found.masked_fill(elsewhere.unsqueeze(-1), 0.0), self.group)
 
     def _local_padding(self) -> int | None:
         local = -1 if self.padding_idx is None else self.padding_idx - self.first
