@@ -1,20 +1,88 @@
-"""CONTRIBUTING.md: its tables of packages and the code of its recipes."""
+"""CONTRIBUTING.md: its tables of packages, and its recipes, run as they stand."""
 
 import re
+import shlex
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
+from mlm.model.kernels import KERNELS
+from mlm.training.schedule import SCHEDULES
 
+from mlm.plugins import import_plugins
+from mlm.tracking.trackers import TRACKERS
 from tests.places import ROOT
+from tests.training_fixtures import config, metrics, run
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
-CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
-    "contracts"
-]
-LAYERS = {contract["containers"][0]: contract["layers"] for contract in CONTRACTS[1:4]}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+LAYERS = {
+    contract["containers"][0]: contract["layers"]
+    for contract in PROJECT["tool"]["importlinter"]["contracts"]
+    if "containers" in contract
+}
+RECIPES = {
+    name: block for block, name in re.findall(r"```python\n(# (\w+)\.py.*?)```", TEXT, re.DOTALL)
+}
+TABLES = {"my_schedule": SCHEDULES, "my_tracker": TRACKERS, "my_kernel": KERNELS}
+
+
+@pytest.fixture(autouse=True)
+def _tables_as_they_were():
+    """Entries of recipes go after each test."""
+    before = {name: dict(table) for name, table in TABLES.items()}
+    yield
+    for name, table in TABLES.items():
+        table.clear()
+        table.update(before[name])
+
+
+def written(name: str, folder: Path, monkeypatch) -> str:
+    """The module of a recipe, written and importable; returns its name."""
+    (folder / f"{name}.py").write_text(RECIPES[name])
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    return name
+
+
+def overrides(name: str) -> dict[str, str]:
+    """The settings of the command that belongs to a recipe."""
+    after = TEXT[TEXT.index(RECIPES[name]) :]
+    found = re.search(r"^    PYTHONPATH=\. mlm train (.*(?:\\\n.*)?)$", after, re.MULTILINE)
+    assert found is not None
+    words = shlex.split(found[1].replace("\\\n", " "))
+    return dict(word.split("=", 1) for word in words)
 
 
 @pytest.mark.parametrize("top", LAYERS)
 def test_packages_stand_in_the_order_of_the_import_contracts(top):
-    expected = [name.strip() for layer in LAYERS[top] for name in re.split("[|:]", layer)]
+    expected = [name.strip(" ()") for layer in LAYERS[top] for name in re.split("[|:]", layer)]
     assert re.findall(rf"^\| `{top}\.(\w+)` \|", TEXT, re.MULTILINE) == expected
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_short_and_add_an_entry(name, tmp_path, monkeypatch):
+    assert len(RECIPES[name].splitlines()) < 60
+    import_plugins([written(name, tmp_path, monkeypatch)])
+    if name in TABLES:
+        assert overrides(name)["plugins"] == f"[{name}]"
+
+
+@pytest.mark.ranks
+def test_recipes_train(tmp_path, monkeypatch):
+    """Schedule, tracker and kernel together in one run."""
+    names = [written(name, tmp_path, monkeypatch) for name in TABLES]
+    made = config(
+        plugins=names,
+        schedule={"kind": overrides("my_schedule")["schedule.kind"], "warmup_steps": 1},
+        tracker={"kind": ["csv"]},
+        train={"attention": overrides("my_kernel")["train.attention"], "steps": 3},
+    )
+    import_plugins(names)
+    folder = tmp_path / "run"
+    assert run(folder, made)["code"] == 0
+    rows = metrics(folder)
+    assert rows[2]["lr"] == pytest.approx(rows[0]["lr"] / 3**0.5)
+    lines = (folder / "loss.csv").read_text().splitlines()
+    assert lines == [f"{row['step']},{row['loss']}" for row in rows]

@@ -37,7 +37,9 @@ def anchors(document: Path) -> set[str]:
 def commands(document: Path) -> list[list[str]]:
     """The commands in code blocks, one list of words each, continuation lines joined."""
     joined = re.sub(r" *\\\n\s*", " ", text(document))
-    lines = re.findall(r"^(?: {4,}|\$ )((?:mlm|torchrun|make|python) .*)$", joined, re.MULTILINE)
+    lines = re.findall(
+        r"^ {4,}(?:[A-Z_]+=\S+ )*((?:mlm|torchrun|make|python) .*)$", joined, re.MULTILINE
+    )
     return [shlex.split(line) for line in lines]
 
 
