@@ -7,11 +7,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from mlm.model.kernels import KERNELS
-from mlm.training.schedule import SCHEDULES
 
+from mlm.model.kernels import KERNELS
 from mlm.plugins import import_plugins
 from mlm.tracking.trackers import TRACKERS
+from mlm.training.schedule import SCHEDULES
 from tests.places import ROOT
 from tests.training_fixtures import config, metrics, run
 
@@ -48,11 +48,10 @@ def written(name: str, folder: Path, monkeypatch) -> str:
 
 def overrides(name: str) -> dict[str, str]:
     """The settings of the command that belongs to a recipe."""
-    after = TEXT[TEXT.index(RECIPES[name]) :]
-    found = re.search(r"^    PYTHONPATH=\. mlm train (.*(?:\\\n.*)?)$", after, re.MULTILINE)
+    after = re.sub(r" *\\\n\s*", " ", TEXT[TEXT.index(RECIPES[name]) :])
+    found = re.search(r"^    PYTHONPATH=\. mlm train (.*)$", after, re.MULTILINE)
     assert found is not None
-    words = shlex.split(found[1].replace("\\\n", " "))
-    return dict(word.split("=", 1) for word in words)
+    return dict(word.split("=", 1) for word in shlex.split(found[1]))
 
 
 @pytest.mark.parametrize("top", LAYERS)

@@ -26,8 +26,10 @@ class TrainSection:
     recompute: bool = setting(
         False, "recompute activations in the backward pass, to save memory", resume=True
     )
-    attention: Literal["auto", "fused", "unfused"] = setting(
-        "auto", "the attention kernel; auto: fused where it can be", resume=True
+    attention: str = setting(
+        "auto",
+        "the attention kernel, from the table KERNELS; auto: fused where it can be",
+        resume=True,
     )
     log_every: int = setting(10, "steps from one row of metrics to the next", ge=1, resume=True)
 

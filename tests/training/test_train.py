@@ -264,3 +264,12 @@ def test_main_is_quiet_and_returns_the_code(tmp_path):
     run(tmp_path, config(parallel={"tp": 2}, train={"steps": 2}))
     for log in (tmp_path / "logs").iterdir():
         assert log.read_text() == "", log.read_text()
+
+
+def test_an_unknown_kernel_ends_a_run_in_one_sentence(tmp_path):
+    outcome = run(tmp_path, config(train={"attention": "windowed"}))
+    assert outcome["code"] == 2
+    assert outcome["sentence"] == (
+        "train.attention=windowed is not known; choose from fused, unfused, or add the module that "
+        "defines it to plugins"
+    )

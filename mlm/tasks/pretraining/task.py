@@ -13,7 +13,9 @@ from mlm.data.batches.entropy import unigram_entropy
 from mlm.data.reading.remote import open_index
 from mlm.model.encoder import Fill
 from mlm.model.flops import training_flops_per_token
+from mlm.model.kernels import KERNELS
 from mlm.model.masked_lm import masked_lm_layers
+from mlm.plugins import entry
 from mlm.tasks.pretraining.batches import training_batches
 from mlm.tasks.pretraining.losses import LossTally
 from mlm.tasks.task import Alive, Task, evaluated
@@ -29,6 +31,8 @@ class Pretraining(Task):
     def __init__(self, config: TrainConfig) -> None:
         data, train = config.data, config.train
         assert data.shards is not None, "the launcher has resolved data.shards"
+        if train.attention != "auto":
+            entry(KERNELS, "train.attention", train.attention)
         self.config = config
         self.index = open_index(data.shards, data.cache)
         self.data_hash = self.index.hash
