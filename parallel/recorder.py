@@ -1,7 +1,7 @@
 """The last collectives of a process, and the time that it spends in them.
 
-torch's own flight recorder tells on gloo neither when a collective began nor whether it has ended
-(2.13 leaves all of them "scheduled"). So the functions of torch.distributed are wrapped while
+torch's own flight recorder does not know on gloo when a collective began or whether it has ended
+(in 2.13 all of them stay "scheduled"). So the functions of torch.distributed are wrapped while
 `recording`; DeepSpeed calls the same ones.
 """
 
@@ -110,14 +110,14 @@ class Recorder:
         return list(self._last)
 
     def wrapped(self, name: str, function: Callable) -> Callable:
-        """`function`, recorded; what it calls itself is a part of it."""
+        """`function`, recorded; calls that it makes itself are a part of it."""
 
         @functools.wraps(function)
         def recorded(*args: Any, **kwargs: Any) -> Any:
             if getattr(self._thread, "inside", False):
                 return function(*args, **kwargs)
             call = _call(name, args, kwargs)
-            # A backward pass on CUDA has a thread of its own, while the one that trains waits.
+            # A backward pass on CUDA runs in another thread, while the one that trains waits.
             training = threading.get_ident() == self._owner or self._on_device(args, kwargs)
             self._last.append(call)
             if training:
@@ -146,7 +146,7 @@ class Recorder:
                 self._count()
 
     def _mark(self) -> Any:
-        """An event on the stream that computes; None on another one, which computes beside it."""
+        """An event on the default stream; None on another one, which runs at the same time."""
         if self._event is None or torch.cuda.current_stream() != torch.cuda.default_stream():
             return None
         event = self._spare.pop() if self._spare else self._event()
@@ -184,7 +184,7 @@ def recording(device: torch.device) -> Iterator[Recorder]:
             setattr(place, name, function)
 
 
-def told(calls: Sequence[Call], now: float) -> str:
+def describe(calls: Sequence[Call], now: float) -> str:
     """A line per call, for a log; now: of `time.perf_counter`."""
     return "\n".join(_line(call, now) for call in calls)
 
@@ -199,7 +199,7 @@ def _line(call: Call, now: float) -> str:
 
 def _who(call: Call) -> str:
     if call.name == "wait":
-        return "for one begun before"
+        return "for an earlier call"
     if call.group is None:
         return "all ranks"
     ranks = dist.get_process_group_ranks(call.group)

@@ -1,7 +1,7 @@
-"""Do the replicas agree? What several ranks hold alike is compared by a hash of its bits.
+"""Do the replicas agree? What several ranks must hold in common is compared by a hash of its bits.
 
-A rank whose memory or network has a fault trains on with other weights than its replicas, and
-nothing else shows it: what it sends is only added to what others send.
+A rank whose memory or network has a fault keeps training, with weights unlike its replicas', and
+nothing else shows it: what it sends is only added to what the others send.
 """
 
 import socket
@@ -89,7 +89,7 @@ def _weights(device: torch.device) -> Tensor:
 
 
 def check_replicas(engine: Engine) -> Difference | None:
-    """Compares what ranks hold alike of the weights; a collective, with one answer on all ranks.
+    """Compares the replicas of all weights; a collective, with one result on all ranks.
 
     Along `data`: every parameter. ZeRO-3 has partitioned them, and there are no replicas.
     Along `tensor`: parameters that are not sharded; with ZeRO-3, this data rank's part of them.

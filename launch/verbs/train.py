@@ -97,13 +97,13 @@ def explained(left: local.Outcome, folder: Path, shards: str, skip: bool) -> loc
     disk, that: the system ends such a rank before it can say so."""
     from mlm.data.index import Index
     from mlm.data.reading.remote_files import is_url
-    from mlm.health.incidents import read_incidents, shards_left_out
+    from mlm.health.incidents import read_incidents, skipped_shards
     from mlm.health.outcome import write_outcome
 
     # The others may have said that they lost it. What is remote is mapped from whole copies.
     if left.code != FAILED or is_url(shards):
         return left
-    known = shards_left_out(read_incidents(folder))
+    known = skipped_shards(read_incidents(folder))
     try:
         found = (bad for bad in Index.open(Path(shards)).bad_shards() if bad.shard not in known)
         bad = next(found, None)

@@ -1,4 +1,4 @@
-"""What a run does where its replicas differ: it says which, where, and what it goes on from."""
+"""A run whose replicas differ ends, and reports which tensor, which ranks and how to resume."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
@@ -20,7 +20,7 @@ def check_weights_agree(engine: Engine, saver: checkpoint.Saver, step: int) -> N
     """Raises `DriftError` on all ranks if replicas of a weight differ after `step`."""
     difference = check_replicas(engine)
     if difference is not None:
-        saver.wait()  # what it writes was copied when they agreed
+        saver.wait()  # it writes a copy from when they agreed
         raise DriftError(_sentence(difference, step, saver.run))
 
 
@@ -57,7 +57,7 @@ def _sentence(found: Difference, step: int, run: Path) -> str:
         what = f"differs between its {axes} replicas on {where}"
     return (
         f"step {step}: {found.name} {what}, as a fault of memory, disk or network makes it; check "
-        f"the machine, and start the run again: it goes on from {_left(run)}"
+        f"the machine, and start the run again: it resumes from {_last_checkpoint(run)}"
     )
 
 
@@ -70,8 +70,8 @@ def _ranks(ranks: Sequence[int]) -> str:
     return f"ranks {', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def _left(run: Path) -> str:
-    """The checkpoint that the next start takes, and whether its replicas were compared."""
+def _last_checkpoint(run: Path) -> str:
+    """The checkpoint that the next start resumes from, and whether its replicas were compared."""
     newest = checkpoint.newest(run)
     if newest is None:
         return "its beginning, since nothing is saved yet"

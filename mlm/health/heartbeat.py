@@ -1,7 +1,7 @@
-"""What each rank says of itself while it trains, and which one the others wait for.
+"""What each rank reports while it trains, and which one the others wait for.
 
-`heartbeats/rank-00003` of a run folder is a file of one size, written over in place. Clocks of
-different hosts are never compared: a reader counts by its own how long a file stays the same.
+`heartbeats/rank-00003` of a run folder is a file of fixed size, rewritten in place. Clocks of
+different hosts are never compared: a reader measures by its own how long a file stays the same.
 """
 
 import json
@@ -37,8 +37,8 @@ class Beat:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a rank knows of a rank.
+class RankState:
+    """What one rank knows about another.
 
     stage: the pipeline stage; silent: seconds without a new beat; beat: None where none was seen
     """
@@ -69,12 +69,12 @@ def read(path: Path) -> Beat | None:
     return None
 
 
-def culprit(seen: Sequence[Seen], silence: float) -> tuple[int, str]:
-    """The rank that the others wait for, and what it does.
+def culprit(seen: Sequence[RankState], silence: float) -> tuple[int, str]:
+    """The rank that the others wait for, and what it is doing.
 
     seen: all ranks of a run in which nobody moves; silence: seconds without a beat after which a
     process does not run any more. A process that does not run comes first; then a rank outside of
-    any collective, as the others cannot go on without it; then the one that is behind.
+    any collective, since the others wait for it; then the one that lags behind.
     """
     gone = [one for one in seen if one.beat is None or one.silent > silence]
     if gone:
@@ -90,25 +90,25 @@ def culprit(seen: Sequence[Seen], silence: float) -> tuple[int, str]:
         assert one.beat is not None
         issued[one.stage] = max(issued[one.stage], one.beat.calls)
 
-    def behind(one: Seen) -> tuple[int, int, float]:
+    def progress(one: RankState) -> tuple[int, int, float]:
         """Stages call different numbers of collectives; ranks of one stage call the same."""
         assert one.beat is not None
         return one.beat.moves, one.beat.calls - issued[one.stage], one.beat.still
 
     free = [one for one in seen if one.beat is not None and not one.beat.collective]
-    found = min(free or seen, key=behind)
+    found = min(free or seen, key=progress)
     assert found.beat is not None
     if free:
         return found.rank, f"{_where(found)}in no collective{_phase(found)}"
     return found.rank, (
-        f"{_where(found)}it waits in {found.beat.collective}{_phase(found)}, as all do, and is the "
-        f"one that is behind; see the network"
+        f"{_where(found)}it waits in {found.beat.collective}{_phase(found)}, as all do, and lags "
+        f"behind; check the network"
     )
 
 
-def _where(one: Seen) -> str:
+def _where(one: RankState) -> str:
     return "" if one.beat is None else f"process {one.beat.process} on {one.beat.host}, "
 
 
-def _phase(one: Seen) -> str:
+def _phase(one: RankState) -> str:
     return "" if one.beat is None else f", in phase {one.beat.phase}"

@@ -1,4 +1,4 @@
-"""`incidents.jsonl`: what went wrong with the numbers of a run, and what was done about it."""
+"""`incidents.jsonl`: what went wrong in a run, and what was done about it."""
 
 import math
 import time
@@ -11,17 +11,18 @@ import torch.distributed as dist
 from mlm.files.jsonl import append_row, read_rows, repair
 
 INCIDENTS = "incidents.jsonl"
-REFUSED, ROLLED_BACK, LEFT_OUT, BAD_SHARD = "refused", "rolled back", "left out", "bad shard"
+REFUSED, ROLLED_BACK, SKIPPED, BAD_SHARD = "refused", "rolled back", "skipped", "bad shard"
+SKIPPED_BEFORE = "left out"  # what versions before 0.2 wrote for `skipped`
 
 
 class Incidents:
-    """The incidents of a run, of all its starts; made on every rank together.
+    """The incidents of all starts of a run; every rank makes one, together.
 
-    Rank 0 writes them, each to the disk before the run goes on. `what` is one of: `refused`, a
-    step that was made but not applied; `rolled back`, to the checkpoint of step `to`; `left out`,
-    a step whose batch, the samples from the first to the last of `samples`, is not trained on;
-    `bad shard`, a `shard` of whose samples none is trained on from this step on.
-    `step` is counted as in the metrics, from 1.
+    Rank 0 writes each incident to the disk before training continues. `what` is one of: `refused`,
+    a step that was computed and not applied; `rolled back`, to the checkpoint of step `to`;
+    `skipped`, a step whose batch, the samples from the first to the last of `samples`, is not
+    trained on; `bad shard`, a `shard` whose samples are not trained on from this step on. `step`
+    counts from 1, as in the metrics.
     """
 
     def __init__(self, run: Path, global_batch_size: int) -> None:
@@ -34,13 +35,13 @@ class Incidents:
         self.rows: list[dict[str, Any]] = found[0]
 
     @property
-    def left_out(self) -> set[int]:
-        """The steps that are left out, counted from 0."""
-        return steps_left_out(self.rows)
+    def skipped(self) -> set[int]:
+        """The steps that are skipped, counted from 0."""
+        return skipped_steps(self.rows)
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many there were of each kind that there was."""
+        """The number of incidents of each kind that has occurred."""
         return dict(Counter(row["what"].replace(" ", "_") for row in self.rows))
 
     def refused(self, step: int, why: str, loss: float, norm: float) -> None:
@@ -50,9 +51,9 @@ class Incidents:
     def rolled_back(self, step: int, to: int) -> None:
         self._add({"what": ROLLED_BACK, "step": step + 1, "to": to})
 
-    def leave_out(self, step: int) -> None:
+    def skip(self, step: int) -> None:
         samples = [step * self.batch, (step + 1) * self.batch - 1]
-        self._add({"what": LEFT_OUT, "step": step + 1, "samples": samples})
+        self._add({"what": SKIPPED, "step": step + 1, "samples": samples})
 
     def bad_shard(self, step: int, shard: str, offset: int, why: str) -> None:
         row = {"what": BAD_SHARD, "step": step + 1, "shard": shard, "offset": offset, "why": why}
@@ -64,13 +65,14 @@ class Incidents:
             append_row(self.path, {"time": round(time.time(), 3), **row})
 
 
-def steps_left_out(rows: list[dict[str, Any]]) -> set[int]:
-    """The steps, counted from 0, whose batches rows of incidents leave out."""
-    return {row["step"] - 1 for row in rows if row["what"] == LEFT_OUT}
+def skipped_steps(rows: list[dict[str, Any]]) -> set[int]:
+    """The steps, counted from 0, whose batches are skipped according to rows of incidents."""
+    return {row["step"] - 1 for row in rows if row["what"] in (SKIPPED, SKIPPED_BEFORE)}
 
 
-def shards_left_out(rows: list[dict[str, Any]]) -> dict[str, int]:
-    """The shards that rows of incidents leave out, and the steps, from 0, from which on."""
+def skipped_shards(rows: list[dict[str, Any]]) -> dict[str, int]:
+    """The shards that are skipped according to rows of incidents, and the step, from 0, from which
+    each is."""
     found: dict[str, int] = {}
     for row in rows:
         if row["what"] == BAD_SHARD:
@@ -80,10 +82,10 @@ def shards_left_out(rows: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def read_incidents(run: Path) -> list[dict[str, Any]]:
-    """The incidents of a run, those that a kill has left half-written passed over."""
+    """The incidents of a run, except those that a kill has left half-written."""
     return read_rows(run / INCIDENTS, skip_damaged=True)
 
 
 def _number(value: float) -> float | str:
-    """JSON has no number for what is not finite."""
+    """As JSON, which has no number that is not finite."""
     return value if math.isfinite(value) else str(value)

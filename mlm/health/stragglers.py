@@ -1,4 +1,4 @@
-"""Each rank's own work in a step, and the ranks that hold up the others."""
+"""How long each rank works in a step, and the ranks that delay the others."""
 
 import os
 from collections.abc import Sequence
@@ -25,8 +25,11 @@ class Stragglers:
         self.slow = [0] * len(stages)
         self.named: set[int] = set()
 
-    def look(self, seconds: Sequence[float]) -> int | None:
-        """The rank to be named now, the slowest of them; seconds: of each rank's own work."""
+    def update(self, seconds: Sequence[float]) -> int | None:
+        """Records a logged row; returns the slowest rank that is newly a straggler, or None.
+
+        seconds: that each rank worked, without waiting for others
+        """
         for rank, own in enumerate(seconds):
             self.slow[rank] = self.slow[rank] + 1 if own > FACTOR * self.usual(rank, seconds) else 0
         self.named = {rank for rank in self.named if self.slow[rank]}
@@ -53,24 +56,24 @@ class Pace:
         self.hosts: list[Any] = [None] * world
         dist.all_gather_object(self.hosts, os.uname().nodename)
 
-    def row(self, own: float) -> tuple[dict[str, Any], str | None]:
-        """What a logged step tells of the ranks, and a line for people where one is a straggler.
+    def figures(self, seconds: float) -> tuple[dict[str, Any], str | None]:
+        """The ranks' part of a logged row, and a line for people if one is a new straggler.
 
-        own: seconds that this rank worked in a step. A collective, equal on all ranks.
+        seconds: that this rank worked in a step. A collective, with one result on all ranks.
         """
         found = torch.zeros(len(self.hosts), dtype=torch.float64, device=self.device)
-        found[self.rank] = own
+        found[self.rank] = seconds
         dist.all_reduce(found)
-        seconds = found.tolist()
-        slowest = max(range(len(seconds)), key=seconds.__getitem__)
+        every = found.tolist()
+        slowest = max(range(len(every)), key=every.__getitem__)
         row: dict[str, Any] = {
-            "seconds_rank": {"min": min(seconds), "max": seconds[slowest], "slowest": slowest}
+            "seconds_rank": {"min": min(every), "max": every[slowest], "slowest": slowest}
         }
-        slow = self.stragglers.look(seconds)
+        slow = self.stragglers.update(every)
         if slow is None:
             return row, None
-        usual = self.stragglers.usual(slow, seconds)
+        usual = self.stragglers.usual(slow, every)
         return row | {"straggler": slow}, (
             f"rank {slow} on {self.hosts[slow]} is a straggler: its own work takes "
-            f"{seconds[slow]:.3g} s of a step, {usual:.3g} s on the ranks of its stage, which wait"
+            f"{every[slow]:.3g} s of a step, {usual:.3g} s on the ranks of its stage, which wait"
         )

@@ -1,4 +1,4 @@
-"""The watchdog of training: a run in which nothing moves says why, and ends."""
+"""The watchdog of training: it ends a run in which nothing moves, and reports why."""
 
 import faulthandler
 import os
@@ -12,20 +12,20 @@ import torch.distributed as dist
 
 from mlm.errors import FAILED
 from mlm.health import heartbeat
-from mlm.health.heartbeat import Beat, Seen
+from mlm.health.heartbeat import Beat, RankState
 from parallel.groups import ProcessGrid
-from parallel.recorder import Recorder, told
+from parallel.recorder import Recorder, describe
 
 STDERR = 2  # the log of this rank
 
 
 class Watchdog:
-    """Watches the loop of this rank and, when it stands still, those of the others.
+    """Watches the loop of this rank and, when it stalls, those of the others.
 
-    A context around the loop, which tells where it is with `at`; all ranks enter it together.
-    Phases and collectives are moves; where no rank makes one for `seconds`, each rank that runs
+    A context around the loop, which calls `enter` at each phase; all ranks enter the context
+    together. Phases and collectives count as moves. If no rank moves for `seconds`, each live rank
     writes its stacks and last collectives to its log, `fail` gets a sentence that names the
-    culprit, and the process ends with code 1. `seconds` must be above the longest time between two
+    culprit, and the process ends with code 1. `seconds` must exceed the longest time between two
     moves: a step, a block of an evaluation, a save. 0: nothing is watched.
     """
 
@@ -48,15 +48,15 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._number, self._dumped = 0, False
         self._moved, self._still = (0, 0), 0.0
-        self._others: dict[int, Seen] = {}
+        self._others: dict[int, RankState] = {}
         self._unread = 0.0  # seconds since the others were looked at
 
-    def at(self, phase: str) -> None:
-        """The main thread begins something, or the next piece of it."""
+    def enter(self, phase: str) -> None:
+        """The main thread begins a phase, or its next part."""
         self.phase, self.moves = phase, self.moves + 1
 
     def moved(self) -> None:
-        """Something that the main thread may wait for has moved: a save in the background."""
+        """Counts a move of what the main thread may wait for: a save in the background."""
         self.moves += 1
 
     def __enter__(self) -> "Watchdog":
@@ -69,7 +69,7 @@ class Watchdog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.at(heartbeat.ENDED)
+        self.enter(heartbeat.ENDED)
         self._over.set()
         if self.seconds:
             self._thread.join()
@@ -91,9 +91,9 @@ class Watchdog:
         else:
             self._still += passed
         self._beat()
-        if self._still > self.seconds / 4:  # a run that moves reads no files
-            self._look(passed)
-            others = [one.beat for one in self._others.values() if self._runs(one)]
+        if self._still > self.seconds / 4:  # while the run moves, no files are read
+            self._read_others(passed)
+            others = [one.beat for one in self._others.values() if self._is_alive(one)]
             called = any(beat.dumped for beat in others)
             limit = self.seconds / 2 if called else self.seconds
             if self._still > limit and all(beat.still > self.seconds / 2 for beat in others):
@@ -103,7 +103,7 @@ class Watchdog:
         self._number += 1
         call = self.recorder.current()
         collective = "" if call is None else call.name
-        self._said = Beat(
+        self._last_beat = Beat(
             self._number,
             *self._moved,
             self.phase,
@@ -113,11 +113,11 @@ class Watchdog:
             self.host,
             self.process,
         )
-        with suppress(OSError):  # a full disk is the loop's to tell
-            heartbeat.write(self.path, self._said)
+        with suppress(OSError):  # the loop reports a full disk
+            heartbeat.write(self.path, self._last_beat)
 
-    def _look(self, passed: float) -> None:
-        """Reads the other ranks' beats, a few times in `seconds`: they are many on a cluster."""
+    def _read_others(self, passed: float) -> None:
+        """Reads the other ranks' heartbeats, a few times in `seconds`: a cluster has many."""
         self._unread += passed
         if self._others and self._unread < self.seconds / 20:
             return
@@ -129,21 +129,21 @@ class Watchdog:
             silent = 0.0
             if last is not None and (beat is None or beat == last.beat):
                 silent, beat = last.silent + self._unread, last.beat
-            self._others[rank] = Seen(rank, layout.coordinates(rank)[1], silent, beat)
+            self._others[rank] = RankState(rank, layout.coordinates(rank)[1], silent, beat)
         self._unread = 0.0
 
-    def _runs(self, one: Seen) -> bool:
+    def _is_alive(self, one: RankState) -> bool:
         return one.beat is not None and one.silent <= self.silence
 
     def _end(self) -> None:
-        """Says what stands still, waits until the others have, too, and ends the process."""
-        me = Seen(self.grid.rank, self.grid.pp_rank, 0.0, self._said)
+        """Reports the stall, waits until the others have reported it, and ends the process."""
+        me = RankState(self.grid.rank, self.grid.pp_rank, 0.0, self._last_beat)
         seen = sorted([me, *self._others.values()], key=lambda one: one.rank)
         rank, why = heartbeat.culprit(seen, self.silence)
         sentence = (
             f"rank {rank} stalled ({why}): nothing has moved for {self._still:.0f} s, and "
             f"watchdog.seconds={self.seconds:g}; stacks and last collectives of the ranks are in "
-            f"{self.run / 'logs'}; start the run again, and it goes on from its last checkpoint"
+            f"{self.run / 'logs'}; start the run again to resume from its last checkpoint"
         )
         self._dump(sentence)
         self._dumped = True
@@ -152,20 +152,20 @@ class Watchdog:
             self.fail(sentence)
         except OSError:
             _say(f"mlm: {sentence}\n")
-        # The launcher kills all as soon as one ends, and what they have not written is lost.
+        # The launcher kills all ranks as soon as one ends, and what they have not written is lost.
         grace = time.monotonic() + min(max(self.seconds / 4, 5.0), 60.0)
         while time.monotonic() < grace:
             time.sleep(self.pause)
             self._beat()
-            self._look(self.pause)
-            if all(one.beat.dumped for one in self._others.values() if self._runs(one)):
+            self._read_others(self.pause)
+            if all(one.beat.dumped for one in self._others.values() if self._is_alive(one)):
                 break
         os._exit(FAILED)
 
     def _dump(self, sentence: str) -> None:
         _say(f"watchdog: {sentence}\n\nStacks of rank {self.grid.rank}, in phase {self.phase}:\n")
         faulthandler.dump_traceback(STDERR, all_threads=True)
-        _say(f"\nIts last collectives:\n{told(self.recorder.last(), time.perf_counter())}\n")
+        _say(f"\nIts last collectives:\n{describe(self.recorder.last(), time.perf_counter())}\n")
 
 
 def _say(text: str) -> None:

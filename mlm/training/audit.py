@@ -1,4 +1,4 @@
-"""`mlm audit`: what a run was trained on, made anew from its seed and the index of its shards."""
+"""`mlm audit`: what a run was trained on, computed from its seed and the index of its shards."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -17,19 +17,19 @@ from mlm.data.audit.ledger import LEDGER, read_ledger
 from mlm.data.prepare import with_tokenizer
 from mlm.data.reading.remote import open_index
 from mlm.errors import DataError, UserError
-from mlm.health.incidents import read_incidents, shards_left_out, steps_left_out
+from mlm.health.incidents import read_incidents, skipped_shards, skipped_steps
 from mlm.tasks.pretraining.batches import training_batches
 from mlm.tokenizer.ids import BOS, SPACE
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.tracking.progress import progress
 
-LOOKED_AT = 64  # steps of the ledger, where not every one is
-NAMED = 8  # steps that a sentence names
+SAMPLED_STEPS = 64  # of the ledger that are compared, unless all are
+NAMED_STEPS = 8  # in a sentence
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a run has seen of a language. tokens: without `<s>`, which each sample begins with."""
+class LanguageExposure:
+    """How much of a language a run has seen. tokens: without the `<s>` that begins each sample."""
 
     language: str
     samples: int
@@ -38,7 +38,7 @@ class Seen:
 
 
 class Audit:
-    """A run and its data; raises `UserError` where one of them is not there, or not what it was."""
+    """A run and its data; raises `UserError` if one of them is missing or has changed."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -46,32 +46,32 @@ class Audit:
             settings = yaml.safe_load((run / "config.yaml").read_text("utf-8"))
             before = json.loads((run / "data.json").read_text("utf-8"))["index"]
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-            raise UserError(f"{run} is not the folder of a run; give one") from None
+            raise UserError(f"{run} is not a run folder; give one") from None
         self.config = with_tokenizer(load(TrainConfig, settings))
         data, self.batch = self.config.data, self.config.train.global_batch_size
         self.index = open_index(str(data.shards), data.cache)
         if self.index.hash != before:
             raise DataError(
                 f"the shards in {data.shards} have changed since {run} began ({before[:12]} then, "
-                f"{self.index.hash[:12]} now); give back the old shards"
+                f"{self.index.hash[:12]} now); restore the old shards"
             )
         self.batches = training_batches(self.config, self.index, self.batch)
         self.order = self.batches.order
         self.ledger = read_ledger(run)
         self._check_ledger()
-        # What a later start is to leave out has not been reached.
         incidents = read_incidents(run)
-        self.bad_shards = shards_left_out(incidents)
+        self.bad_shards = skipped_shards(incidents)
         for shard, since in self.bad_shards.items():
             self.batches.reader.leave_out(shard, since)
-        left_out = steps_left_out(incidents)
-        self.left_out = sorted(step for step in left_out if step < len(self.ledger))
+        # Incidents may skip steps that the run has not reached yet.
+        steps = skipped_steps(incidents)
+        self.skipped = sorted(step for step in steps if step < len(self.ledger))
         self.exposure = Exposure(
             self.order,
             self.batches.reader,
             self.batch,
             len(self.ledger),
-            self.left_out,
+            self.skipped,
             self.batches.reader.left_out,
         )
 
@@ -81,16 +81,16 @@ class Audit:
         if len(self.ledger) < steps:
             raise DataError(
                 f"the ledger of {self.run} has {len(self.ledger)} steps, and {saved} is of step "
-                f"{steps}; put {LEDGER} back as the run has left it"
+                f"{steps}; restore the {LEDGER} that the run wrote"
             )
         if not len(self.ledger):
-            raise UserError(f"{self.run} has no ledger, since it has made no step; train it first")
+            raise UserError(f"{self.run} has no ledger, since it has taken no step; train it first")
 
-    def seen(self) -> list[Seen]:
-        """What the run has seen, in the order of languages; its cost does not grow with the run."""
+    def seen(self) -> list[LanguageExposure]:
+        """What the run has seen, by language; the cost does not grow with the run."""
         size = self.order.seq_len - 1
         return [
-            Seen(name, count, count * size, count / int(blocks))
+            LanguageExposure(name, count, count * size, count / int(blocks))
             for name, count, blocks in zip(
                 self.index.languages,
                 self.exposure.samples().tolist(),
@@ -100,10 +100,10 @@ class Audit:
         ]
 
     def write_documents(self, out: Path, console: Console) -> None:
-        """Writes a line of JSON per training document: how often the run has seen it."""
+        """Writes a line of JSON for each training document: how often the run has seen it."""
         if out.exists():
             raise UserError(
-                f"documents={out} is there already, and nothing is written over; give another file"
+                f"documents={out} exists, and no file is overwritten; give another path"
             )
         size, tokens = self.order.seq_len - 1, sum(self.index.train_tokens)
         done = seen = count = 0
@@ -121,24 +121,24 @@ class Audit:
                     show(done, tokens)
         except OSError as error:
             raise UserError(
-                f"documents={out} cannot be written ({error.strerror}); give another file"
+                f"documents={out} cannot be written ({error.strerror}); give another path"
             ) from None
         console.print(
             f"The run has seen {seen:,} of {count:,} documents; {out} has a line for each",
             highlight=False,
         )
 
-    def wrong(self, steps: np.ndarray, show=lambda done, total: None) -> list[int]:
-        """Those of `steps`, from 0, in which the ledger has another batch than made anew."""
-        found, out = [], set(self.left_out)
+    def mismatches(self, steps: np.ndarray, show=lambda done, total: None) -> list[int]:
+        """Those of `steps`, counted from 0, whose batch in the ledger is not the recomputed one."""
+        found, skipped = [], set(self.skipped)
         for number, step in enumerate(steps.tolist()):
-            if int(self.ledger[step]) != (0 if step in out else self._digest(step)):
+            if int(self.ledger[step]) != (0 if step in skipped else self._digest(step)):
                 found.append(step)
             show(number + 1, len(steps))
         return found
 
     def show(self, every: bool, console: Console) -> None:
-        """Prints it; raises `DataError` where the ledger does not agree."""
+        """Prints what the run has seen; raises `DataError` if the ledger does not agree."""
         table = Table(box=None, pad_edge=False)
         for name in ("language", "samples", "tokens", "epochs"):
             table.add_column(name, justify="left" if name == "language" else "right")
@@ -149,31 +149,34 @@ class Audit:
         table.add_row("all", *(f"{value:,}" for value in total), "")
         console.print(table)
         steps = len(self.ledger)
-        for step in self.left_out:
+        for step in self.skipped:
             first = step * self.batch
             console.print(
-                f"Step {step + 1} is left out: samples {first} to {first + self.batch - 1}",
+                f"Step {step + 1} is skipped: samples {first} to {first + self.batch - 1}",
                 highlight=False,
             )
         for shard, since in self.bad_shards.items():
             console.print(
-                f"Shard {shard} is left out from step {since + 1} on",
+                f"Shard {shard} is skipped from step {since + 1} on",
                 highlight=False,
             )
-        looked = np.arange(steps)
+        compared = np.arange(steps)
         if not every:
-            looked = np.unique(np.linspace(0, steps - 1, min(steps, LOOKED_AT)).astype(np.int64))
+            compared = np.unique(
+                np.linspace(0, steps - 1, min(steps, SAMPLED_STEPS)).astype(np.int64)
+            )
         with progress(console, "Comparing batches with the ledger") as show:
-            wrong = self.wrong(looked, show)
+            wrong = self.mismatches(compared, show)
         if wrong:
-            named = ", ".join(str(step + 1) for step in wrong[:NAMED])
+            named = ", ".join(str(step + 1) for step in wrong[:NAMED_STEPS])
+            named += "..." * (len(wrong) > NAMED_STEPS)
             raise DataError(
-                f"the ledger of {self.run} has other batches than its seed and its shards give in "
-                f"{len(wrong)} of {len(looked)} steps ({named}{'...' * (len(wrong) > NAMED)}); its "
-                f"shards or its ledger have been changed"
+                f"the ledger of {self.run} does not match the batches of its seed and its shards "
+                f"in {len(wrong)} of {len(compared)} steps ({named}); its shards or its ledger "
+                f"have been changed"
             )
         console.print(
-            f"The ledger of {steps:,} steps agrees, in all {len(looked):,} that were compared",
+            f"The ledger of {steps:,} steps agrees, in all {len(compared):,} that were compared",
             highlight=False,
         )
 
@@ -181,7 +184,7 @@ class Audit:
         """Prints the batch of a step, counted from 1: `rows` of it, or all where that is 0."""
         if not 1 <= step <= len(self.ledger):
             raise UserError(
-                f"step={step} is not one that {self.run} has made; give one from 1 to "
+                f"step={step} is not a step that {self.run} has taken; give one from 1 to "
                 f"{len(self.ledger)}"
             )
         tokenizer = Tokenizer.load(Path(str(self.config.data.tokenizer)))
@@ -203,12 +206,12 @@ class Audit:
                 ),
                 soft_wrap=True,
             )
-        if step - 1 in self.left_out:
-            state = "left out of training"
+        if step - 1 in self.skipped:
+            state = "skipped in training"
         elif int(self.ledger[step - 1]) == self._digest(step - 1):
-            state = "as the ledger has it"
+            state = "the one in the ledger"
         else:
-            state = "not what the ledger has"
+            state = "not the one in the ledger"
         console.print(f"The batch of step {step}, {self.batch} samples, is {state}")
 
     def _digest(self, step: int) -> int:
@@ -216,8 +219,8 @@ class Audit:
 
 
 def _text(pieces: np.ndarray, ids: np.ndarray, positions: np.ndarray, targets: np.ndarray) -> Text:
-    """The text of a row. Of a target, in brackets, what stands in the text, and behind a colon what
-    the model sees where that is neither `<mask>` nor the same."""
+    """The text of a row. A target is in brackets: the original piece and, after a colon, the piece
+    that the model sees, unless that is `<mask>` or the same."""
     wanted = {int(place): int(id) for place, id in zip(positions, targets, strict=True) if id >= 0}
     text = Text()
     for place, id in enumerate(ids.tolist()):

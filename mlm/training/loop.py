@@ -70,7 +70,7 @@ class Loop:
         self.ledger = Ledger(folder, progress.step) if report.main else None
         self.incidents = Incidents(folder, self.config.train.global_batch_size)
         guard = self.config.guard
-        self.guard = Guard(guard.spike, guard.rollbacks, self.incidents.left_out)
+        self.guard = Guard(guard.spike, guard.rollbacks, self.incidents.skipped)
         self.engine.judge = self.guard.judge
         self.bad_shards = BadShards(self.config.data, self.task.skip_shard, self.incidents)
         self.fault = ""  # of the step that was refused last
@@ -95,10 +95,10 @@ class Loop:
             try:
                 batches, agreed = self._next_batches(feed)
             except BadShard as bad:
-                self.report.say(self.bad_shards.leave_out(step, bad))
+                self.report.say(self.bad_shards.skip(step, bad))
                 return
             numbers = None
-            if step not in self.guard.left_out:
+            if step not in self.guard.skipped:
                 numbers = self._try_step(step, batches, agreed.normaliser)
                 if numbers is None and not self._recovered(step):
                     return
@@ -130,10 +130,10 @@ class Loop:
 
         Raises on all ranks the error of any rank, or `StopRequested`.
         """
-        self.watchdog.at("data")
+        self.watchdog.enter("data")
         batches, error = _fetch(feed, self.stopwatch)
         stop = self.report.main and (self.folder / STOP).exists()
-        self.watchdog.at("step")
+        self.watchdog.enter("step")
         error = error or self.saver.failure()
         normaliser = self.task.normaliser(batches)
         agreed = agree(self.run.grid, self.engine.device, batches, normaliser, stop, error)
@@ -142,7 +142,7 @@ class Loop:
             self.saver.wait()
             raise StopRequested(
                 f"stopped as asked after step {self.progress.step}, which is saved; start the run "
-                f"again, without run.fresh, to go on"
+                f"again, without run.fresh, to resume"
             )
         return batches, agreed
 
@@ -174,26 +174,26 @@ class Loop:
         """
         remedy = self.guard.remedy(step)
         if remedy.back:
-            self._roll_back(step, min(remedy.leave_out, default=step))
-        elif not remedy.leave_out:
+            self._roll_back(step, min(remedy.skip, default=step))
+        elif not remedy.skip:
             self.saver.wait()
             raise NumbersError(self._no_remedy(step))
-        for each in remedy.leave_out:
-            if each >= self.progress.step and each not in self.guard.left_out:
-                self.guard.left_out.add(each)
-                self.incidents.leave_out(each)
-                self.report.say(f"The batch of step {each + 1} is left out from now on")
+        for each in remedy.skip:
+            if each >= self.progress.step and each not in self.guard.skipped:
+                self.guard.skipped.add(each)
+                self.incidents.skip(each)
+                self.report.say(f"The batch of step {each + 1} is skipped from now on")
         return not remedy.back
 
     def _roll_back(self, step: int, at_most: int) -> None:
         """To the last good checkpoint of at most so many steps; without one, to the beginning."""
-        self.watchdog.at("roll back")
+        self.watchdog.enter("roll back")
         with self.stopwatch.pause():
             self.saver.wait()
             had_checkpoint = self.saver.last is not None
             found, damaged = checkpoint.choose(self.folder, at_most)
             for sentence in damaged:
-                self.report.say(f"Passed over: {sentence}")
+                self.report.say(f"Skipped: {sentence}")
             if found is not None:
                 to = checkpoint.read_manifest(found).step
                 checkpoint.restore(self.engine, found, to)
@@ -201,7 +201,7 @@ class Loop:
             elif had_checkpoint:
                 raise DataError(
                     f"{self.folder} has lost its checkpoints while it ran, and step {step + 1} "
-                    f"needs one to go on from; put them back, and start the run again"
+                    f"needs one to resume from; put them back, and start the run again"
                 )
             else:
                 to = 0
@@ -215,10 +215,10 @@ class Loop:
             self.report.say(f"Going back from step {step + 1} to step {to}")
 
     def _no_remedy(self, step: int) -> str:
-        limit, stands, keeps = self.guard.limit, "nothing was saved before", ""
+        limit, stands, keeps = self.guard.limit, "nothing has been saved", ""
         if self.saver.last is not None:
-            stands = f"the checkpoint of step {self.saver.last} stands"
-            keeps = f" (weights={self.folder} keeps what is learnt)"
+            stands = f"the checkpoint of step {self.saver.last} is kept"
+            keeps = f" (weights={self.folder} starts from what was learnt)"
         tried = f"also after {limit} returns to a checkpoint" if limit else "twice"
         return (
             f"step {step + 1}: {self.fault}, {tried} (guard.rollbacks={limit}); {stands}; begin a "
@@ -226,13 +226,13 @@ class Loop:
         )
 
     def _log(self, numbers: Numbers) -> None:
-        self.watchdog.at("log")
+        self.watchdog.enter("log")
         done, tokens = self.progress.step, self.task.tokens_per_step
         tallied = self.tally.take(self.engine)
-        seconds, waiting, own = self.stopwatch.look()
+        seconds, waiting, working = self.stopwatch.lap()
         speed = tokens / seconds
         peak, flops = peak_flops(self.engine.device), self.task.flops_per_token * speed
-        ranks, slow = self.pace.row(own)
+        ranks, slow = self.pace.figures(working)
         counts = self.incidents.counts
         self.report.step_metrics(
             {
@@ -246,7 +246,7 @@ class Loop:
                 "seconds_data": waiting,
                 "seconds_step": seconds,
                 **tallied,
-                **self.task.progress(done, self.guard.left_out),
+                **self.task.progress(done, self.guard.skipped),
                 **ranks,
                 **({"incidents": counts} if counts else {}),
             }
@@ -255,8 +255,8 @@ class Loop:
             self.report.say(slow)
 
     def _evaluate(self) -> None:
-        self.watchdog.at("evaluate")
-        scores = self.task.evaluate(self.engine, lambda: self.watchdog.at("evaluate"))
+        self.watchdog.enter("evaluate")
+        scores = self.task.evaluate(self.engine, lambda: self.watchdog.enter("evaluate"))
         self.progress.eval_loss = scores.loss
         done = self.progress.step
         self.report.evaluation(done, done * self.task.tokens_per_step, scores)
@@ -269,7 +269,7 @@ class Loop:
         self.saved = done
         if self.config.checks.replicas_every:  # every checkpoint is of replicas that agreed
             check_weights_agree(self.engine, self.saver, done)
-        self.watchdog.at("save")
+        self.watchdog.enter("save")
         self.saver.save(
             checkpoint.Manifest(
                 step=done,

@@ -19,7 +19,7 @@ from mlm.tracking.report import Report
 from mlm.tracking.trackers import Trackers, start_trackers
 from mlm.training.build import TrainingRun, build
 from mlm.training.loop import Loop, Progress
-from mlm.training.world import log_to_file, settled, start_process_group
+from mlm.training.world import check_resolved, log_to_file, start_process_group
 from parallel.recorder import Recorder, recording
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
@@ -36,7 +36,7 @@ def main(config_path: str) -> int:
             make_room(run)
         composed = yaml.safe_load(path.read_text("utf-8"))
         import_plugins(composed.get("plugins", ()))
-        config = settled(load(TrainConfig, composed))
+        config = check_resolved(load(TrainConfig, composed))
         device = start_process_group(config.train.device)
         with recording(device) as recorder:
             sentence = _train(config, run, recorder, progress)
@@ -71,7 +71,7 @@ def _train(config: TrainConfig, run: Path, recorder: Recorder, progress: Progres
     trackers = start_trackers(run, config, run_id) if main else Trackers()
     report = Report(run, trackers, config.train.steps, start, main=main)
     for wrong in passed:
-        report.say(f"Passed over: {wrong}")
+        report.say(f"Skipped: {wrong}")
     report.say(_opening(built, start))
     code = FAILED
 
@@ -96,7 +96,7 @@ def _train(config: TrainConfig, run: Path, recorder: Recorder, progress: Progres
 
 
 def _check_data(run: Path, built: TrainingRun) -> None:
-    """Raises `DataError` where the data is not what the launcher has checked."""
+    """Raises `DataError` if the data is not what the launcher has checked."""
     path, found = run / "data.json", built.task.data_hash
     known = json.loads(path.read_text("utf-8"))["index"] if path.is_file() else found
     if known != found:
@@ -120,9 +120,9 @@ def _resume(built: TrainingRun, found: Path) -> checkpoint.Manifest:
 
 def _opening(built: TrainingRun, start: int) -> str:
     degrees, config, train = built.grid.layout, built.config, built.config.train
-    begins = f"Going on from step {start}" if start else "Training"
+    begins = f"Resuming at step {start}" if start else "Training"
     if start >= train.steps:
-        return f"All {start} steps are done; scoring them again (raise train.steps to go on)"
+        return f"All {start} steps are done; evaluating again (raise train.steps to continue)"
     return (
         f"{begins}: {config.model.parameters():,} parameters, {built.task.summary()}; "
         f"tp {degrees.tp}, pp {degrees.pp}, dp {degrees.dp}, ZeRO-{degrees.zero}, {train.dtype} on "

@@ -26,10 +26,10 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 class Stopwatch:
-    """Seconds of the steps since the last look, and parts of them: spent waiting for data, and
-    this rank's own, in which it did not wait for others.
+    """Seconds of the steps since the last lap, of which some were spent waiting for data, and in
+    some this rank worked without waiting for others.
 
-    others: seconds so far that this rank has spent in collectives.
+    others: seconds so far that this rank has spent in collectives
     """
 
     def __init__(self, others: Callable[[], float] = lambda: 0.0) -> None:
@@ -41,12 +41,13 @@ class Stopwatch:
         """Counts the time since `since` (of `time.perf_counter`) as waiting for data."""
         self.data += time.perf_counter() - since
 
-    def look(self) -> tuple[float, float, float]:
-        """Mean `(seconds_step, seconds_data, own)` since the last look, and starts anew."""
+    def lap(self) -> tuple[float, float, float]:
+        """Mean seconds per step since the last lap: all, waiting for data, and working; starts the
+        next lap."""
         steps = max(self.steps, 1)
         seconds = time.perf_counter() - self.started
-        own = max(0.0, seconds - (self.others() - self.waited_before))
-        means = seconds / steps, self.data / steps, own / steps
+        working = max(0.0, seconds - (self.others() - self.waited_before))
+        means = seconds / steps, self.data / steps, working / steps
         self.__init__(self.others)
         return means
 

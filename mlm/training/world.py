@@ -95,7 +95,7 @@ def raise_together(error: UserError | None) -> None:
             raise item
 
 
-def settled(config: TrainConfig) -> TrainConfig:
+def check_resolved(config: TrainConfig) -> TrainConfig:
     """Asserts that the launcher has decided what only it can: ranks never guess."""
     assert config.parallel.dp != "auto", "parallel.dp is resolved"
     assert config.train.device != "auto", "train.device is resolved"

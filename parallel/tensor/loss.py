@@ -1,8 +1,8 @@
 """Cross entropy over a vocabulary that is split over a tensor-parallel group.
 
 `linear_cross_entropy` is the one that training uses: it goes from hidden states to the loss in
-chunks of tokens, so that logits of all tokens never exist, and leaves the gradients behind on
-the way, so that no logit is computed twice.
+chunks of tokens, so that logits of all tokens never exist, and computes the gradients on the
+way, so that no logit is computed twice.
 """
 
 import torch
@@ -15,7 +15,7 @@ from parallel.tensor.collectives import copy_to_group
 
 IGNORED = -100
 CHUNK_BYTES = 1 << 28  # of logits that exist at a time, in the dtype of the weights
-ROWS_BYTES = 1 << 22  # of them that are in fp32 at a time on a CPU: what its caches hold
+ROWS_BYTES = 1 << 22  # of fp32 logits at a time on a CPU: what its caches hold
 
 
 def vocab_parallel_cross_entropy(logits: Tensor, targets: Tensor, group: Group) -> Tensor:

@@ -149,8 +149,8 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capfd):
     assert run(tmp_path, made)["code"] == DONE
     what = "missing" if damage is Path.unlink else "damaged"
     out = capfd.readouterr().out
-    assert f"Passed over: {victim} is {what}: it is not what checkpoint.json says" in out
-    assert "Going on from step 4" in out
+    assert f"Skipped: {victim} is {what}: it is not what checkpoint.json says" in out
+    assert "Resuming at step 4" in out
     assert exact(tmp_path) == before
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["step-00000004", "step-00000006", "step-00000006.damaged"]
@@ -164,8 +164,8 @@ def test_a_checkpoint_that_has_lost_its_manifest_is_told(tmp_path, capfd):
     capfd.readouterr()
     assert run(tmp_path, made)["code"] == DONE
     out = capfd.readouterr().out
-    assert f"Passed over: {newest / checkpoint.MANIFEST} is not the manifest" in out
-    assert "Going on from step 4" in out
+    assert f"Skipped: {newest / checkpoint.MANIFEST} is not the manifest" in out
+    assert "Resuming at step 4" in out
     for folder in checkpoint.all_checkpoints(tmp_path):
         (folder / checkpoint.MANIFEST).unlink()
     assert run(tmp_path, made)["code"] == DATA  # and not begun anew

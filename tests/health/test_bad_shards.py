@@ -285,10 +285,10 @@ def test_a_shard_counts_once_however_often_it_is_found(folder):
     reader = TokenReader(Index.open(folder))
     shards = BadShards(settings, reader, kept)
     for step, name, count in ((9, first, 1), (5, first, 1), (7, second, 2), (3, first, 2)):
-        said = shards.leave_out(step, BadShard(name, 0, "it is bad; copy it"))
-        assert said == f"Left out from step {step + 1} on, {count} by now: it is bad"
+        said = shards.skip(step, BadShard(name, 0, "it is bad; copy it"))
+        assert said == f"Skipped from step {step + 1} on, {count} so far: it is bad"
     with pytest.raises(DataError, match=r"3 shards are bad, and data\.max_bad_shards=2 may be"):
-        shards.leave_out(3, BadShard(third, 0, "it is bad; copy it"))
+        shards.skip(3, BadShard(third, 0, "it is bad; copy it"))
     assert sorted(reader.left_out.values()) == [3, 7]
 
 

@@ -58,7 +58,7 @@ def test_a_drifting_run_stops_and_goes_on_from_before(
     assert (outcome["code"], outcome["step"]) == (FAILED, 5)
     assert outcome["sentence"].startswith(f"step 5: {name} ")
     assert said in outcome["sentence"]
-    assert outcome["sentence"].endswith("it goes on from step-00000004, whose replicas agreed")
+    assert outcome["sentence"].endswith("it resumes from step-00000004, whose replicas agreed")
     assert checkpoint.newest(drifted).name == "step-00000004"
     assert run(drifted, made)["code"] == DONE
     assert exact(drifted) == exact(tmp_path / "whole")

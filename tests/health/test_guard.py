@@ -80,22 +80,22 @@ def test_steps_that_are_made_again_do_not_change_the_measure():
 def test_a_step_that_is_refused_again_takes_the_run_back_and_then_goes():
     guard = settled()
     assert guard.remedy(100) == Remedy(back=True)
-    assert guard.remedy(100) == Remedy(leave_out=range(100, 101))
+    assert guard.remedy(100) == Remedy(skip=range(100, 101))
 
 
 def test_another_step_takes_the_run_back_once_more():
     guard = settled()
     assert guard.remedy(100) == Remedy(back=True)
     assert guard.remedy(140) == Remedy(back=True)
-    assert guard.remedy(140) == Remedy(leave_out=range(140, 141))
+    assert guard.remedy(140) == Remedy(skip=range(140, 141))
 
 
 def test_trouble_behind_what_is_left_out_takes_ever_more_of_what_came_before():
     guard, found = settled(), []
     for step in (100, 100, 101, 102, 103):
         remedy = guard.remedy(step)
-        guard.left_out |= set(remedy.leave_out)
-        found.append((remedy.back, sorted(guard.left_out)))
+        guard.skipped |= set(remedy.skip)
+        found.append((remedy.back, sorted(guard.skipped)))
     assert found == [
         (True, []),
         (False, [100]),
@@ -105,7 +105,7 @@ def test_trouble_behind_what_is_left_out_takes_ever_more_of_what_came_before():
     ]
     assert guard.remedy(104) == Remedy()  # four returns to one checkpoint
     guard.saved(105)
-    assert guard.remedy(103 + NEAR).leave_out
+    assert guard.remedy(103 + NEAR).skip
     assert guard.remedy(104 + NEAR) == Remedy(back=True)  # far enough to be other trouble
 
 
@@ -114,9 +114,9 @@ def test_trouble_behind_what_is_left_out_is_not_gone_back_for_once_more_in_vain(
     guard = settled()
     assert guard.remedy(101) == Remedy(back=True)
     assert guard.remedy(100) == Remedy(back=True)
-    assert guard.remedy(100) == Remedy(leave_out=range(100, 101))
-    guard.left_out.add(100)
-    assert guard.remedy(101) == Remedy(back=True, leave_out=range(99, 102))
+    assert guard.remedy(100) == Remedy(skip=range(100, 101))
+    guard.skipped.add(100)
+    assert guard.remedy(101) == Remedy(back=True, skip=range(99, 102))
 
 
 def test_a_checkpoint_lets_the_count_begin_anew():

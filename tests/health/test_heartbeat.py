@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlm.health import heartbeat
-from mlm.health.heartbeat import BYTES, Beat, Seen, culprit, read, write
+from mlm.health.heartbeat import BYTES, Beat, RankState, culprit, read, write
 
 SILENCE = 5.0
 
@@ -18,9 +18,9 @@ def beat(**values) -> Beat:
     return Beat(**usual | values)
 
 
-def seen(*beats: Beat | None, silent=(), stages=()) -> list[Seen]:
+def seen(*beats: Beat | None, silent=(), stages=()) -> list[RankState]:
     return [
-        Seen(rank, stages[rank] if stages else 0, 9.0 if rank in silent else 0.0, one)
+        RankState(rank, stages[rank] if stages else 0, 9.0 if rank in silent else 0.0, one)
         for rank, one in enumerate(beats)
     ]
 
@@ -56,7 +56,7 @@ W = beat()  # waits in an all-reduce
         ),
         # All wait: the one that is behind, else the one that came last.
         (seen(W, W, beat(calls=89, collective="broadcast")), 2, "it waits in broadcast"),
-        (seen(W, W, beat(still=8.0)), 2, "see the network"),
+        (seen(W, W, beat(still=8.0)), 2, "check the network"),
         (seen(beat(collective="", phase="evaluate")), 0, "in phase evaluate"),
     ],
 )
@@ -77,10 +77,10 @@ beats = st.builds(
 
 @given(st.lists(st.tuples(st.none() | beats, st.floats(0, 10), st.integers(0, 1)), min_size=1))
 def test_a_process_that_does_not_run_is_named_before_others_and_a_free_one_before_a_waiting(rows):
-    ranks = [Seen(rank, stage, silent, one) for rank, (one, silent, stage) in enumerate(rows)]
+    ranks = [RankState(rank, stage, silent, one) for rank, (one, silent, stage) in enumerate(rows)]
     rank, _ = culprit(ranks, SILENCE)
 
-    def kind(one: Seen) -> int:
+    def kind(one: RankState) -> int:
         gone = one.beat is None or one.silent > SILENCE
         return 0 if gone else 2 if one.beat.collective else 1
 

@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_passed_over_on_the_way_back(whole, faulty, tmp_
         next(checkpoint.newest(tmp_path).glob("*.distcp")).unlink()
 
     assert faulty(tmp_path, made, at(7, do=spoil))["code"] == DONE
-    assert "Passed over: " in capfd.readouterr().out
+    assert "Skipped: " in capfd.readouterr().out
     same(tmp_path, whole(made))
     assert incidents(tmp_path)[-1]["to"] == 4
     kept = [path.name for path in checkpoint.all_checkpoints(tmp_path)]

@@ -46,9 +46,9 @@ def test_a_batch_that_always_goes_wrong_is_left_out(parallel, train, faulty, tmp
     made, bad, again = config(parallel=parallel, train=train), tmp_path / "bad", tmp_path / "again"
     assert faulty(bad, made, at(3, times=10**6, do=NAN))["code"] == DONE
     refused = [("refused", 3)] * 2
-    assert what(bad) == [*refused, ("rolled back", 3), *refused, ("left out", 3)]
+    assert what(bad) == [*refused, ("rolled back", 3), *refused, ("skipped", 3)]
     assert incidents(bad)[-1]["samples"] == [16, 23]
-    assert "The batch of step 3 is left out from now on" in capfd.readouterr().out
+    assert "The batch of step 3 is skipped from now on" in capfd.readouterr().out
     row = metrics(bad)[2]
     assert (row["step"], row["loss"], row["grad_norm"]) == (3, None, None)
     # A run that knows of it from the beginning, without the fault, is the same.
@@ -76,7 +76,7 @@ def test_trouble_that_goes_on_takes_more_batches_and_then_ends_the_run(last, fau
     if last == 13:
         assert outcome["code"] == DONE
         assert back == [(11, 10), (12, 8), (13, 6)]
-        out = sorted(row["step"] for row in rows if row["what"] == "left out")
+        out = sorted(row["step"] for row in rows if row["what"] == "skipped")
         assert out == list(range(7, 14))
         kept = [
             checkpoint.read_manifest(path).step for path in checkpoint.all_checkpoints(tmp_path)
@@ -92,7 +92,7 @@ def test_what_a_run_ends_with_is_its_last_good_checkpoint(faulty, tmp_path):
     made = config(train={"steps": 20}, checkpoint={"every": 2, "keep": 9}, guard={"rollbacks": 2})
     outcome = faulty(tmp_path, made, at(11, 12, 13, times=10**6, do=NAN))
     assert (outcome["code"], outcome["step"]) == (NUMBERS, 12)
-    assert "(guard.rollbacks=2); the checkpoint of step 8 stands" in outcome["sentence"]
+    assert "(guard.rollbacks=2); the checkpoint of step 8 is kept" in outcome["sentence"]
     assert checkpoint.newest(tmp_path).name == "step-00000008"
 
 
@@ -100,7 +100,7 @@ def test_only_what_is_still_to_come_is_left_out(faulty, tmp_path):
     """Step 8 is in the one checkpoint that there is."""
     made = config(train={"steps": 12}, checkpoint={"every": 4, "keep": 1})
     assert faulty(tmp_path, made, at(9, 10, times=10**6, do=NAN))["code"] == DONE
-    out = [row["step"] for row in incidents(tmp_path) if row["what"] == "left out"]
+    out = [row["step"] for row in incidents(tmp_path) if row["what"] == "skipped"]
     assert out == [9, 10]
 
 
@@ -152,16 +152,16 @@ def test_the_loss_that_is_judged_is_the_one_that_is_told(parallel, train, tmp_pa
 
 def half_written(folder: Path) -> tuple[list, str]:
     path = folder / "incidents.jsonl"
-    path.write_text('{"what": "left out", "step": 3, "samples": [16, 23]}\n{"what": "refu')
+    path.write_text('{"what": "skipped", "step": 3, "samples": [16, 23]}\n{"what": "refu')
     found = Incidents(folder, 8)
-    before = sorted(found.left_out)
+    before = sorted(found.skipped)
     found.rolled_back(6, 4)
-    return [before, found.counts, sorted(Incidents(folder, 8).left_out)], path.read_text()
+    return [before, found.counts, sorted(Incidents(folder, 8).skipped)], path.read_text()
 
 
 def test_a_row_that_a_kill_has_cut_costs_no_other(tmp_path):
     ((before, counts, after), text) = run_ranks(1, half_written, tmp_path)[0]
     assert before == after == [2]
-    assert counts == {"left_out": 1, "rolled_back": 1}
+    assert counts == {"skipped": 1, "rolled_back": 1}
     first, second = map(json.loads, text.splitlines())
     assert (first["step"], second["to"]) == (3, 4)

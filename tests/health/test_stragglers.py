@@ -17,7 +17,7 @@ from tests.training_fixtures import config, metrics, run
 
 def looks(stages, rows):
     stragglers = Stragglers(stages)
-    return [stragglers.look(row) for row in rows]
+    return [stragglers.update(row) for row in rows]
 
 
 SLOW, EVEN = [1.0, 1.0, 1.6], [1.0, 1.0, 1.0]
@@ -56,7 +56,7 @@ def test_a_rank_is_named_only_after_rows_of_slowness(rows, stages):
 
 def _rows():
     pace = Pace(make_grid(Layout(dp=3)), torch.device("cpu"))
-    return [pace.row([0.5, 2.0, 0.25][pace.rank]) for _ in range(ROWS)]
+    return [pace.figures([0.5, 2.0, 0.25][pace.rank]) for _ in range(ROWS)]
 
 
 @pytest.mark.ranks
@@ -76,7 +76,7 @@ def test_all_ranks_know_the_times_of_all():
 @pytest.mark.ranks
 def test_a_run_names_its_straggler(tmp_path, monkeypatch):
     """Rank 1's stopwatch says that it works for a hundred times as long as it did."""
-    look, say = Stopwatch.look, Report.say
+    look, say = Stopwatch.lap, Report.say
 
     def slower(self):
         seconds, data, own = look(self)
@@ -88,7 +88,7 @@ def test_a_run_names_its_straggler(tmp_path, monkeypatch):
                 file.write(text + "\n")
         say(self, text)
 
-    monkeypatch.setattr(Stopwatch, "look", slower)
+    monkeypatch.setattr(Stopwatch, "lap", slower)
     monkeypatch.setattr(Report, "say", kept)
     assert run(tmp_path, config(parallel={"tp": 2}, train={"steps": 4}))["code"] == DONE
     rows = metrics(tmp_path)

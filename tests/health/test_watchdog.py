@@ -57,7 +57,7 @@ def test_phases_and_collectives_are_moves_and_the_rest_is_a_stall(tmp_path, ends
     watched = dog(tmp_path)
     call = watched.recorder.wrapped("barrier", lambda: None)
     for _ in range(5):
-        watched.at("data")
+        watched.enter("data")
         watched._tick(90.0)
         watched._tick(90.0)  # in all 90 seconds since it was seen to move
         call()
@@ -72,7 +72,7 @@ def test_a_run_that_moves_reads_no_beats_of_others(tmp_path, monkeypatch):
     watched = dog(tmp_path, world=2)
     monkeypatch.setattr(heartbeat, "read", lambda path: pytest.fail("it was read"))
     for _ in range(50):
-        watched.at("step")
+        watched.enter("step")
         watched._tick(10.0)
         watched._tick(10.0)
 
@@ -96,7 +96,7 @@ def test_a_rank_waits_for_one_that_moves(tmp_path, ends):
     (tmp_path / heartbeat.FOLDER).mkdir()
     first, second = dog(tmp_path, 0, 2), dog(tmp_path, 1, 2)
     for _ in range(10):
-        second.at("evaluate")
+        second.enter("evaluate")
         second._tick(0.0)
         first._tick(30.0)
     for _ in range(2):
@@ -119,7 +119,7 @@ def test_the_other_ranks_are_read_a_few_times_only(tmp_path, monkeypatch):
 
 def test_a_watchdog_that_is_off_leaves_nothing(tmp_path):
     with dog(tmp_path, seconds=0.0) as watched:
-        watched.at("step")
+        watched.enter("step")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ from parallel.engine.interface import EngineSettings
 from parallel.groups import make_grid
 from parallel.layout import Layout
 from parallel.pipeline.stages import StageLayer
-from parallel.recorder import FUNCTIONS, KEPT, Recorder, recording, told
+from parallel.recorder import FUNCTIONS, KEPT, Recorder, describe, recording
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -42,7 +42,7 @@ def _all_kinds():
     assert recorder.calls == calls
     rows = [(call.name, call.size, call.peer, call.group is not None) for call in recorder.last()]
     assert all(call.ended is not None for call in recorder.last())
-    return rows, told(recorder.last(), time.perf_counter())
+    return rows, describe(recorder.last(), time.perf_counter())
 
 
 @pytest.mark.ranks

@@ -21,10 +21,10 @@ def test_means_are_per_step_and_pauses_do_not_count(monkeypatch):
     with watch.pause():
         now[0] += 1000.0
         others[0] += 999.0
-    assert watch.look() == (2.0, 0.5, 1.75)
+    assert watch.lap() == (2.0, 0.5, 1.75)
     now[0] += 3.0
     watch.steps += 1
-    assert watch.look() == (3.0, 0.0, 3.0)
+    assert watch.lap() == (3.0, 0.0, 3.0)
 
 
 def test_peak_of_a_device_is_told_by_its_name(monkeypatch):

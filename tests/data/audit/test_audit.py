@@ -169,10 +169,10 @@ def test_a_batch_that_was_left_out_is_told(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["audit", str(folder)]) == 0
     out = capsys.readouterr().out
-    assert "Step 3 is left out: samples 16 to 23" in out
+    assert "Step 3 is skipped: samples 16 to 23" in out
     assert f"The ledger of {STEPS} steps agrees, in all {STEPS} that were compared" in out
     assert main(["audit", str(folder), "step=3", "rows=1"]) == 0
-    assert "The batch of step 3, 8 samples, is left out of training" in capsys.readouterr().out
+    assert "The batch of step 3, 8 samples, is skipped in training" in capsys.readouterr().out
     # One that is to be left out, and that the run has not reached, is nothing yet.
     rows = [json.loads(line) for line in (folder / "incidents.jsonl").read_text().splitlines()]
     more = json.dumps(rows[-1] | {"what": LEFT_OUT, "step": STEPS + 5})
@@ -186,7 +186,7 @@ def test_a_batch_is_shown_as_it_was_seen(whole, capsys):
     assert main(["audit", str(whole), "step=5", "rows=0"]) == 0
     out = capsys.readouterr().out.splitlines()
     audit, order = Audit(whole), Audit(whole).order
-    assert out[-1] == "The batch of step 5, 8 samples, is as the ledger has it"
+    assert out[-1] == "The batch of step 5, 8 samples, is the one in the ledger"
     languages, blocks = order.samples(np.arange(32, 40))
     batch = audit.batches.micro_batch(4, 0)
     for row in range(BATCH):
@@ -212,7 +212,7 @@ def test_what_does_not_agree_is_told(whole, tmp_path, capsys):
     err = capsys.readouterr().err
     assert f"in 1 of {STEPS} steps (7); its shards or its ledger have been changed" in err
     assert main(["audit", str(tmp_path), "step=7", "rows=1"]) == 0
-    assert "is not what the ledger has" in capsys.readouterr().out
+    assert "is not the one in the ledger" in capsys.readouterr().out
     # Of a batch that was left out there is nothing in the ledger.
     rows = [{"what": LEFT_OUT, "step": step, "samples": []} for step in (3, 5)]
     (tmp_path / "incidents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -229,8 +229,8 @@ def test_what_does_not_agree_is_told(whole, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["step=0"], "step=0 is not one that .* has made; give one from 1 to 12"),
-        (["step=13"], "step=13 is not one that .* has made; give one from 1 to 12"),
+        (["step=0"], "step=0 is not a step that .* has taken; give one from 1 to 12"),
+        (["step=13"], "step=13 is not a step that .* has taken; give one from 1 to 12"),
         (["rows=-1"], "rows=-1 is below 0; give 0 or more"),
         (["step=1", "every=true"], "step and every=true are both given; leave one out"),
     ],
@@ -249,7 +249,7 @@ def test_a_run_that_has_made_no_step_has_nothing_to_show(whole, tmp_path):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is not the folder of a run; give one"):
+    with pytest.raises(UserError, match="is not a run folder; give one"):
         Audit(tmp_path)
 
 
@@ -280,5 +280,5 @@ def test_a_ledger_that_has_lost_steps_is_refused(whole, tmp_path):
 def test_no_file_is_written_over(whole, tmp_path, capsys):
     (tmp_path / "kept").write_text("mine")
     assert main(["audit", str(whole), f"documents={tmp_path / 'kept'}"]) == UserError.code
-    assert "is there already, and nothing is written over" in capsys.readouterr().err
+    assert "exists, and no file is overwritten" in capsys.readouterr().err
     assert (tmp_path / "kept").read_text() == "mine"
