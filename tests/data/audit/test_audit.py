@@ -129,7 +129,7 @@ def test_the_ledger_of_ranks_that_are_killed_is_that_of_one_process(whole, tmp_p
     assert run(folder, made(parallel={"pp": 2}))["code"] == DONE
     assert len(read_ledger(folder)) == STEPS
     assert np.array_equal(read_ledger(folder), read_ledger(whole))
-    assert Audit(folder).wrong(np.arange(STEPS)) == []
+    assert Audit(folder).mismatches(np.arange(STEPS)) == []
     assert Audit(folder).seen() == Audit(whole).seen()
 
 
@@ -164,7 +164,7 @@ def test_a_batch_that_was_left_out_is_told(tmp_path, monkeypatch, capsys):
         assert run(folder, made())["code"] == DONE
     audit = Audit(folder)
     assert (audit.left_out, int(audit.ledger[2])) == ([2], 0)
-    assert audit.wrong(np.arange(STEPS)) == []
+    assert audit.mismatches(np.arange(STEPS)) == []
     assert sum(row.samples for row in audit.seen()) == (STEPS - 1) * BATCH
     capsys.readouterr()
     assert main(["audit", str(folder)]) == 0
@@ -216,10 +216,10 @@ def test_what_does_not_agree_is_told(whole, tmp_path, capsys):
     # Of a batch that was left out there is nothing in the ledger.
     rows = [{"what": LEFT_OUT, "step": step, "samples": []} for step in (3, 5)]
     (tmp_path / "incidents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert Audit(tmp_path).wrong(np.arange(STEPS)) == [2, 4, 6]
+    assert Audit(tmp_path).mismatches(np.arange(STEPS)) == [2, 4, 6]
     content[8 * 2 : 8 * 3] = bytes(8)
     (tmp_path / "ledger.bin").write_bytes(content)
-    assert Audit(tmp_path).wrong(np.arange(STEPS)) == [4, 6]
+    assert Audit(tmp_path).mismatches(np.arange(STEPS)) == [4, 6]
     (tmp_path / "data.json").write_text(json.dumps({"index": "0" * 64}))
     with pytest.raises(DataError, match=r"have changed since .* began \(000000000000 then"):
         Audit(tmp_path)
@@ -261,7 +261,7 @@ def test_another_order_or_another_mask_is_another_ledger(changed, whole, tmp_pat
     for name in ("data.json", "ledger.bin"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_dict(made(**changed))))
-    assert Audit(tmp_path).wrong(np.arange(STEPS)) == list(range(STEPS))
+    assert Audit(tmp_path).mismatches(np.arange(STEPS)) == list(range(STEPS))
 
 
 @pytest.mark.ranks
