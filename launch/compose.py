@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 import mlm.config
 from mlm.errors import UserError
 
-GROUPS = ("model", "schedule", "tracker", "launch", "experiment")
+GROUPS = ("task", "model", "schedule", "tracker", "launch", "experiment")
 
 
 @dataclass(frozen=True)

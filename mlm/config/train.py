@@ -17,6 +17,7 @@ from mlm.config.training import (
     EvalConfig,
     OptimConfig,
     ScheduleConfig,
+    TaskConfig,
     TrainSection,
 )
 from mlm.model.config import ModelConfig
@@ -37,6 +38,7 @@ class TrainConfig:
         (), "modules to import first, which add to tables: [my_package.my_module]", resume=True
     )
     run: RunConfig = section(RunConfig, resume=True)
+    task: TaskConfig = section(TaskConfig)
     model: ModelConfig = section(ModelConfig)
     parallel: ParallelConfig = section(ParallelConfig, resume=True)
     data: DataConfig = section(DataConfig)

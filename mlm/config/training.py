@@ -1,13 +1,19 @@
 """The settings of how a model is trained: step, optimizer, schedule, evaluation, checkpoints."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
 from mlm.setting import setting
 
 Beta = Annotated[float, Interval(ge=0, lt=1)]
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    kind: str = setting("pretraining", "what is trained, from the table TASKS")
+    options: dict[str, Any] = setting(dict, "settings of a task from a plugin: {margin: 0.2}")
 
 
 @dataclass(frozen=True)

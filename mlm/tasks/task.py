@@ -36,18 +36,17 @@ class Batch(Protocol):
     def to(self, device: torch.device) -> "Batch": ...
 
 
-class Tally(ABC):
-    """Figures of the steps since the last logged one, added up from the outputs of their layers."""
+class Tally:
+    """Figures of the steps since the last logged one, summed over the outputs of their last layers.
+    This one has none."""
 
-    @abstractmethod
     def add(self, batches: Sequence[Any], outputs: Sequence[Outputs]) -> None:
         """Adds a step: this data rank's micro-batches and, on the last stage, their outputs."""
 
-    @abstractmethod
     def take(self, engine: Engine) -> dict[str, Any]:
         """The figures, for `metrics.jsonl`, and starts again; a collective."""
+        return {}
 
-    @abstractmethod
     def clear(self) -> None:
         """Starts again."""
 
@@ -80,9 +79,9 @@ class Task(ABC):
         """What the losses of `batches` are summed over, such as masked tokens: the loss of a step
         is the sum of its losses over the sum of these."""
 
-    @abstractmethod
     def tally(self, device: torch.device) -> Tally:
         """An empty tally."""
+        return Tally()
 
     @abstractmethod
     def evaluate(self, engine: Engine, alive: Alive) -> Scores:

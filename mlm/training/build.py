@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mlm.config import TrainConfig, layout
+from mlm.plugins import entry
 from mlm.tasks.table import TASKS
 from mlm.tasks.task import Task
 from mlm.trained.start import starting_weights
@@ -58,7 +59,7 @@ def build(config: TrainConfig, resuming: bool = False) -> TrainingRun:
     resuming: the caller restores a checkpoint into the engine, so `config.weights` is not read
     """
     train = config.train
-    task = TASKS["pretraining"](config)
+    task = entry(TASKS, "task.kind", config.task.kind)(config)
     grid = make_grid(layout(config))
     first = starting_weights(config) if config.weights is not None and not resuming else None
     settings = EngineSettings(
