@@ -1,7 +1,7 @@
 """A run whose replicas differ ends, and reports which tensor, which ranks and how to resume."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,22 @@ def check_batches_agree(
 def _named(batches: Sequence[Any]) -> Iterator[tuple[str, Tensor]]:
     """All that a step depends on."""
     for number, batch in enumerate(batches):
-        for name in (field.name for field in fields(batch)):
-            value = getattr(batch, name)
-            if value is None:
-                continue
-            if not isinstance(value, Tensor):
-                kind = torch.float64 if isinstance(value, float) else torch.int64
-                value = torch.tensor(value, dtype=kind)
+        for name, value in _values(batch):
             yield f"{name} of micro-batch {number}", value
+
+
+def _values(batch: Any) -> Iterator[tuple[str, Tensor]]:
+    """The fields of a dataclass, and of dataclasses in it, as tensors; not what it has derived from
+    them."""
+    for item in fields(batch):
+        value = getattr(batch, item.name)
+        if is_dataclass(value):
+            yield from _values(value)
+        elif isinstance(value, Tensor):
+            yield item.name, value
+        elif isinstance(value, int | float | tuple):
+            kind = torch.float64 if isinstance(value, float) else torch.int64
+            yield item.name, torch.tensor(value, dtype=kind)
 
 
 def _sentence(found: Difference, step: int, run: Path) -> str:

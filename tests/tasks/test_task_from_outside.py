@@ -7,11 +7,10 @@ import pytest
 
 from tests.training_fixtures import config, metrics, run
 
-PLUGIN = '''
+PLUGIN = '''\
 from dataclasses import dataclass, replace
 
 import torch
-
 from mlm.tasks.table import TASKS
 from mlm.tasks.task import Task, evaluated
 from mlm.tracking.scores import Scores
@@ -39,13 +38,11 @@ class Halving(Task):
         self.tokens_per_step, self.flops_per_token = train.global_batch_size, 2.0
 
     def layers(self, group, fill):
-        def linear():
-            return torch.nn.Linear(1, 1)
-
         def error(module, x, batch):
             squares = (module(x) - batch.inputs / 2).square().sum()
             return squares * batch.loss_scale, {"squares": squares.detach()}
 
+        linear = lambda: torch.nn.Linear(1, 1)
         return [
             StageLayer("first", linear, 2, 2.0, lambda module, x, batch: module(x)),
             StageLayer("last", linear, 2, 2.0, error),
