@@ -9,7 +9,6 @@ from tests.training_fixtures import config, metrics, run
 
 PLUGIN = '''\
 from dataclasses import dataclass, replace
-
 import torch
 from mlm.tasks.table import TASKS
 from mlm.tasks.task import Task, evaluated
