@@ -1,5 +1,6 @@
 """CONTRIBUTING.md: its tables of packages, and its recipes, run as they stand."""
 
+import json
 import re
 import shlex
 import sys
@@ -7,11 +8,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
+from launch.launchers import LAUNCHERS
 from mlm.model.kernels import KERNELS
 from mlm.plugins import import_plugins
+from mlm.tasks.table import TASKS
 from mlm.tracking.trackers import TRACKERS
 from mlm.training.schedule import SCHEDULES
+from tests.launch.launch_fixtures import train, write_corpus
 from tests.places import ROOT
 from tests.training_fixtures import config, metrics, run
 
@@ -25,7 +30,13 @@ LAYERS = {
 RECIPES = {
     name: block for block, name in re.findall(r"```python\n(# (\w+)\.py.*?)```", TEXT, re.DOTALL)
 }
-TABLES = {"my_schedule": SCHEDULES, "my_tracker": TRACKERS, "my_kernel": KERNELS}
+TABLES = {
+    "my_task": TASKS,
+    "my_schedule": SCHEDULES,
+    "my_launcher": LAUNCHERS,
+    "my_tracker": TRACKERS,
+    "my_kernel": KERNELS,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +73,7 @@ def test_packages_stand_in_the_order_of_the_import_contracts(top):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_short_and_add_an_entry(name, tmp_path, monkeypatch):
-    assert len(RECIPES[name].splitlines()) < 60
+    assert len(list(filter(str.strip, RECIPES[name].splitlines()))) < 60
     import_plugins([written(name, tmp_path, monkeypatch)])
     if name in TABLES:
         assert overrides(name)["plugins"] == f"[{name}]"
@@ -71,7 +82,8 @@ def test_recipes_are_short_and_add_an_entry(name, tmp_path, monkeypatch):
 @pytest.mark.ranks
 def test_recipes_train(tmp_path, monkeypatch):
     """Schedule, tracker and kernel together in one run."""
-    names = [written(name, tmp_path, monkeypatch) for name in TABLES]
+    recipes = ("my_schedule", "my_tracker", "my_kernel")
+    names = [written(name, tmp_path, monkeypatch) for name in recipes]
     made = config(
         plugins=names,
         schedule={"kind": overrides("my_schedule")["schedule.kind"], "warmup_steps": 1},
@@ -85,3 +97,31 @@ def test_recipes_train(tmp_path, monkeypatch):
     assert rows[2]["lr"] == pytest.approx(rows[0]["lr"] / 3**0.5)
     lines = (folder / "loss.csv").read_text().splitlines()
     assert lines == [f"{row['step']},{row['loss']}" for row in rows]
+
+
+@pytest.mark.ranks
+def test_recipe_of_a_task_learns(tmp_path, monkeypatch):
+    name = written("my_task", tmp_path, monkeypatch)
+    options = yaml.safe_load(overrides(name)["task.options"])
+    made = config(
+        plugins=[name],
+        task={"kind": overrides(name)["task.kind"], "options": options},
+        parallel={"pp": 2},
+        train={"steps": 30, "log_every": 30},
+        optim={"lr": 0.1, "clip": 0.0},
+        eval={"every": 0},
+    )
+    assert run(tmp_path / "run", made)["eval_loss"] < 1
+    first, last = metrics(tmp_path / "run")
+    assert last["loss"] < 0.1 * first["loss"]
+
+
+@pytest.mark.ranks
+def test_recipe_of_a_launcher_starts_ranks(tmp_path, monkeypatch):
+    name = written("my_launcher", tmp_path, monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+    monkeypatch.chdir(tmp_path)
+    corpus = write_corpus(tmp_path / "text")
+    settings = [f"plugins=[{name}]", f"launch.kind={overrides(name)['launch.kind']}"]
+    assert train(f"data.corpus={corpus}", *settings, "run.name=x", "train.steps=1") == 0
+    assert json.loads((tmp_path / "runs/x/outcome.json").read_text())["step"] == 1
