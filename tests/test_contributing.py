@@ -1,6 +1,5 @@
 """CONTRIBUTING.md: its tables of packages, and its recipes, run as they stand."""
 
-import json
 import re
 import shlex
 import sys
@@ -10,13 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.launchers import LAUNCHERS
 from mlm.model.kernels import KERNELS
 from mlm.plugins import import_plugins
 from mlm.tasks.table import TASKS
 from mlm.tracking.trackers import TRACKERS
 from mlm.training.schedule import SCHEDULES
-from tests.launch.launch_fixtures import train, write_corpus
 from tests.places import ROOT
 from tests.training_fixtures import config, metrics, run
 
@@ -33,7 +30,6 @@ RECIPES = {
 TABLES = {
     "my_task": TASKS,
     "my_schedule": SCHEDULES,
-    "my_launcher": LAUNCHERS,
     "my_tracker": TRACKERS,
     "my_kernel": KERNELS,
 }
@@ -114,14 +110,3 @@ def test_recipe_of_a_task_learns(tmp_path, monkeypatch):
     assert run(tmp_path / "run", made)["eval_loss"] < 1
     first, last = metrics(tmp_path / "run")
     assert last["loss"] < 0.1 * first["loss"]
-
-
-@pytest.mark.ranks
-def test_recipe_of_a_launcher_starts_ranks(tmp_path, monkeypatch):
-    name = written("my_launcher", tmp_path, monkeypatch)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
-    monkeypatch.chdir(tmp_path)
-    corpus = write_corpus(tmp_path / "text")
-    settings = [f"plugins=[{name}]", f"launch.kind={overrides(name)['launch.kind']}"]
-    assert train(f"data.corpus={corpus}", *settings, "run.name=x", "train.steps=1") == 0
-    assert json.loads((tmp_path / "runs/x/outcome.json").read_text())["step"] == 1
