@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -38,7 +39,7 @@ SETTINGS = {
 }
 
 
-def config(**sections: dict) -> TrainConfig:
+def config(**sections: Any) -> TrainConfig:
     """The settings above with `section={key: value}` differences."""
     assert tokenizer().padded_size == 512
     settings = as_dict(replace(TrainConfig()))
