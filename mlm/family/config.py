@@ -3,18 +3,19 @@
 import json
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, ClassVar
 
 from mlm.errors import DataError
+from mlm.family.config_keys import ConfigKeys, ids_of, numbered
 from mlm.family.config_kinds import check_kind
 from mlm.family.config_rules import check
+from mlm.family.folder import FILE, stored_config
 from mlm.model.config import ModelConfig
 from mlm.model.options import LayerOptions
 
-FILE = "config.json"
 # Keys that would change what a model computes, and the values that change nothing.
 NOT_SERVED: dict[str, tuple[Any, ...]] = {
     "tie_word_embeddings": (True,),
@@ -27,8 +28,7 @@ NOT_SERVED: dict[str, tuple[Any, ...]] = {
 LABELS = ("num_labels", "id2label", "label2id")
 
 
-@dataclass(init=False)
-class XLMRobertaXLConfig:
+class XLMRobertaXLConfig(ConfigKeys):
     """The reference's keys and defaults; they may be changed until a model is made of them.
 
     A keyword that is not a key raises ValueError with the nearest one, and so does a value of
@@ -38,38 +38,6 @@ class XLMRobertaXLConfig:
     """
 
     model_type: ClassVar[str] = "xlm-roberta-xl"
-
-    vocab_size: int = 250880
-    hidden_size: int = 2560
-    num_hidden_layers: int = 36
-    num_attention_heads: int = 32
-    intermediate_size: int = 10240
-    hidden_act: Any = "gelu"  # a name, or a function of a tensor
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 514
-    type_vocab_size: int = 1
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-5
-    pad_token_id: int = 1
-    bos_token_id: int | None = 0
-    eos_token_id: int | list[int] | None = 2
-    position_embedding_type: str = "absolute"
-    use_cache: bool = True
-    classifier_dropout: float | None = None
-    is_decoder: bool = False
-    add_cross_attention: bool = False
-    problem_type: str | None = None
-    label_smoothing: float = 0.0
-    output_attentions: bool = False
-    output_hidden_states: bool = False
-    return_dict: bool = True
-    gradient_checkpointing: bool = False
-    pruned_heads: dict[int, list[int]] = field(default_factory=dict)
-    architectures: list[str] | None = None
-    id2label: dict[int, str] = field(default_factory=lambda: _numbered(2))
-    label2id: dict[str, int] = field(default_factory=lambda: _ids_of(_numbered(2)))
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def __init__(self, *values: Any, **named: Any) -> None:
         keys = [key for key in fields(self) if key.name != "extra"]
@@ -95,7 +63,7 @@ class XLMRobertaXLConfig:
             named = {number: label for label, number in labels["label2id"].items()}
         if named is not None:
             self.id2label = {int(number): str(label) for number, label in named.items()}
-            self.label2id = dict(labels.get("label2id") or _ids_of(self.id2label))
+            self.label2id = dict(labels.get("label2id") or ids_of(self.id2label))
         count = labels.get("num_labels")
         if named is not None and count not in (None, len(self.id2label)):
             raise ValueError(
@@ -144,8 +112,8 @@ class XLMRobertaXLConfig:
             raise ValueError(f"num_labels={count} is below 1; give 1 (regression) or more")
         if count == len(self.id2label):
             return  # names that fit stay
-        self.id2label = _numbered(count)
-        self.label2id = _ids_of(self.id2label)
+        self.id2label = numbered(count)
+        self.label2id = ids_of(self.id2label)
 
     @property
     def use_return_dict(self) -> bool:
@@ -222,13 +190,10 @@ class XLMRobertaXLConfig:
     @classmethod
     def from_pretrained(cls, path: str | Path, **changes: Any) -> "XLMRobertaXLConfig":
         """The config in a folder, or that of a run or checkpoint; raises ValueError."""
-        from mlm.family.folder import config_values
-
         path = Path(path)
+        found = stored_config(path)
         try:
-            config = cls.from_dict(config_values(path))
-        except DataError:
-            raise
+            config = cls.of(found) if isinstance(found, ModelConfig) else cls.from_dict(found)
         except ValueError as error:
             raise DataError(f"{path if path.name == FILE else path / FILE} has {error}") from None
         config.update(changes)
@@ -242,11 +207,3 @@ class XLMRobertaXLConfig:
 
     def to_json_string(self) -> str:
         return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
-
-
-def _numbered(count: int) -> dict[int, str]:
-    return {number: f"LABEL_{number}" for number in range(count)}
-
-
-def _ids_of(id2label: dict[int, str]) -> dict[str, int]:
-    return {label: number for number, label in id2label.items()}

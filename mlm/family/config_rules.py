@@ -1,18 +1,15 @@
 """What the values of the family's config must be, each by itself and together."""
 
 import math
-from typing import TYPE_CHECKING
 
+from mlm.family.config_keys import ConfigKeys
 from mlm.model.layer import ACTIVATIONS
 from mlm.model.losses import PROBLEMS
-
-if TYPE_CHECKING:
-    from mlm.family.config import XLMRobertaXLConfig
 
 POSITIONS = ("absolute", "relative_key", "relative_key_query")
 
 
-def check(config: "XLMRobertaXLConfig") -> None:
+def check(config: ConfigKeys) -> None:
     """Raises ValueError for the first value that is out of range or contradicts another."""
     for name in (
         "vocab_size",
@@ -48,10 +45,10 @@ def check(config: "XLMRobertaXLConfig") -> None:
         _one_of("hidden_act", config.hidden_act, (*ACTIVATIONS, "a function of a tensor"))
     if config.problem_type is not None:
         _one_of("problem_type", config.problem_type, PROBLEMS)
-    if config.problem_type == PROBLEMS[1] and config.num_labels < 2:
+    if config.problem_type == PROBLEMS[1] and len(config.id2label) < 2:
         raise ValueError(
             f"problem_type={config.problem_type} has nothing to choose from with num_labels="
-            f"{config.num_labels}; give 2 or more labels"
+            f"{len(config.id2label)}; give 2 or more labels"
         )
     if not 0 <= config.pad_token_id < config.vocab_size:
         raise ValueError(
@@ -70,7 +67,7 @@ def check(config: "XLMRobertaXLConfig") -> None:
         )
 
 
-def _check_pruned(config: "XLMRobertaXLConfig") -> None:
+def _check_pruned(config: ConfigKeys) -> None:
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     for layer, gone in config.pruned_heads.items():
         if not 0 <= layer < layers:

@@ -7,20 +7,27 @@ from typing import Any
 from mlm import checkpoint
 from mlm.config import TrainConfig, load
 from mlm.errors import DataError, UserError
-from mlm.family.config import FILE, XLMRobertaXLConfig
+from mlm.model.config import ModelConfig
 from mlm.weights import stored
 from mlm.weights.source import Weights, open_weights
 
+FILE = "config.json"
+
+
+def stored_config(path: Path) -> dict[str, Any] | ModelConfig:
+    """The values of `config.json` in a Hugging Face folder or of an import, or the shape of the
+    model of a run folder (its newest checkpoint) or a checkpoint; raises UserError."""
+    folder = _checkpoint(path)
+    if folder is None:
+        return config_values(path)
+    manifest = checkpoint.read_manifest(folder)
+    if manifest.imported is not None:
+        return dict(manifest.imported.config)
+    return load(TrainConfig, manifest.config).model
+
 
 def config_values(path: Path) -> dict[str, Any]:
-    """The values of `config.json` in a Hugging Face folder, or such values for the model of a run
-    folder (its newest checkpoint), a checkpoint or an import; raises UserError."""
-    folder = _checkpoint(path)
-    if folder is not None:
-        manifest = checkpoint.read_manifest(folder)
-        if manifest.imported is not None:
-            return dict(manifest.imported.config)
-        return XLMRobertaXLConfig.of(load(TrainConfig, manifest.config).model).to_dict()
+    """The values of `config.json`, or of the one in a Hugging Face folder; raises DataError."""
     file = path if path.name == FILE else path / FILE
     try:
         values = json.loads(file.read_text("utf-8"))
@@ -37,7 +44,7 @@ def config_values(path: Path) -> dict[str, Any]:
 
 
 def model_weights(path: Path) -> Weights:
-    """The weights that are there beside these values; raises UserError."""
+    """The weights of that model; raises UserError."""
     folder = _checkpoint(path)
     if folder is None:
         return open_weights(path)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlm.batch.checks import values_checked
 from mlm.batch.visibility import position_ids
 from mlm.family.cache import KeyValues
 from mlm.family.config import XLMRobertaXLConfig
@@ -45,7 +46,8 @@ def checked(
     output_attentions: bool | None = None,
     output_hidden_states: bool | None = None,
 ) -> Inputs:
-    """Raises ValueError at the first argument that does not fit the model or the others."""
+    """Raises ValueError at the first argument that does not fit the model or the others; on a GPU
+    values are checked only where `mlm.batch.checks` says so."""
     check_tensors(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -155,13 +157,15 @@ def positions(
     # Relative positions have a vector for every distance, and need no row for a position.
     absolute = config.position_embedding_type == "absolute"
     most = config.max_position_embeddings - (pad + 1 if absolute else 0)
-    longest = int(tokens.max()) if absolute else length + (past.get_seq_length() if past else 0)
+    longest = length + (past.get_seq_length() if past else 0)
+    if absolute and longest > most:  # there may be padding among them
+        longest = int(tokens.max()) if values_checked(tokens) else most
     if longest > most:
         raise ValueError(
             f"the input has {longest} tokens, and max_position_embeddings="
             f"{config.max_position_embeddings} gives positions to {most}; cut it to {most} tokens"
         )
-    return counted.clamp(max=config.max_position_embeddings - 1), tokens
+    return counted, tokens
 
 
 def _ids(name: str, ids: Tensor, shape: tuple[int | None, ...], size: int, key: str) -> None:
@@ -172,7 +176,7 @@ def _ids(name: str, ids: Tensor, shape: tuple[int | None, ...], size: int, key: 
         raise ValueError(f"{name} has the shape {tuple(ids.shape)}, and {asked} is due; give it so")
     if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} is of the dtype {ids.dtype}, and ids are torch.int64; convert it")
-    if ids.numel():
+    if ids.numel() and values_checked(ids):
         low, high = (int(bound) for bound in ids.aminmax())
         if low < 0 or high >= size:
             wrong = low if low < 0 else high

@@ -8,6 +8,7 @@ from torch import Tensor
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.generation import Generation
 from mlm.family.inputs import check_tensors
+from mlm.family.labels import check_classes
 from mlm.family.model import Headed
 from mlm.family.outputs import ModelOutput, returned
 from mlm.model.heads import LMHead
@@ -25,6 +26,16 @@ class LanguageModel(Headed):
     def tie_weights(self) -> None:
         """Makes the decoder's parameters the word embeddings' and the head's bias again."""
         self.lm_head.tie(self.roberta.embeddings.word_embeddings)
+
+    @classmethod
+    def check_labels(
+        cls,
+        config: XLMRobertaXLConfig,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        choices: int = 1,
+    ) -> None:
+        check_classes(labels, config.vocab_size)
 
 
 class XLMRobertaXLForMaskedLM(LanguageModel):
@@ -66,6 +77,7 @@ class XLMRobertaXLForMaskedLM(LanguageModel):
         logits = self.lm_head.logits(out.last_hidden_state)
         loss = None
         if labels is not None:
+            self.check_labels(self.config, labels)
             loss = mean_cross_entropy(logits, labels, self.config.label_smoothing)
         return returned(
             self.as_object(return_dict),
@@ -137,6 +149,7 @@ class XLMRobertaXLForCausalLM(LanguageModel, Generation):
         logits = self.lm_head.logits(_kept(out.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
+            self.check_labels(self.config, labels)
             loss = next_token_loss(logits, labels, self.config.label_smoothing)
         return returned(
             self.as_object(return_dict),

@@ -10,7 +10,7 @@ from mlm.batch.visibility import masked_by
 from mlm.family import inputs
 from mlm.family.cache import KeyValues, checked
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.family.outputs import ModelOutput, returned
+from mlm.family.outputs import ModelOutput
 from mlm.family.pretrained import Pretrained
 from mlm.model.attention import Extras
 from mlm.model.embeddings import PositionEmbeddings
@@ -93,7 +93,7 @@ class XLMRobertaXLModel(Pretrained):
         last one normed), `attentions` and `cross_attentions` (each layer's (batch, heads, queries,
         keys)). Raises ValueError for what does not fit together or cannot be served.
         """
-        return self.encode(
+        out = self.encode(
             self.dropout_key(),
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -107,12 +107,10 @@ class XLMRobertaXLModel(Pretrained):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
-            as_object=self.as_object(return_dict),
         )
+        return out if self.as_object(return_dict) else out.to_tuple()
 
-    def encode(
-        self, dropout_key: int, *, as_object: bool = True, **given: Any
-    ) -> ModelOutput | tuple[Any, ...]:
+    def encode(self, dropout_key: int, **given: Any) -> ModelOutput:
         """`forward` of the arguments `given` with the pass's dropout key, for heads to share."""
         config = self.config
         asked = inputs.checked(config, **given)
@@ -157,8 +155,7 @@ class XLMRobertaXLModel(Pretrained):
             cross_weights.append(out.cross_weights)
             cached.append(out.past)
         states[-1] = x = nn.LayerNorm.forward(self.encoder.LayerNorm, x)
-        return returned(
-            as_object,
+        return ModelOutput(
             last_hidden_state=x,
             pooler_output=None if self.pooler is None else self.pooler(x),
             past_key_values=KeyValues(tuple(cached), tokens) if asked.cache else None,
@@ -215,6 +212,21 @@ class Headed(Pretrained):
         self.add_module(self.head_name, self.new_head())
         self.finish(seed)
 
+    @property
+    def head(self) -> nn.Module:
+        return self.get_submodule(self.head_name)
+
     def new_head(self) -> nn.Module:
         """The head, with weights that are yet to be filled."""
         raise AssertionError("a model names its head")
+
+    @classmethod
+    def check_labels(
+        cls,
+        config: XLMRobertaXLConfig,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        choices: int = 1,
+    ) -> None:
+        """Raises ValueError for values of labels that the loss does not take, where values are
+        checked. mask: the attention mask; choices: of multiple choice"""

@@ -14,6 +14,9 @@ class ModelOutput:
     def __init__(self, **fields: Any) -> None:
         self.__dict__.update(fields)
 
+    def __getattr__(self, name: str) -> Any:  # of a field that there is not
+        raise AttributeError(f"{type(self).__name__} has no field {name}")
+
     def keys(self) -> list[str]:
         return [name for name, value in self.__dict__.items() if value is not None]
 

@@ -4,17 +4,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mlm.batch.task_batch import TaskBatch
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.inputs import check_tensors
+from mlm.family.labels import check_classes
 from mlm.family.model import Headed
 from mlm.family.outputs import ModelOutput, returned
 from mlm.model.heads import ClassificationHead, LinearHead
 from mlm.model.losses import (
+    PROBLEMS,
     classification_loss,
+    labels_of_real_tokens,
     mean_cross_entropy,
     one_of_each,
+    problem_of,
     span_loss,
-    token_loss,
 )
 
 
@@ -34,6 +38,11 @@ class TaskModel(Headed):
     def make_head(config: XLMRobertaXLConfig) -> nn.Module:
         """The head with weights that are yet to be filled."""
         raise AssertionError("a task names its head")
+
+    @classmethod
+    def batch_loss(cls, config: XLMRobertaXLConfig, logits: Tensor, batch: TaskBatch) -> Tensor:
+        """The mean loss of a micro-batch, of what the head gives."""
+        raise AssertionError("a task says what its loss is")
 
 
 class LabelledModel(TaskModel):
@@ -69,8 +78,11 @@ class LabelledModel(TaskModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        logits = self.classifier(out.last_hidden_state, dropout_key)
-        loss = None if labels is None else self.loss(self.config, logits, labels, attention_mask)
+        logits = self.head(out.last_hidden_state, dropout_key)
+        loss = None
+        if labels is not None:
+            self.check_labels(self.config, labels, attention_mask)
+            loss = self.loss(self.config, logits, labels, attention_mask)
         return returned(
             self.as_object(return_dict),
             loss=loss,
@@ -84,6 +96,10 @@ class LabelledModel(TaskModel):
         config: XLMRobertaXLConfig, logits: Tensor, labels: Tensor, mask: Tensor | None
     ) -> Tensor:
         raise AssertionError("a task says what its loss is")
+
+    @classmethod
+    def batch_loss(cls, config: XLMRobertaXLConfig, logits: Tensor, batch: TaskBatch) -> Tensor:
+        return cls.loss(config, logits, batch.labels, batch.attention_mask)
 
 
 class XLMRobertaXLForSequenceClassification(LabelledModel):
@@ -104,6 +120,17 @@ class XLMRobertaXLForSequenceClassification(LabelledModel):
     ) -> Tensor:
         return classification_loss(logits, labels, config.problem_type, config.label_smoothing)
 
+    @classmethod
+    def check_labels(
+        cls,
+        config: XLMRobertaXLConfig,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        choices: int = 1,
+    ) -> None:
+        if (config.problem_type or problem_of(labels, config.num_labels)) == PROBLEMS[1]:
+            check_classes(labels, config.num_labels)
+
 
 class XLMRobertaXLForTokenClassification(LabelledModel):
     """A label for every token: logits (batch, seq_len, num_labels).
@@ -120,8 +147,18 @@ class XLMRobertaXLForTokenClassification(LabelledModel):
     def loss(
         config: XLMRobertaXLConfig, logits: Tensor, labels: Tensor, mask: Tensor | None
     ) -> Tensor:
-        mask = None if mask is None or mask.dim() == 3 else mask
-        return token_loss(logits, labels, mask, config.label_smoothing)
+        labels = labels_of_real_tokens(labels, mask)
+        return mean_cross_entropy(logits, labels, config.label_smoothing)
+
+    @classmethod
+    def check_labels(
+        cls,
+        config: XLMRobertaXLConfig,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        choices: int = 1,
+    ) -> None:
+        check_classes(labels_of_real_tokens(labels, mask), config.num_labels)
 
 
 class XLMRobertaXLForMultipleChoice(TaskModel):
@@ -132,6 +169,21 @@ class XLMRobertaXLForMultipleChoice(TaskModel):
     @staticmethod
     def make_head(config: XLMRobertaXLConfig) -> nn.Module:
         return LinearHead(config.shape(), 1, config.hidden_dropout_prob)
+
+    @classmethod
+    def batch_loss(cls, config: XLMRobertaXLConfig, logits: Tensor, batch: TaskBatch) -> Tensor:
+        logits = logits.view(-1, batch.choices)
+        return mean_cross_entropy(logits, batch.labels, config.label_smoothing)
+
+    @classmethod
+    def check_labels(
+        cls,
+        config: XLMRobertaXLConfig,
+        labels: Tensor,
+        mask: Tensor | None = None,
+        choices: int = 1,
+    ) -> None:
+        check_classes(labels, choices)
 
     def forward(
         self,
@@ -171,10 +223,11 @@ class XLMRobertaXLForMultipleChoice(TaskModel):
             **{name: None if x is None else x.flatten(0, 1) for name, x in rows.items()},
         )
         assert some is not None
-        logits = self.classifier(out.pooler_output, dropout_key).view(-1, some.shape[1])
+        logits = self.head(out.pooler_output, dropout_key).view(-1, some.shape[1])
         loss = None
         if labels is not None:
             labels = one_of_each(labels, len(logits))
+            self.check_labels(self.config, labels, choices=logits.shape[1])
             loss = mean_cross_entropy(logits, labels, self.config.label_smoothing)
         return returned(
             self.as_object(return_dict),
@@ -215,6 +268,10 @@ class XLMRobertaXLForQuestionAnswering(TaskModel):
             )
         return LinearHead(config.shape(), 2, 0.0)
 
+    @classmethod
+    def batch_loss(cls, config: XLMRobertaXLConfig, logits: Tensor, batch: TaskBatch) -> Tensor:
+        return span_loss(*logits.unbind(-1), *batch.labels.unbind(-1), config.label_smoothing)
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -253,7 +310,7 @@ class XLMRobertaXLForQuestionAnswering(TaskModel):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        logits = self.qa_outputs(out.last_hidden_state, dropout_key)
+        logits = self.head(out.last_hidden_state, dropout_key)
         starts, ends = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
         loss = None
         if start_positions is not None and end_positions is not None:

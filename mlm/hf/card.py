@@ -2,61 +2,13 @@
 
 import json
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from mlm.config import DataConfig
+from mlm.family.heads import HEADS
 from mlm.tracking.report import EVALUATION
 from mlm.trained.opening import TrainedCheckpoint, TrainedModel
 from mlm.weights.source import Weights
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a class is for: in words, its task on the hub (None: it has none), and an example.
-
-    call: arguments of the task's pipeline; inputs: of the tokenizer, where no pipeline is left
-    """
-
-    words: str
-    auto: str
-    task: str | None = None
-    call: str = ""
-    inputs: str = ""
-
-
-KINDS = {
-    "XLMRobertaXLModel": Kind("An encoder", "AutoModel", "feature-extraction", "'The river.'"),
-    "XLMRobertaXLForMaskedLM": Kind(
-        "A masked language model", "AutoModelForMaskedLM", "fill-mask", "'The <mask> is a river.'"
-    ),
-    "XLMRobertaXLForCausalLM": Kind(
-        "A language model of the next token",
-        "AutoModelForCausalLM",
-        "text-generation",
-        "'The river', max_new_tokens=20",
-    ),
-    "XLMRobertaXLForSequenceClassification": Kind(
-        "A classifier of texts",
-        "AutoModelForSequenceClassification",
-        "text-classification",
-        "'The river is wide.'",
-    ),
-    "XLMRobertaXLForMultipleChoice": Kind("A chooser of answers", "AutoModelForMultipleChoice"),
-    "XLMRobertaXLForTokenClassification": Kind(
-        "A classifier of tokens",
-        "AutoModelForTokenClassification",
-        "token-classification",
-        "'The river is wide.'",
-    ),
-    "XLMRobertaXLForQuestionAnswering": Kind(
-        "A finder of answers in a text",
-        "AutoModelForQuestionAnswering",
-        "question-answering",
-        inputs="'What is wide?', 'The river is wide.'",
-    ),
-}
-LABELLED = ("XLMRobertaXLForSequenceClassification", "XLMRobertaXLForTokenClassification")
 
 
 def model_card(trained: TrainedModel, name: str) -> str:
@@ -71,7 +23,7 @@ def model_card(trained: TrainedModel, name: str) -> str:
         _front_matter(trained, languages),
         _opening(trained, name, languages),
         _loading(trained, name),
-        *([_labels(trained)] if trained.head in LABELLED else []),
+        *([_labels(trained)] if HEADS[trained.head].card.labels else []),
         *([_training(run), _scores(run, scored)] if run else []),
         _limits(run),
     ]
@@ -89,7 +41,7 @@ def _evaluation(trained: TrainedCheckpoint) -> dict[str, Any] | None:
 
 def _front_matter(trained: TrainedModel, languages: list[str]) -> str:
     listed = ["language:", *(f"- {json.dumps(language)}" for language in languages)]
-    task = KINDS[trained.head].task
+    task = HEADS[trained.head].card.task
     lines = [
         *(listed if languages else []),
         "library_name: transformers",
@@ -120,7 +72,7 @@ def _opening(trained: TrainedModel, name: str, languages: list[str]) -> str:
         rows.append(["Positions are", config.position_embedding_type])
     return (
         f"# {name}\n\n"
-        f"{KINDS[trained.head].words}{of} with the architecture of XLM-RoBERTa-XL, {by}.\n\n"
+        f"{HEADS[trained.head].card.words}{of} with the architecture of XLM-RoBERTa-XL, {by}.\n\n"
         + _table(["Shape", ""], rows)
     )
 
@@ -131,10 +83,13 @@ def parameters(weights: Weights) -> int:
 
 
 def _loading(trained: TrainedModel, name: str) -> str:
-    kind, config = KINDS[trained.head], trained.config
+    head, config = HEADS[trained.head], trained.config
+    kind = head.card
     special = config.position_embedding_type != "absolute" or bool(config.pruned_heads)
-    auto = trained.head if special else kind.auto
-    library = "mlm" if special else "transformers"
+    auto, library = kind.auto, "transformers"
+    if special or auto is None:
+        auto = trained.head
+        library = "mlm"
     names = [auto, "AutoTokenizer"] if trained.tokenizer else [auto]
     lines = [f"model = {auto}.from_pretrained({name!r})"]
     if trained.tokenizer:
@@ -156,7 +111,11 @@ def _loading(trained: TrainedModel, name: str) -> str:
             " transformers 5 loads such a model too, but passes over its "
             "position_embedding_type or pruned_heads; polymlm and transformers 4.44 do not."
         )
-    code = "\n".join([f"from {library} import {', '.join(names)}", "", *lines])
+    imports = [f"from {library} import {', '.join(names)}"]
+    if kind.auto is None:  # a class from outside
+        imports = [f"from {head.model.__module__} import {auto}"]
+        imports += [f"from {library} import {name}" for name in names[1:]]
+    code = "\n".join([*imports, "", *lines])
     return f"## How to load it\n\n```python\n{code}\n```\n\n{said}"
 
 

@@ -1,8 +1,8 @@
 """Compares what an export or an import wrote with what it was made of: outputs on real text, and
 every weight bit for bit.
 
-The outputs are those of our own model, of the model written out plainly (`mlm.hf.plain`), and of
-transformers, where it is installed and serves such a model.
+The outputs are those of our own model, of the model written out plainly (`mlm.family.plain`), and
+of transformers, where it is installed and serves such a model.
 """
 
 import json
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from mlm.errors import UserError
 from mlm.family.folder import config_values
+from mlm.family.heads import BARE, HEADS
+from mlm.family.plain import Read, Sample, plain_outputs
 from mlm.hf.ids import check_ids, check_source_ids, lines, sample_of
-from mlm.hf.plain import Read, Sample, plain_outputs
 from mlm.tokenizer.ids import JSON_FILE
 from mlm.trained.opening import HF_CONFIG, TrainedModel
-from mlm.trained.published import BARE
 from mlm.weights.source import Weights
 from mlm.weights.stored import parts_of
 
@@ -33,7 +33,6 @@ TOLERANCE = 1e-4  # of an output, absolute
 RELATIVE = 1e-5  # of the largest output, where that is more: 48 layers in fp32 differ by 6e-6 of it
 MEMORY = 1.2  # times a model's weights in fp32, to be free before it is loaded whole
 FP32 = 4  # bytes
-CROSSING = (BARE, "XLMRobertaXLForMaskedLM", "XLMRobertaXLForCausalLM")  # take hidden states
 
 
 def check_export(trained: TrainedModel, folder: Path) -> str:
@@ -120,17 +119,9 @@ def model_outputs(head: str, model: Any, sample: Sample) -> Tensor:
         "attention_mask": sample.real.long(),
         "token_type_ids": sample.token_types,
     }
-    if head == "XLMRobertaXLForMultipleChoice":
-        return model(**{name: value.unsqueeze(1) for name, value in inputs.items()}).logits
-    if sample.source is not None and head in CROSSING:
+    if sample.source is not None and HEADS[head].source:
         inputs["encoder_hidden_states"] = sample.source
-    out = model(**inputs)
-    if head == "XLMRobertaXLForQuestionAnswering":
-        return torch.stack([out.start_logits, out.end_logits], -1)
-    if head != BARE:
-        return out.logits
-    last, pooled = out.last_hidden_state, out.pooler_output
-    return last if pooled is None else torch.cat([last, pooled.unsqueeze(1)], 1)
+    return HEADS[head].outputs(model, inputs)
 
 
 def safetensors_reader(folder: Path) -> Read:
@@ -164,10 +155,11 @@ def _own_reader(weights: Weights) -> Read:
 
 def _plain(trained: TrainedModel, values: dict[str, Any], read: Read, sample: Sample) -> Tensor:
     """Written out, with the values of a config.json."""
-    if trained.head not in CROSSING:
+    head = HEADS[trained.head]
+    if not head.source:
         values = values | {"add_cross_attention": False}
     pooler = "pooler.dense.weight" in trained.weights.shapes
-    return plain_outputs(trained.head, values, lambda name: read(name).float(), sample, pooler)
+    return plain_outputs(head.plain, values, lambda name: read(name).float(), sample, pooler)
 
 
 def _fits(trained: TrainedModel) -> bool:
@@ -184,6 +176,8 @@ def _not_asked(trained: TrainedModel) -> str | None:
         return "transformers was not asked: the model does not fit into the memory that is free"
     import transformers
 
+    if not hasattr(transformers, trained.head):
+        return f"transformers has no {trained.head}, so it was not asked"
     kind, version = trained.config.position_embedding_type, transformers.__version__
     what = f"position_embedding_type={kind}" if kind != "absolute" else "pruned_heads"
     if int(version.split(".")[0]) < 5 or (kind == "absolute" and not trained.config.pruned_heads):

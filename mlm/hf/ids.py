@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mlm.errors import UserError
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.hf.plain import Sample
+from mlm.family.plain import Sample
 from mlm.text.corpus import languages, sample_corpus
 from mlm.text.documents import documents
 from mlm.tokenizer.charsmap import normalizer

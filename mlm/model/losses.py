@@ -14,7 +14,7 @@ def mean_cross_entropy(
 ) -> Tensor:
     """The mean over the labels that are not `ignored`, computed in fp32.
 
-    logits: (..., classes); labels: (...) int64; Raises ValueError at a label that is no class.
+    logits: (..., classes); labels: (...) int64 from 0 to classes - 1, which is not checked here
     """
     classes = logits.shape[-1]
     if labels.shape != logits.shape[:-1]:
@@ -22,7 +22,11 @@ def mean_cross_entropy(
             f"labels have the shape {tuple(labels.shape)}, and the logits ask for "
             f"{tuple(logits.shape[:-1])}; give one label to each"
         )
-    counted = checked_labels(labels, classes, ignored).reshape(-1)
+    if labels.is_floating_point():
+        raise ValueError(
+            f"labels of the dtype {labels.dtype} are given where each is the number of one of the "
+            f"{classes} classes (single_label_classification); give them as torch.int64"
+        )
     labels = labels.reshape(-1).long()
     total = F.cross_entropy(
         logits.reshape(-1, classes).float(),
@@ -31,29 +35,12 @@ def mean_cross_entropy(
         label_smoothing=smoothing,
         reduction="sum",
     )
-    return total / counted.sum().clamp(min=1)
+    return total / (labels != ignored).sum().clamp(min=1)
 
 
 def one_of_each(labels: Tensor, rows: int) -> Tensor:
     """Labels as (rows,), such as of (rows, 1); others as they are, for the loss to refuse."""
     return labels.reshape(-1) if labels.numel() == rows else labels
-
-
-def checked_labels(labels: Tensor, classes: int, ignored: int = IGNORED) -> Tensor:
-    """Which labels count, bool; raises ValueError at one that is neither a class nor `ignored`."""
-    if labels.is_floating_point():
-        raise ValueError(
-            f"labels of the dtype {labels.dtype} are given where each is the number of one of the "
-            f"{classes} classes (single_label_classification); give them as torch.int64"
-        )
-    counted = labels != ignored
-    wrong = labels[counted & ((labels < 0) | (labels >= classes))]
-    if wrong.numel():
-        raise ValueError(
-            f"the label {int(wrong[0])} is not one of the {classes} classes from 0 to "
-            f"{classes - 1}; give such a one, or {ignored} to leave a place out of the loss"
-        )
-    return counted
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -107,16 +94,12 @@ def classification_loss(
     return F.binary_cross_entropy_with_logits(logits, labels)
 
 
-def token_loss(
-    logits: Tensor, labels: Tensor, attention_mask: Tensor | None, smoothing: float = 0.0
-) -> Tensor:
-    """Loss of a label for each token; tokens whose mask is not 1 do not count.
-
-    logits: (batch, seq_len, classes); labels, attention_mask: (batch, seq_len)
-    """
-    if attention_mask is not None and attention_mask.shape == labels.shape:
-        labels = labels.masked_fill(attention_mask != 1, IGNORED)
-    return mean_cross_entropy(logits, labels, smoothing)
+def labels_of_real_tokens(labels: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Labels (batch, seq_len) with -100 where a mask of that shape is not 1; a mask of each query
+    does not say which tokens are padding."""
+    if attention_mask is None or attention_mask.shape != labels.shape:
+        return labels
+    return labels.masked_fill(attention_mask != 1, IGNORED)
 
 
 def span_loss(

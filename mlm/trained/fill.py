@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mlm.errors import UserError
+from mlm.family.heads import MASKED_LM
 from mlm.tokenizer.ids import BOS, EOS, FIRST_PIECE, JSON_FILE, MODEL_FILE, PAD, SPACE, UNK
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.trained.opening import open_trained
-from mlm.trained.published import MASKED_LM
 
 MASK = "<mask>"
 SPECIAL = {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK}

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import mlm
 from mlm import checkpoint
 from mlm.config import TrainConfig, load
 from mlm.data.index import FILE as INDEX
@@ -18,9 +17,10 @@ from mlm.errors import DataError, UserError
 from mlm.family.config import FILE as HF_CONFIG
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.folder import config_values
+from mlm.family.heads import BARE, HEADS, MASKED_LM
 from mlm.model.config import ModelConfig
 from mlm.tokenizer.tokenizer import Tokenizer
-from mlm.trained.published import BARE, MASKED_LM, head_of, model_max_length, tokenizer_of
+from mlm.trained.published import head_of, model_max_length, tokenizer_of
 from mlm.weights import stored
 from mlm.weights.dtypes import FLOATS, name_of
 from mlm.weights.load import full_shapes, load_parameters
@@ -60,7 +60,7 @@ class TrainedModel:
             options["add_pooling_layer"] = any("pooler" in name for name in self.weights.shapes)
         try:
             with torch.device("meta"):
-                return getattr(mlm, self.head)(self.config, **options)
+                return HEADS[self.head].model(self.config, **options)
         except ValueError as error:  # a config that the class cannot be made of
             raise DataError(f"{self.path} cannot be opened: {error}") from None
 

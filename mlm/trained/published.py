@@ -4,16 +4,13 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-import mlm
 from mlm.errors import DataError
 from mlm.family.config import FILE as HF_CONFIG
 from mlm.family.config import XLMRobertaXLConfig
+from mlm.family.heads import HEADS, Head
 from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
 from mlm.tokenizer.published_files import CONFIG, NO_LIMIT
 from mlm.tokenizer.tokenizer import Tokenizer
-
-BARE, MASKED_LM = "XLMRobertaXLModel", "XLMRobertaXLForMaskedLM"
-HEADS = tuple(name for name in mlm.__all__ if name == BARE or name.startswith("XLMRobertaXLFor"))
 
 
 class AddedTokens(DataError):
@@ -64,15 +61,9 @@ def head_of(folder: Path, config: XLMRobertaXLConfig, names: Collection[str]) ->
             )
         return config.architectures[0]
 
-    def has(*parts: str) -> bool:
-        return all(name in names for name in parts)
+    def fits(head: Head) -> bool:
+        has_all = all(name in names for name in head.weights)
+        return has_all and (config.is_decoder or not head.decoder)
 
-    shown = {
-        "XLMRobertaXLForCausalLM": has("lm_head.dense.weight") and config.is_decoder,
-        MASKED_LM: has("lm_head.dense.weight"),
-        "XLMRobertaXLForQuestionAnswering": has("qa_outputs.weight"),
-        "XLMRobertaXLForSequenceClassification": has("classifier.dense.weight"),
-        "XLMRobertaXLForMultipleChoice": has("classifier.weight", "roberta.pooler.dense.weight"),
-        "XLMRobertaXLForTokenClassification": has("classifier.weight"),
-    }
-    return next((head for head, found in shown.items() if found), BARE)
+    found = [head for head in HEADS.values() if fits(head)]
+    return max(found, key=lambda head: len(head.weights)).model.__name__

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import mlm
 from mlm.config import TrainConfig
 from mlm.errors import DataError, UserError
+from mlm.family.language import XLMRobertaXLForMaskedLM
 from mlm.model.config import ModelConfig
 from mlm.model.initial import initialise
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.trained.opening import TrainedModel, family_config, open_trained
-from mlm.trained.published import MASKED_LM
 from mlm.weights.load import BASE, Fill, filler, full_shapes, match
 from mlm.weights.source import Weights
 from parallel.engine.interface import Engine
@@ -90,7 +89,7 @@ def _modules(names: list[str]) -> str:
 
 def _expected(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        return full_shapes(getattr(mlm, MASKED_LM)(family_config(model), seed=0))
+        return full_shapes(XLMRobertaXLForMaskedLM(family_config(model), seed=0))
 
 
 @dataclass(frozen=True)

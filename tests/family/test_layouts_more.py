@@ -113,13 +113,13 @@ def test_stages_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match="XLMRobertaXLModel has no head"):
         stage_layers(mlm.XLMRobertaXLModel, config)
     crossed = mlm.XLMRobertaXLConfig(**DECODER)
-    with pytest.raises(ValueError, match="add_cross_attention=True is not served"):
+    with pytest.raises(ValueError, match="add_cross_attention=True is unsupported"):
         stage_layers(mlm.XLMRobertaXLForCausalLM, crossed)
     smoothed = mlm.XLMRobertaXLConfig(**TINY, label_smoothing=0.1)
-    with pytest.raises(ValueError, match=r"label_smoothing=0.1 is not served"):
+    with pytest.raises(ValueError, match=r"label_smoothing=0.1 is unsupported"):
         stage_layers(mlm.XLMRobertaXLForMaskedLM, smoothed)
     pruned = mlm.XLMRobertaXLConfig(**TINY, pruned_heads={0: [1]})
-    with pytest.raises(ValueError, match="pruned_heads is not served in pipeline stages"):
+    with pytest.raises(ValueError, match="pruned_heads is unsupported in pipeline stages"):
         stage_layers(mlm.XLMRobertaXLForMaskedLM, pruned)
 
 

@@ -13,13 +13,13 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from mlm import checkpoint
 from mlm.errors import DataError, UserError
+from mlm.family.heads import HEADS, MASKED_LM
+from mlm.family.plain import Sample, plain_outputs
 from mlm.hf import check
 from mlm.hf import export as hf
-from mlm.hf.plain import Sample, plain_outputs
 from mlm.tokenizer.published_files import backend
 from mlm.tokenizer.training import train
 from mlm.trained.opening import open_trained
-from mlm.trained.published import MASKED_LM
 from mlm.weights import write
 from mlm.weights.stored import open_weights
 from tests.hf.export_fixtures import STEPS, exported, trained_run
@@ -44,7 +44,9 @@ def test_transformers_gives_the_logits_of_the_run():
     assert ours.std() > 0.1, "all logits alike would agree, too"
     assert (ours - theirs)[sample.real].abs().max() <= 1e-4
     values = json.loads((exported() / "config.json").read_text())
-    plain = plain_outputs(MASKED_LM, values, check.safetensors_reader(exported()), sample)
+    plain = plain_outputs(
+        HEADS[MASKED_LM].plain, values, check.safetensors_reader(exported()), sample
+    )
     assert (plain - theirs)[sample.real].abs().max() <= 1e-4
     again = check.outputs(open_trained(exported()), sample)
     assert torch.equal(again, ours)

@@ -6,10 +6,10 @@ import torch
 
 import mlm
 from mlm.errors import UserError
+from mlm.family.plain import Sample
 from mlm.hf import check
 from mlm.hf import export as hf
 from mlm.hf.importing import import_model
-from mlm.hf.plain import Sample
 from mlm.trained.opening import open_trained
 from mlm.weights import write
 from tests.hf.export_fixtures import trained_run

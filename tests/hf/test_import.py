@@ -13,8 +13,8 @@ import mlm
 import tests.weights.original_fixtures as original
 from mlm import checkpoint
 from mlm.errors import DataError, UserError
+from mlm.family.heads import HEADS as TABLE
 from mlm.hf import check
-from mlm.hf.card import KINDS
 from mlm.hf.export import export
 from mlm.hf.ids import sample_of
 from mlm.hf.importing import import_model
@@ -80,7 +80,7 @@ def test_the_card_says_how_to_use_it(head, tmp_path, monkeypatch):
     """Its example runs."""
     export(str(folder_of(model(head), tmp_path / "source")), str(tmp_path / "exported"))
     card = (tmp_path / "exported" / "README.md").read_text()
-    kind = KINDS[head]
+    kind = TABLE[head].card
     assert (f"pipeline_tag: {kind.task}\n" in card) == (kind.task is not None)
     assert ("| 1 | wild |" in card) == (head == "XLMRobertaXLForSequenceClassification")
     monkeypatch.chdir(tmp_path)

@@ -6,7 +6,8 @@ what reads and writes its files.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,40 +51,78 @@ class Sample:
         return torch.arange(self.input_ids.shape[1]) < self.lengths[:, None]
 
 
+@dataclass(frozen=True)
+class PlainModel:
+    """What a head is written out from: its config's values, its weights by name, the sample.
+
+    pooler: whether the bare model has one; prefix: of the names of the encoder's weights
+    """
+
+    config: dict[str, Any]
+    read: Read
+    sample: Sample
+    pooler: bool = False
+    prefix: str = "roberta."
+
+    @cached_property
+    def x(self) -> Tensor:
+        """The last hidden state, (batch, seq_len, hidden_size)."""
+        return _encoded(self.config, lambda name: self.read(self.prefix + name), self.sample)
+
+    @property
+    def pooled(self) -> Tensor:
+        """(batch, 1, hidden_size) of the first token."""
+        return torch.tanh(self.linear(self.x[:, :1], f"{self.prefix}pooler.dense"))
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        return _linear(x, self.read, name)
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return _norm(x, self.read, name, self.config)
+
+
+PlainHead = Callable[[PlainModel], Tensor]
+
+
 @torch.no_grad()
 def plain_outputs(
-    head: str, config: dict[str, Any], read: Read, sample: Sample, pooler: bool = False
+    head: PlainHead, config: dict[str, Any], read: Read, sample: Sample, pooler: bool = False
 ) -> Tensor:
-    """What the class `head` with the values of a config.json and these weights gives.
+    """What a head with the values of a config.json and these weights gives.
 
     The logits: (batch, seq_len, vocab_size) of language models, (batch, labels) of sequences,
     (batch, 1) of a choice, (batch, seq_len, labels) of tokens, (batch, seq_len, 2) of starts and
-    ends. Of the bare model the last hidden state, and with a pooler its output behind that.
+    ends. Of the bare model the last hidden state, and with a pooler its output after that.
     """
-    config = DEFAULTS | config
-    bare = head == "XLMRobertaXLModel"
-    prefix = "" if bare else "roberta."
-    x = _encoded(config, lambda name: read(prefix + name), sample)
-    if bare:
-        return torch.cat([x, _pooled(x, read, prefix)], 1) if pooler else x
-    if head in ("XLMRobertaXLForMaskedLM", "XLMRobertaXLForCausalLM"):
-        y = F.gelu(_linear(x, read, "lm_head.dense"))
-        y = _norm(y, read, "lm_head.layer_norm", config)
-        return y @ read("roberta.embeddings.word_embeddings.weight").T + read("lm_head.bias")
-    if head == "XLMRobertaXLForSequenceClassification":
-        y = torch.tanh(_linear(x[:, 0], read, "classifier.dense"))
-        return _linear(y, read, "classifier.out_proj")
-    if head == "XLMRobertaXLForMultipleChoice":
-        return _linear(_pooled(x, read, prefix)[:, 0], read, "classifier")
-    if head == "XLMRobertaXLForTokenClassification":
-        return _linear(x, read, "classifier")
-    assert head == "XLMRobertaXLForQuestionAnswering", head
-    return _linear(x, read, "qa_outputs")
+    return head(PlainModel(DEFAULTS | config, read, sample, pooler))
 
 
-def _pooled(x: Tensor, read: Read, prefix: str) -> Tensor:
-    """(batch, 1, hidden_size) of the first token."""
-    return torch.tanh(_linear(x[:, :1], read, f"{prefix}pooler.dense"))
+def bare(model: PlainModel) -> Tensor:
+    model = replace(model, prefix="")
+    return torch.cat([model.x, model.pooled], 1) if model.pooler else model.x
+
+
+def language(model: PlainModel) -> Tensor:
+    y = model.norm(F.gelu(model.linear(model.x, "lm_head.dense")), "lm_head.layer_norm")
+    words = model.read("roberta.embeddings.word_embeddings.weight")
+    return y @ words.T + model.read("lm_head.bias")
+
+
+def sequence_classification(model: PlainModel) -> Tensor:
+    y = torch.tanh(model.linear(model.x[:, 0], "classifier.dense"))
+    return model.linear(y, "classifier.out_proj")
+
+
+def multiple_choice(model: PlainModel) -> Tensor:
+    return model.linear(model.pooled[:, 0], "classifier")
+
+
+def token_classification(model: PlainModel) -> Tensor:
+    return model.linear(model.x, "classifier")
+
+
+def question_answering(model: PlainModel) -> Tensor:
+    return model.linear(model.x, "qa_outputs")
 
 
 def _encoded(config: dict[str, Any], read: Read, sample: Sample) -> Tensor:
