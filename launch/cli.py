@@ -7,62 +7,16 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from launch.shadowing import shadowed
+from launch.verb import Composed, Verb
+from launch.verbs import VERBS
 
 OVERRIDE = re.compile(r"~|\+{0,2}([A-Za-z_][\w.@:]*|hydra/[\w/@.]+)=")
+RANK = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of a process that torchrun started
 COMPLETION = ("-sc", "--shell-completion")
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A command: its line in the list, its settings, and the function that does it."""
-
-    summary: str
-    schema: str  # a class of mlm.config
-    function: str  # module:name, called with the composed settings
-    positional: tuple[str, ...] = ()
-    many: bool = False  # the last positional takes all that are left, as a list
-
-
-VERBS = {
-    "tokenizer": Verb("trains a tokenizer", "TokenizerConfig", "launch.verbs.others:tokenizer"),
-    "shards": Verb("writes token shards of a corpus", "ShardsConfig", "launch.verbs.others:shards"),
-    "train": Verb("pretrains a masked language model", "TrainConfig", "launch.verbs.train:train"),
-    "checkpoints": Verb(
-        "lists, verifies and prunes checkpoints",
-        "CheckpointsConfig",
-        "launch.verbs.others:checkpoints",
-        ("run",),
-    ),
-    "audit": Verb(
-        "shows what a run was trained on", "AuditConfig", "launch.verbs.others:audit", ("run",)
-    ),
-    "fill": Verb(
-        "fills the masks of a text",
-        "FillConfig",
-        "launch.verbs.others:fill",
-        ("path", "texts"),
-        True,
-    ),
-    "import": Verb(
-        "reads a model from elsewhere",
-        "ImportConfig",
-        "launch.verbs.others:import_",
-        ("path", "out"),
-    ),
-    "export": Verb(
-        "writes a Hugging Face folder",
-        "ExportConfig",
-        "launch.verbs.others:export",
-        ("path", "out"),
-    ),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"mlm: {str(error) or 'interrupted'}", file=sys.stderr)
         return getattr(error, "code", 130)
-    except BrokenPipeError:  # `mlm train --help | head`: whoever read it has enough
+    except BrokenPipeError:  # `mlm train --help | head`: the reader has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 0
@@ -115,24 +69,22 @@ def _run(arguments: list[str]) -> None:
 
 def _run_verb(name: str, arguments: list[str]) -> None:
     from launch.compose import compose
+    from launch.messages import show_messages
 
+    show_messages()
     verb = VERBS[name]
     values, rest = split(arguments)
     given = _named(name, verb, values)
-    module, function = verb.function.split(":")
 
-    def task(composed: Any) -> float | None:
-        return getattr(import_module(module), function)(composed)
-
-    def composing(run: Callable[[Any], float | None]) -> None:
+    def composing(run: Callable[[Composed], float | None]) -> None:
         compose(name, verb.schema, rest, given, run)
 
-    from launch.launchers.torchrun import joined, train_as_rank
+    if name == "train" and all(variable in os.environ for variable in RANK):
+        from launch.launchers.torchrun import train_as_rank
 
-    if name == "train" and joined():
         train_as_rank(composing, rest)
     else:
-        composing(task)
+        composing(verb.run)
 
 
 def _named(name: str, verb: Verb, values: list[str]) -> dict[str, Any]:
@@ -189,6 +141,8 @@ def _overview() -> str:
 
 
 def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return f"polymlm {version('polymlm')}"
     except PackageNotFoundError:  # a checkout that is not installed

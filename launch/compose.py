@@ -1,15 +1,16 @@
 """Hydra composes the settings of a verb; what it finds wrong becomes one sentence."""
 
+import logging
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -21,23 +22,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import mlm.config
+from launch.verb import Composed
 from mlm.errors import UserError
 
-GROUPS = ("task", "model", "schedule", "tracker", "launch", "experiment")
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Composed:
-    """The settings of one job as plain dicts, and where they came from.
-
-    model: the choice in the group `model`, None for verbs without it
-    sweep: `<name>/<NNN>`, the name of its run, where the job is a point of a sweep
-    """
-
-    settings: dict[str, Any]
-    overrides: list[str]
-    model: str | None = None
-    sweep: str | None = None
+GROUPS = ("model", "schedule", "tracker", "launch", "experiment")
 
 
 def compose(
@@ -84,7 +74,7 @@ def _node(defaults: dict[str, Any]) -> DictConfig:
 
 
 def _parse(verb: str, arguments: Sequence[str]) -> Any:
-    def refuse(message: str) -> None:
+    def refuse(message: str) -> NoReturn:
         wrong = message.removeprefix("unrecognized arguments: ")
         what = f"{wrong} is not an option of mlm {verb}" if wrong != message else wrong
         raise UserError(f"{what}; `mlm {verb} --help` shows what it takes")
@@ -96,6 +86,7 @@ def _parse(verb: str, arguments: Sequence[str]) -> Any:
 
 def _composed(settings: DictConfig, job: Any, given: dict[str, Any]) -> Composed:
     plain = OmegaConf.to_container(settings, resolve=True, throw_on_missing=False)
+    plain = cast(dict[str, Any], plain)
     for name, value in given.items():
         if any(text.startswith(f"{name}=") for text in job.overrides.task):
             raise UserError(f"{name} is given twice, as {value!r} and by {name}=...; leave one out")
@@ -104,7 +95,7 @@ def _composed(settings: DictConfig, job: Any, given: dict[str, Any]) -> Composed
 
 
 class PointFailed(UserError):
-    """A point of a sweep that has said already why it failed."""
+    """A point of a sweep that has reported already why it failed."""
 
     def __init__(self, code: int) -> None:
         super().__init__("")
@@ -114,7 +105,7 @@ class PointFailed(UserError):
 def _point(
     settings: DictConfig, job: Any, task: Callable[[Composed], float | None]
 ) -> float | None:
-    """A job of a sweep: its error is told at once, since Hydra goes on with the next point."""
+    """A job of a sweep: its error is reported at once, as Hydra continues with the next point."""
     composed = _composed(settings, job, {})
     run = composed.settings["run"]
     folder = run["name"] or os.path.relpath(job.sweep.dir, run["dir"])
@@ -122,7 +113,7 @@ def _point(
     try:
         return task(composed)
     except UserError as error:
-        print(f"mlm: {composed.sweep}: {error}", file=sys.stderr)
+        log.error(f"{composed.sweep}: {error}")
         raise PointFailed(error.code) from error
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from launch.compose import Composed
 from launch.run_folder import CONFIG
+from launch.verb import Composed
 from mlm.errors import UserError
 from mlm.model.config import ModelConfig
 

@@ -1,7 +1,7 @@
 """`launch=local`: torchrun with one process per rank, watched until it ends."""
 
 import ctypes
-import json
+import logging
 import os
 import signal
 import site
@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
@@ -17,32 +16,32 @@ from typing import IO
 import psutil
 
 from launch import ROOT
-from mlm.errors import FAILED, REQUEUE, UserError
+from launch.launcher import Launcher, Outcome, Run, outcome
+from launch.launchers.lost_shards import explained
+from launch.resolve import resolve
+from mlm.config import TrainConfig
+from mlm.errors import FAILED
 from mlm.health.outcome import OUTCOME, STOP
+from parallel.layout import Layout
+
+log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-LOG_LINES = 12
-LOOK = 0.5  # seconds between two looks at a run that goes on
-TORCHRUN = "torch/distributed/elastic"
+SECONDS_BETWEEN_CHECKS = 0.5
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended: `outcome.json`, agreed on by its ranks."""
+class Local(Launcher):
+    """This machine: `device` and `dp` follow the GPUs that are visible here."""
 
-    code: int
-    sentence: str
-    step: int | None = None
-    eval_loss: float | None = None
+    def resolve(self, config: TrainConfig) -> tuple[TrainConfig, Layout]:
+        return resolve(config)
 
-
-class RunFailed(UserError):
-    """A run that ended with another code than 0; the ranks' own sentence."""
-
-    def __init__(self, code: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.code = code
+    def start(self, run: Run) -> Outcome:
+        processes, data = run.layout.world_size, run.config.data
+        command = torchrun(run.config_path, processes)
+        left = run_ranks(command, run.folder, environment(processes), run.log)
+        return explained(left, run.folder, str(data.shards), data.on_bad_shard == "skip")
 
 
 def torchrun(config: Path, processes: int) -> list[str]:
@@ -68,7 +67,7 @@ def environment(processes: int) -> dict[str, str]:
     }
 
 
-def run(command: list[str], folder: Path, env: dict[str, str], log: IO[bytes]) -> Outcome:
+def run_ranks(command: list[str], folder: Path, env: dict[str, str], log: IO[bytes]) -> Outcome:
     """Runs `command` to its end, with its errors in `log`, and returns what it left as outcome.
 
     The first signal asks the ranks to save and end, through the file `stop`; the second kills them,
@@ -94,34 +93,6 @@ def run(command: list[str], folder: Path, env: dict[str, str], log: IO[bytes]) -
     return outcome(folder, code, start)
 
 
-def outcome(folder: Path, code: int, start: int = 0) -> Outcome:
-    """The outcome of a command that ended with `code`; its log is read from byte `start`."""
-    try:
-        values = json.loads((folder / OUTCOME).read_text("utf-8"))
-        known = {name: values.get(name) for name in ("code", "sentence", "step", "eval_loss")}
-        left = Outcome(**known)
-    except (OSError, ValueError, AttributeError):
-        left = None
-    if left is not None and (left.code != 0 or code == 0):
-        return left
-    if left is None and code == 0:
-        return Outcome(FAILED, f"the ranks ended without an outcome (see {folder / 'logs'})")
-    tail = _tail(folder / "logs" / "launcher.log", start)
-    return Outcome(FAILED, f"a rank died (see {folder / 'logs'})" + (f":\n{tail}" if tail else ""))
-
-
-def finish(left: Outcome, folder: Path) -> float | None:
-    """Prints a good outcome and returns the evaluation loss; raises any other as `RunFailed`."""
-    if left.code == 0:
-        if left.sentence:
-            print(left.sentence, flush=True)
-        return left.eval_loss
-    logs = str(folder / "logs")
-    told = left.code == REQUEUE or logs in left.sentence  # a stop as asked is nothing to look up
-    where = "" if told else f" (logs: {logs})"
-    raise RunFailed(left.code, f"{left.sentence}{where}")
-
-
 @contextmanager
 def _stopping(child: subprocess.Popen, folder: Path) -> Iterator[list[int]]:
     """Handles interrupts while the child lives; gives the list of those that came."""
@@ -133,7 +104,7 @@ def _stopping(child: subprocess.Popen, folder: Path) -> Iterator[list[int]]:
         asked.append(number)
         if len(asked) == 1:
             (folder / STOP).touch()
-            print("mlm: saving and stopping; once more to kill", file=sys.stderr, flush=True)
+            log.warning("saving and stopping; once more to kill")
         else:
             _kill(child)
 
@@ -152,7 +123,7 @@ def _wait(child: subprocess.Popen, folder: Path) -> int:
     that has its outcome: torchrun's SIGTERM does not reach them, and its SIGKILL takes 30 s."""
     while True:
         try:
-            return child.wait(LOOK)
+            return child.wait(SECONDS_BETWEEN_CHECKS)
         except subprocess.TimeoutExpired:
             if (folder / OUTCOME).exists():
                 _kill_stopped(child)
@@ -193,15 +164,3 @@ def _end_with(parent: int) -> Callable[[], None]:
             os.kill(os.getpid(), signal.SIGTERM)
 
     return arrange
-
-
-def _tail(log: Path, start: int) -> str:
-    try:
-        with log.open("rb") as file:
-            file.seek(start)
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    # torchrun ends with a page about the ranks that died, which says less than what they wrote.
-    pages = [i for i, line in enumerate(lines) if TORCHRUN in line and "failed (exitcode" in line]
-    return "\n".join(lines[: pages[0] if pages and pages[0] else None][-LOG_LINES:])

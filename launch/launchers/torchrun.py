@@ -1,10 +1,11 @@
 """`torchrun ... -m launch train`: the ranks exist already, rank 0 composes for all of them.
 
-It tells the others the path of the run's `config.yaml`, or that there is nothing to do, through the
-store of torchrun.
+It sends the others the path of the run's `config.yaml`, or that there is nothing to do, through
+torchrun's store.
 """
 
 import json
+import logging
 import os
 import sys
 import time
@@ -14,10 +15,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from launch.compose import Composed
-from launch.launchers.local import RunFailed, finish, outcome
-from launch.verbs.train import Run, ready
-from mlm.errors import CONFIG, FAILED, UserError
+from launch.launcher import Launcher, Outcome, Run, RunFailed, finish, outcome
+from launch.ready import check, ready
+from launch.resolve import resolve
+from launch.verb import Composed
+from mlm.config import TrainConfig
+from mlm.errors import CONFIG, DONE, FAILED, UserError
+from parallel.layout import Layout
+
+log = logging.getLogger(__name__)
 
 KEY = "polymlm/launch/{restart}"
 SWEEP = {"-m", "--multirun"}
@@ -27,9 +33,22 @@ SECONDS_TO_SEE = 60  # until a file that rank 0 wrote shows on another node
 Composing = Callable[[Callable[[Composed], float | None]], None]
 
 
-def joined() -> bool:
-    """Whether somebody else has started this process as a rank."""
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+class Joined(Launcher):
+    """Ranks that exist: torchrun has started this process as one of them. `device` follows the GPUs
+    of this machine, `dp` the number of ranks."""
+
+    def resolve(self, config: TrainConfig) -> tuple[TrainConfig, Layout]:
+        ranks = int(os.environ["WORLD_SIZE"])
+        if config.data.shards is None:
+            raise UserError(
+                f"data.corpus={config.data.corpus} is prepared by one process, and {ranks} were "
+                f"started; run `mlm tokenizer` and `mlm shards` first, and give data.shards=DIR"
+            )
+        return resolve(config, ranks)
+
+    def start(self, run: Run) -> Outcome:
+        """Trains as rank 0, in this process."""
+        return outcome(run.config_path.parent, _train(run.config_path))
 
 
 def train_as_rank(composing: Composing, arguments: Sequence[str]) -> None:
@@ -45,32 +64,38 @@ def train_as_rank(composing: Composing, arguments: Sequence[str]) -> None:
         raise RunFailed(CONFIG, "")
     store = _store()
     if _rank() == 0:
-        run = _tell(store, composing)  # its open log keeps the run folder locked until the end
-        path = run and run.config_path
-    else:
-        path = _listen(store)
-    if path is None:
-        return
-    from mlm.training.rank import main
-
-    code = main(str(path))
-    if _rank() == 0:
+        launcher = Joined()
+        run = _compose(store, composing, launcher)
+        if run is None:
+            return
+        code = DONE  # the open log of `run` keeps its folder locked until the end
         try:
-            finish(outcome(path.parent, code), path.parent)
+            finish(launcher.start(run), run.config_path.parent)
         except RunFailed as failed:
             code = failed.code
             _say(str(failed))
+    else:
+        path = _listen(store)
+        if path is None:
+            return
+        code = _train(path)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # leaving groups in order can hang on ranks that are gone
 
 
-def _tell(store: Any, composing: Composing) -> Run | None:
-    """Rank 0: composes, and tells the others the path, or the code to end with."""
+def _train(config_path: Path) -> int:
+    from mlm.training.rank import main
+
+    return main(str(config_path))
+
+
+def _compose(store: Any, composing: Composing, launcher: Launcher) -> Run | None:
+    """Rank 0: composes, and sends the others the path, or the code to end with."""
     runs: list[Run] = []
 
     def task(composed: Composed) -> None:
-        runs.append(ready(composed, int(os.environ["WORLD_SIZE"])))
+        runs.append(ready(check(composed), launcher))
 
     message: dict[str, Any] = {"code": FAILED}
     try:
@@ -94,13 +119,13 @@ def _tell(store: Any, composing: Composing) -> Run | None:
 
 
 def _listen(store: Any) -> Path | None:
-    """Another rank: the path that rank 0 tells; raises a silent `UserError` if it failed."""
+    """Another rank: the path that rank 0 sends; raises a silent `UserError` if it failed."""
     try:
         store.wait([_key()], timedelta(seconds=SECONDS_TO_COMPOSE))
         message = json.loads(store.get(_key()))
     except RuntimeError:
         raise UserError(
-            f"rank 0 told nothing for {SECONDS_TO_COMPOSE} seconds; see what it has printed"
+            f"rank 0 sent nothing for {SECONDS_TO_COMPOSE} seconds; see what it has printed"
         ) from None
     store.add(_key() + "/heard", 1)
     if message["code"]:
@@ -130,7 +155,7 @@ def _wait_until_heard(store: Any) -> None:
 
 def _say(sentence: str) -> None:
     if _rank() == 0:
-        print(f"mlm: {sentence}", file=sys.stderr, flush=True)
+        log.error(sentence)
 
 
 def _rank() -> int:
@@ -143,7 +168,7 @@ def _key() -> str:
 
 def _store() -> Any:
     """A client of torchrun's store; without torchrun's agent, rank 0 hosts it, as torch does."""
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return TCPStore(

@@ -34,9 +34,8 @@ def main(config_path: str) -> int:
     try:
         if rank == 0:
             make_room(run)
-        composed = yaml.safe_load(path.read_text("utf-8"))
-        import_plugins(composed.get("plugins", ()))
-        config = check_resolved(load(TrainConfig, composed))
+        config = check_resolved(load(TrainConfig, yaml.safe_load(path.read_text("utf-8"))))
+        import_plugins(config.plugins)
         device = start_process_group(config.train.device)
         with recording(device) as recorder:
             sentence = _train(config, run, recorder, progress)

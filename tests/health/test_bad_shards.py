@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from launch.launchers import local
-from launch.verbs.train import explained
+from launch.launcher import Outcome
+from launch.launchers.lost_shards import explained
 from mlm.batch.micro_batch import IGNORED
 from mlm.data.audit.ledger import read_ledger
 from mlm.data.index import Index
@@ -297,14 +297,14 @@ def test_a_rank_that_died_of_its_shard_is_explained(damaged, folder, tmp_path):
     name = sorted(path.name for path in folder.glob("*.tar"))[0]
     if damaged:
         (folder / name).write_bytes(b"")
-    died = local.Outcome(FAILED, "a rank died")
+    died = Outcome(FAILED, "a rank died")
     left = explained(died, tmp_path, str(folder), skip=False)
     assert (left.code, name in left.sentence) == ((DATA, True) if damaged else (FAILED, False))
     assert (tmp_path / "outcome.json").exists() == damaged
-    done = local.Outcome(0, None)
+    done = Outcome(0, "")
     assert explained(done, tmp_path, str(folder), skip=False) is done
     again = explained(died, tmp_path, str(folder), skip=True)
-    assert damaged == again.sentence.endswith("; start the run again, which leaves it out")
+    assert damaged == again.sentence.endswith("; start the run again, which skips it")
     # One that is left out already is not what a rank died of.
     row = json.dumps({"what": BAD_SHARD, "step": 1, "shard": name})
     (tmp_path / "incidents.jsonl").write_text(row + "\n")

@@ -37,6 +37,12 @@ __all__ = ["corpus", "ranks"]  # fixtures
         (["model.vocab_size=201", "parallel.tp=2"], 2, "model.vocab_size=201 is not a multiple"),
         (["data.shards=x"], 2, "are both given; leave one out"),
         (["data.vocab_size=9999"], 76, "vocab_size=9999"),
+        (["schedule.kind=step"], 2, "schedule.kind=step is not known; choose from cosine, lin"),
+        (["tracker.kind=[none,x]"], 2, "tracker.kind=x is not known; choose from wandb, or add"),
+        (["launch.kind=cloud"], 2, "launch.kind=cloud is not known; choose from local, or add"),
+        (["train.attention=x"], 2, "train.attention=x is not known; choose from auto, fused"),
+        (["plugins=[no_such]"], 2, "plugins=no_such cannot be imported (ModuleNotFoundError"),
+        (["plugins=no_such"], 2, "plugins='no_such' is not possible: it should be a list"),
     ],
 )
 def test_what_cannot_work_is_refused_before_a_process_starts(

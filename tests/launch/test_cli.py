@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,9 +167,9 @@ def test_fill_export_and_import_pass_on_what_is_given(monkeypatch, capsys):
 
 def test_an_error_of_ours_has_its_traceback(monkeypatch, tmp_path):
     code = (
-        "import sys, launch.verbs.others; from launch.cli import main\n"
+        "import sys; from dataclasses import replace; from launch.cli import VERBS, main\n"
         "def broken(composed): raise RuntimeError('a defect')\n"
-        "launch.verbs.others.fill = broken\n"
+        "VERBS['fill'] = replace(VERBS['fill'], run=broken)\n"
         "sys.exit(main(['fill', 'a', 'b']))\n"
     )
     done = start(["-c", code], tmp_path)
@@ -181,7 +182,7 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
     def interrupted(composed):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("launch.verbs.others.fill", interrupted)
+    monkeypatch.setitem(VERBS, "fill", replace(VERBS["fill"], run=interrupted))
     assert main(["fill", "a", "b"]) == 130
     assert capsys.readouterr().err == "mlm: interrupted\n"
 

@@ -5,7 +5,8 @@ import json
 import pytest
 import yaml
 
-from launch.compose import Composed, PointFailed, compose
+from launch.compose import PointFailed, compose
+from launch.verb import Composed
 from mlm.config import TrainConfig, as_dict, defaults, load
 from mlm.errors import DataError, UserError
 from tests.places import ROOT
@@ -213,7 +214,7 @@ def test_an_unnamed_sweep_has_one_name(tmp_path, monkeypatch):
     points: list[Composed] = []
     compose("train", "TrainConfig", ["-m", "model=tiny", "seed=1,2"], {}, points.append)
     compose("train", "TrainConfig", ["-m", "model=tiny,mini"], {}, points.append)
-    first, second, third, _ = [job.sweep for job in points]
+    first, second, third, _ = [str(job.sweep) for job in points]
     assert first.startswith("tiny-")
     assert first.removesuffix("/000") == second.removesuffix("/001")
     assert third.startswith("sweep-")

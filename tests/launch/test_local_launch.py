@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-import launch.verbs.train
 from launch import run_folder
 from launch.compose import compose
+from launch.verbs import train as train_verb
 from mlm.config import TrainConfig, load
 from tests.launch.launch_fixtures import SMALL, corpus, ranks, train
 
@@ -38,8 +38,8 @@ def test_a_run_folder_holds_what_the_ranks_start_from(corpus, ranks, capfd):
     config = load(TrainConfig, yaml.safe_load((folder / "config.yaml").read_text()))
     assert (config.run.name, config.parallel.dp, config.train.device) == ("a", 1, "cpu")
     assert config.model.vocab_size == 256
-    assert Path(config.data.shards, "index.json").is_file()
-    assert Path(config.data.tokenizer).is_absolute()
+    assert Path(str(config.data.shards), "index.json").is_file()
+    assert Path(str(config.data.tokenizer)).is_absolute()
     assert [path.name for path in ranks.iterdir()] == ["runs"]
 
 
@@ -126,7 +126,7 @@ def test_a_sweeper_gets_the_evaluation_loss(corpus, ranks):
         "TrainConfig",
         arguments,
         {},
-        lambda job: losses.append(launch.verbs.train.train(job)),
+        lambda job: losses.append(train_verb.run(job) or 0.0),
     )
     assert losses == [2.5]
 

@@ -47,9 +47,11 @@ LAUNCHER = """
 import os, sys
 from pathlib import Path
 from launch.launchers import local
+from launch.messages import show_messages
+show_messages()
 folder = Path(sys.argv[2])
 with (folder / "logs" / "launcher.log").open("ab") as log:
-    left = local.run([sys.executable, *sys.argv[1:]], folder, dict(os.environ), log)
+    left = local.run_ranks([sys.executable, *sys.argv[1:]], folder, dict(os.environ), log)
 print(left.code, left.sentence)
 """
 
@@ -132,7 +134,7 @@ def test_a_rank_that_is_stopped_in_a_run_that_goes_on_is_left_alone(tmp_path):
     process = launched(tmp_path, "goes on", STOPPED)
     inner = int((tmp_path / "working").read_text())
     with pytest.raises(subprocess.TimeoutExpired):
-        process.wait(timeout=4 * local.LOOK)
+        process.wait(timeout=4 * local.SECONDS_BETWEEN_CHECKS)
     assert psutil.Process(inner).status() == psutil.STATUS_STOPPED
     os.kill(inner, signal.SIGKILL)
     out, _ = process.communicate(timeout=50)

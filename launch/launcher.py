@@ -1,0 +1,105 @@
+"""What a launcher is: it starts the ranks of a run that is ready, and gives their outcome."""
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from mlm.config import TrainConfig
+from mlm.errors import FAILED, REQUEUE, UserError
+from mlm.health.outcome import OUTCOME
+from parallel.layout import Layout
+
+LOG_LINES = 12
+TORCHRUN = "torch/distributed/elastic"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to be started: its folder is made, and locked by the open `log`."""
+
+    folder: Path
+    config_path: Path
+    config: TrainConfig
+    layout: Layout
+    log: IO[bytes]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `outcome.json`, agreed on by its ranks."""
+
+    code: int
+    sentence: str
+    step: int | None = None
+    eval_loss: float | None = None
+
+
+class RunFailed(UserError):
+    """A run that ended with another code than 0; the ranks' own sentence."""
+
+    def __init__(self, code: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+class Stopped(KeyboardInterrupt):
+    """A point of a sweep was stopped; not an `Exception`, so that Hydra starts no other point."""
+
+    code = REQUEUE
+
+
+class Launcher(ABC):
+    """Starts the ranks of a run: `python -m mlm.train RUN/config.yaml`, with torchrun's variables
+    in their environment."""
+
+    @abstractmethod
+    def resolve(self, config: TrainConfig) -> tuple[TrainConfig, Layout]:
+        """The config with `train.device=auto` and `parallel.dp=auto` decided for the machines that
+        it starts ranks on, and its checked layout. Raises `UserError`."""
+
+    @abstractmethod
+    def start(self, run: Run) -> Outcome | None:
+        """Starts the ranks and waits for their outcome; None: they were submitted, and run without
+        this process. `run.log` stays locked while it is open here or in a child."""
+
+
+def outcome(folder: Path, code: int, start: int = 0) -> Outcome:
+    """The outcome of a command that ended with `code`; its log is read from byte `start`."""
+    try:
+        values = json.loads((folder / OUTCOME).read_text("utf-8"))
+        known = {name: values.get(name) for name in ("code", "sentence", "step", "eval_loss")}
+        left = Outcome(**known)
+    except (OSError, ValueError, AttributeError):
+        left = None
+    if left is not None and (left.code != 0 or code == 0):
+        return left
+    if left is None and code == 0:
+        return Outcome(FAILED, f"the ranks ended without an outcome (see {folder / 'logs'})")
+    tail = _tail(folder / "logs" / "launcher.log", start)
+    return Outcome(FAILED, f"a rank died (see {folder / 'logs'})" + (f":\n{tail}" if tail else ""))
+
+
+def finish(left: Outcome, folder: Path) -> float | None:
+    """Prints a good outcome and returns the evaluation loss; raises any other as `RunFailed`."""
+    if left.code == 0:
+        if left.sentence:
+            print(left.sentence, flush=True)
+        return left.eval_loss
+    logs = str(folder / "logs")
+    # A stop on request needs no logs, and some sentences name them.
+    where = "" if left.code == REQUEUE or logs in left.sentence else f" (logs: {logs})"
+    raise RunFailed(left.code, f"{left.sentence}{where}")
+
+
+def _tail(log: Path, start: int) -> str:
+    try:
+        with log.open("rb") as file:
+            file.seek(start)
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    # torchrun ends with a page about the ranks that died, which says less than what they wrote.
+    pages = [i for i, line in enumerate(lines) if TORCHRUN in line and "failed (exitcode" in line]
+    return "\n".join(lines[: pages[0] if pages and pages[0] else None][-LOG_LINES:])

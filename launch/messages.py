@@ -1,0 +1,22 @@
+"""What the command reports beside its answers: `mlm: ...`, a line each, on standard error."""
+
+import logging
+import sys
+
+
+class _Messages(logging.Handler):
+    """Unlike `StreamHandler`, it writes to what `sys.stderr` is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+def show_messages() -> None:
+    """Shows the messages of our own packages; once for a process."""
+    for name in ("launch", "mlm", "parallel"):
+        logger = logging.getLogger(name)
+        if not any(isinstance(handler, _Messages) for handler in logger.handlers):
+            handler = _Messages(logging.INFO)
+            handler.setFormatter(logging.Formatter("mlm: %(message)s"))
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)

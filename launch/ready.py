@@ -1,0 +1,115 @@
+"""From a composed job to a run that is ready: all is checked here, before a process starts."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from launch import run_folder
+from launch.launcher import Launcher, Run
+from launch.verb import Composed
+from launch.weights import with_weights
+from mlm.config import TrainConfig, load
+from mlm.errors import UserError
+from mlm.plugins import entry, import_plugins
+from mlm.tracking.trackers import TRACKERS
+from mlm.training.schedule import SCHEDULES
+from parallel.layout import Layout, LayoutError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A composed job whose settings are checked; notes: sentences for the user."""
+
+    composed: Composed
+    config: TrainConfig
+    notes: list[str]
+
+
+def check(composed: Composed) -> Job:
+    """Checks the settings of a composed job, and imports its plugins; raises `UserError`."""
+    composed, notes = with_weights(composed)
+    config = load(TrainConfig, composed.settings)
+    import_plugins(config.plugins)
+    entry(SCHEDULES, "schedule.kind", config.schedule.kind)
+    for name in config.tracker.names:
+        entry(TRACKERS, "tracker.kind", name)
+    if config.train.attention != "auto":
+        from mlm.model.kernels import KERNELS  # torch, which takes seconds
+
+        entry({"auto": None, **KERNELS}, "train.attention", config.train.attention)
+    data = config.data
+    if data.corpus and data.shards:
+        raise UserError(
+            f"data.corpus={data.corpus} and data.shards={data.shards} are both given; omit one"
+        )
+    return Job(composed, config, notes)
+
+
+def ready(job: Job, launcher: Launcher) -> Run:
+    """Prepares the data of a job and makes its run folder; raises `UserError`."""
+    composed = job.composed
+    config, layout = launcher.resolve(job.config)
+    name = run_folder.run_name(
+        composed.sweep or config.run.name, composed.model, Path(config.run.dir)
+    )
+    config = replace(config, run=replace(config.run, name=name))
+    folder = Path(config.run.dir) / name
+    if config.run.fresh and config.weights:
+        _keep_weights(folder, Path(config.weights))
+    before = run_folder.check_folder(folder, config.run.fresh)
+    if before is not None:
+        run_folder.check_same_run(folder, before, config)
+    config, hashes = _with_data(config, layout, composed.overrides)
+    if before is not None:
+        run_folder.check_same_run(folder, before, config)
+        run_folder.check_same_data(folder, hashes)
+    log = run_folder.claim(folder, config.run.fresh)
+    run = replace(config.run, dir=str(Path(config.run.dir).resolve()), fresh=False)
+    config = replace(config, run=run)
+    path = run_folder.write(folder.resolve(), config, composed.overrides, hashes)
+    for note in job.notes:
+        print(note, flush=True)
+    return Run(folder, path, config, layout, log)
+
+
+def _with_data(
+    config: TrainConfig, layout: Layout, overrides: list[str]
+) -> tuple[TrainConfig, dict[str, str]]:
+    """The config with its data prepared and its vocabulary known, and the data's hashes."""
+    from rich.console import Console
+
+    from mlm.data.prepare import check_data, prepare, with_tokenizer
+
+    if config.data.shards is None:
+        config = prepare(config, Path(config.run.dir) / run_folder.PREPARED, Console())
+    else:
+        config = with_tokenizer(config)
+    facts = check_data(config)
+    _check_size(config, overrides)
+    try:
+        layout.check_vocabulary(facts.vocab_size)
+    except LayoutError as error:
+        raise UserError(str(error)) from None
+    config = replace(config, model=replace(config.model, vocab_size=facts.vocab_size))
+    return config, {"index": facts.index_hash, "tokenizer": facts.tokenizer_hash}
+
+
+def _check_size(config: TrainConfig, overrides: list[str]) -> None:
+    """Raises `UserError` for a size that the tokenizer, which exists already, does not have."""
+    from mlm.tokenizer.tokenizer import Tokenizer
+
+    given = [text for text in overrides if text.startswith("data.vocab_size=")]
+    size = Tokenizer.load(Path(str(config.data.tokenizer))).size
+    if given and config.data.vocab_size != size:
+        raise UserError(
+            f"{given[-1]} is for a tokenizer that is trained here, and the one in "
+            f"{config.data.tokenizer} has {size} ids; omit it"
+        )
+
+
+def _keep_weights(folder: Path, weights: Path) -> None:
+    """Raises `UserError` where a fresh start in `folder` would delete what it begins with."""
+    if weights.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"run.fresh=true would delete {folder}, and weights={weights} lie in it; give another "
+            f"run.name"
+        )

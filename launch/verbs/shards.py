@@ -1,0 +1,33 @@
+"""`mlm shards corpus=DIR tokenizer=DIR out=DIR`."""
+
+from launch.verb import Composed, Verb
+
+
+def run(composed: Composed) -> None:
+    import json
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from mlm.config import ShardsConfig, load
+    from mlm.data.index import Index
+    from mlm.data.prepare import write_shards
+    from mlm.data.writing.drops import table
+    from mlm.data.writing.shards import REPORT, Options
+    from mlm.text.corpus import resolve
+
+    config = load(ShardsConfig, composed.settings)
+    out, console = Path(config.out), Console()
+    options = Options(config.dedup, config.on_bad_line == "skip")
+    corpus, tokenizer = resolve(config.corpus), Path(config.tokenizer)
+    write_shards(corpus, tokenizer, out, config.workers, console, options)
+    console.print(table(json.loads((out / REPORT).read_text())))
+    index = Index.open(out)
+    held_out = sum(index.heldout_tokens)
+    print(
+        f"Shards of {len(index.languages)} languages are in {out}: {sum(index.train_tokens):,} "
+        f"tokens to train on, {held_out:,} held out ({', '.join(index.languages)})"
+    )
+
+
+VERB = Verb("writes token shards of a corpus", "ShardsConfig", run)
