@@ -77,7 +77,7 @@ def _run_verb(name: str, arguments: list[str]) -> None:
     given = _named(name, verb, values)
 
     def composing(run: Callable[[Composed], float | None]) -> None:
-        compose(name, verb.schema, rest, given, run)
+        compose(name, verb.schema, rest, given, run, verb.choices)
 
     if name == "train" and all(variable in os.environ for variable in RANK):
         from launch.launchers.torchrun import train_as_rank
@@ -122,6 +122,10 @@ def _completion(arguments: list[str]) -> list[str]:
         return ["train", *arguments]  # the script to install is the same for every verb
     if len(words) < 3 or words[1] not in VERBS:
         print(" ".join(name for name in VERBS if name.startswith(words[-1])))
+        sys.exit(0)
+    name, equals, start = words[-1].partition("=")
+    if equals and (names := VERBS[words[1]].choices().get(name)):
+        print(" ".join(f"{name}={choice}" for choice in names if choice.startswith(start)))
         sys.exit(0)
     os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
     return [words[1], *arguments]

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -22,12 +22,15 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import mlm.config
+from launch import ROOT
 from launch.verb import Composed
 from mlm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-GROUPS = ("model", "schedule", "tracker", "launch", "experiment")
+CONF = ROOT / "conf"
+
+GROUPS = ("model", "launch", "experiment")  # folders of conf/, whose files are choices
 
 
 def compose(
@@ -36,16 +39,22 @@ def compose(
     arguments: Sequence[str],
     given: dict[str, Any],
     task: Callable[[Composed], float | None],
+    choices: Callable[[], Mapping[str, Iterable[str]]] = dict,
 ) -> None:
     """Composes the settings of `verb` and calls `task` with them, once for each point of a sweep.
 
     `arguments` are Hydra's: overrides and flags; `--help`, `--cfg job` and the like print and call
-    nothing. `given` are settings from positional arguments. Raises `UserError`.
+    nothing. `NAME=VALUE` is short for `NAME.kind=VALUE` where that is a setting. Raises
+    `UserError`.
+
+    given: settings from positional arguments; choices: what the help lists, see `Verb`
     """
+    settings_class = getattr(mlm.config, schema)
+    defaults = mlm.config.defaults(settings_class)
+    arguments = [_expanded(text, defaults) for text in arguments]
     parsed = _parse(verb, arguments)
     if parsed.multirun and verb != "train":
-        raise UserError(f"-m is given to mlm {verb}, but only mlm train runs sweeps; leave it out")
-    defaults = mlm.config.defaults(getattr(mlm.config, schema))
+        raise UserError(f"-m is given to mlm {verb}, but only mlm train runs sweeps; omit it")
     ConfigStore.instance().store(f"{verb}_schema", node=_node(defaults))
     kept: list[tuple[DictConfig, Any]] = []
 
@@ -56,6 +65,12 @@ def compose(
         kept.append((settings, job))
         return None
 
+    def help_text(*, _root_: DictConfig) -> str:
+        from launch.help import help_text
+
+        return help_text(settings_class, choices(), _root_)
+
+    OmegaConf.register_new_resolver("help_text", help_text, replace=True)
     with _one_sentence(verb, defaults):
         with _arguments(arguments), _sweep_folder(parsed.overrides):
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(collect)()
@@ -91,7 +106,17 @@ def _composed(settings: DictConfig, job: Any, given: dict[str, Any]) -> Composed
         if any(text.startswith(f"{name}=") for text in job.overrides.task):
             raise UserError(f"{name} is given twice, as {value!r} and by {name}=...; leave one out")
         plain[name] = value
-    return Composed(plain, list(job.overrides.task), job.runtime.choices.get("model"))
+    overrides = [re.sub(r"^(\w+)\.kind=", r"\1=", text) for text in job.overrides.task]
+    return Composed(plain, overrides, job.runtime.choices.get("model"))
+
+
+def _expanded(override: str, defaults: dict[str, Any]) -> str:
+    """`schedule.kind=wsd` for `schedule=wsd`, unless that is a file of the group `schedule`."""
+    name, _, value = override.partition("=")
+    section = defaults.get(name)
+    if not isinstance(section, dict) or "kind" not in section or value.startswith("{"):
+        return override
+    return override if (CONF / name / f"{value}.yaml").is_file() else f"{name}.kind={value}"
 
 
 class PointFailed(UserError):

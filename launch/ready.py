@@ -7,7 +7,7 @@ from launch import run_folder
 from launch.launcher import Launcher, Run
 from launch.verb import Composed
 from launch.weights import with_weights
-from mlm.config import TrainConfig, load
+from mlm.config import TaskConfig, TrainConfig, load
 from mlm.errors import UserError
 from mlm.plugins import entry, import_plugins
 from mlm.tracking.trackers import TRACKERS
@@ -32,8 +32,12 @@ def check(composed: Composed) -> Job:
     entry(SCHEDULES, "schedule.kind", config.schedule.kind)
     for name in config.tracker.names:
         entry(TRACKERS, "tracker.kind", name)
+    if config.task != TaskConfig():
+        from mlm.tasks.table import TASKS  # torch, which takes seconds
+
+        entry(TASKS, "task.kind", config.task.kind)
     if config.train.attention != "auto":
-        from mlm.model.kernels import KERNELS  # torch, which takes seconds
+        from mlm.model.kernels import KERNELS
 
         entry({"auto": None, **KERNELS}, "train.attention", config.train.attention)
     data = config.data

@@ -1,6 +1,6 @@
 """What a verb of the command line is, and what it is called with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class Verb:
 
     summary: its line in the list; schema: a class of `mlm.config`, by name
     run: does it; a sweep gets what it returns
+    choices: by the name of a setting, the names that it can have, for help and completion
     positional: settings that are given without their names; many: the last one takes all that
         are left, as a list
     """
@@ -34,3 +35,4 @@ class Verb:
     run: Callable[[Composed], float | None]
     positional: tuple[str, ...] = ()
     many: bool = False
+    choices: Callable[[], Mapping[str, Iterable[str]]] = dict

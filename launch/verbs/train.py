@@ -26,4 +26,16 @@ def run(composed: Composed) -> float | None:
     return finish(left, started.folder)
 
 
-VERB = Verb("pretrains a masked language model", "TrainConfig", run)
+def choices() -> dict[str, list[str]]:
+    from launch.launchers import LAUNCHERS
+    from mlm.tracking.trackers import TRACKERS
+    from mlm.training.schedule import SCHEDULES
+
+    return {
+        "schedule": list(SCHEDULES),
+        "tracker": [*TRACKERS, "none"],
+        "launch": list(LAUNCHERS),
+    }
+
+
+VERB = Verb("pretrains a masked language model", "TrainConfig", run, choices=choices)

@@ -32,6 +32,7 @@ from mlm.config.training import (
     EvalConfig,
     OptimConfig,
     ScheduleConfig,
+    TaskConfig,
     TrainSection,
 )
 
@@ -52,6 +53,7 @@ __all__ = [
     "RunConfig",
     "ScheduleConfig",
     "ShardsConfig",
+    "TaskConfig",
     "TokenizerConfig",
     "TrackerConfig",
     "TrainConfig",

@@ -78,7 +78,7 @@ def test_help_shows_settings_and_two_examples(verb, capsys):
     assert ended.value.code in (0, None)
     printed = capsys.readouterr().out
     assert printed.split("Examples:")[1].count(f"mlm {verb}") == 2
-    assert ("seq_len: 512" if verb == "train" else ": ???") in printed
+    assert ("data.seq_len=512 " if verb == "train" else "=??? ") in printed
 
 
 def test_help_and_mistakes_are_quick_quiet_and_leave_nothing(tmp_path):
@@ -103,6 +103,8 @@ def test_help_and_mistakes_are_quick_quiet_and_leave_nothing(tmp_path):
         ("mlm t", "tokenizer train"),
         ("mlm train model=", "model=base model=large model=mini model=tiny model=xl model=xxl"),
         ("mlm train train.st", "train.steps="),
+        ("mlm train schedule=", "schedule=polynomial schedule=linear schedule=cosine schedule=wsd"),
+        ("mlm train tracker=n", "tracker=none"),
         ("mlm fill to", "top="),
     ],
 )

@@ -70,8 +70,14 @@ def test_a_value_for_each_language_takes_any_language(given):
 
 
 def test_no_tracker_is_the_word_none():
-    assert config("tracker=none").tracker.kind == "none"
-    assert config().tracker.kind == "wandb"
+    assert config("tracker=none").tracker.names == ()
+    assert config().tracker.names == ("wandb",)
+
+
+def test_trackers_are_one_or_a_list():
+    tracker = config("tracker=[wandb,mine]", "tracker.project=p", "tracker.tags=[a]").tracker
+    assert (tracker.names, tracker.project, tracker.tags) == (("wandb", "mine"), "p", ("a",))
+    assert composed("tracker=[wandb,mine]").overrides == ["tracker=[wandb,mine]"]
 
 
 def test_the_command_line_wins_over_an_experiment_and_that_over_a_model():
@@ -141,7 +147,6 @@ def test_a_setting_is_not_given_twice():
         ("model={a:1}", "model takes the name of a choice; write model.SETTING=VALUE for one"),
         ("zzz=1", "zzz is not a setting; `mlm train --help` lists them"),
         ("model=tny", "model=tny is not a choice of model; did you mean tiny? There are base,"),
-        ("schedule=step", "choose from cosine, linear, polynomial, wsd"),
         ("train.steps=1,2", "train.steps=1,2 is several values for one setting; add -m"),
         ("run.name=a(b", "'run.name=a(b' cannot be read as SETTING=VALUE"),
         ("my text", "'my text' is not SETTING=VALUE; folders and texts come before the first"),
