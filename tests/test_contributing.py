@@ -1,19 +1,27 @@
 """CONTRIBUTING.md: its tables of packages, and its recipes, run as they stand."""
 
+import json
 import re
 import shlex
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from launch.launchers import LAUNCHERS
+from mlm.family.config import XLMRobertaXLConfig
+from mlm.family.heads import HEADS
 from mlm.model.kernels import KERNELS
 from mlm.plugins import import_plugins
 from mlm.tasks.table import TASKS
 from mlm.tracking.trackers import TRACKERS
 from mlm.training.schedule import SCHEDULES
+from tests.family.family_fixtures import TINY, tokens
+from tests.launch.launch_fixtures import train, write_corpus
 from tests.places import ROOT
 from tests.training_fixtures import config, metrics, run
 
@@ -30,7 +38,9 @@ RECIPES = {
 TABLES = {
     "my_task": TASKS,
     "my_schedule": SCHEDULES,
+    "my_launcher": LAUNCHERS,
     "my_tracker": TRACKERS,
+    "my_head": HEADS,
     "my_kernel": KERNELS,
 }
 
@@ -71,7 +81,7 @@ def test_packages_stand_in_the_order_of_the_import_contracts(top):
 def test_recipes_are_short_and_add_an_entry(name, tmp_path, monkeypatch):
     assert len(list(filter(str.strip, RECIPES[name].splitlines()))) < 60
     import_plugins([written(name, tmp_path, monkeypatch)])
-    if name in TABLES:
+    if name in TABLES and name != "my_head":
         assert overrides(name)["plugins"] == f"[{name}]"
 
 
@@ -82,7 +92,7 @@ def test_recipes_train(tmp_path, monkeypatch):
     names = [written(name, tmp_path, monkeypatch) for name in recipes]
     made = config(
         plugins=names,
-        schedule={"kind": overrides("my_schedule")["schedule.kind"], "warmup_steps": 1},
+        schedule={"kind": overrides("my_schedule")["schedule"], "warmup_steps": 1},
         tracker={"kind": ["csv"]},
         train={"attention": overrides("my_kernel")["train.attention"], "steps": 3},
     )
@@ -101,7 +111,7 @@ def test_recipe_of_a_task_learns(tmp_path, monkeypatch):
     options = yaml.safe_load(overrides(name)["task.options"])
     made = config(
         plugins=[name],
-        task={"kind": overrides(name)["task.kind"], "options": options},
+        task={"kind": overrides(name)["task"], "options": options},
         parallel={"pp": 2},
         train={"steps": 30, "log_every": 30},
         optim={"lr": 0.1, "clip": 0.0},
@@ -110,3 +120,24 @@ def test_recipe_of_a_task_learns(tmp_path, monkeypatch):
     assert run(tmp_path / "run", made)["eval_loss"] < 1
     first, last = metrics(tmp_path / "run")
     assert last["loss"] < 0.1 * first["loss"]
+
+
+@pytest.mark.ranks
+def test_recipe_of_a_launcher_starts_ranks(tmp_path, monkeypatch):
+    name = written("my_launcher", tmp_path, monkeypatch)
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{tmp_path}")
+    monkeypatch.chdir(tmp_path)
+    corpus = write_corpus(tmp_path / "text")
+    settings = [f"plugins=[{name}]", f"launch={overrides(name)['launch']}"]
+    assert train(f"data.corpus={corpus}", *settings, "run.name=x", "train.steps=1") == 0
+    assert json.loads((tmp_path / "runs/x/outcome.json").read_text())["step"] == 1
+
+
+def test_recipe_of_a_head_has_a_loss_and_is_saved_and_loaded(tmp_path, monkeypatch):
+    import_plugins([written("my_head", tmp_path, monkeypatch)])
+    made: Any = HEADS["XLMRobertaXLForScoring"].model
+    model = made(XLMRobertaXLConfig(**TINY), seed=1)
+    model(tokens(), labels=torch.zeros(3)).loss.backward()
+    model.eval().save_pretrained(tmp_path / "saved")
+    again = made.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again(tokens()).logits, model(tokens()).logits)
