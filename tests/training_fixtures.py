@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from mlm import checkpoint
 from mlm.config import TrainConfig, as_dict, load
 from mlm.training import rank
 from tests.ranks import run_ranks
@@ -76,3 +77,10 @@ def metrics(folder: Path) -> list[dict]:
 def evaluations(folder: Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if "eval_loss" in row]
+
+
+def newest(folder: Path) -> Path:
+    """The newest checkpoint of a run that has one."""
+    found = checkpoint.newest(folder)
+    assert found is not None
+    return found

@@ -93,7 +93,7 @@ class Watchdog:
         self._beat()
         if self._still > self.seconds / 4:  # while the run moves, no files are read
             self._read_others(passed)
-            others = [one.beat for one in self._others.values() if self._is_alive(one)]
+            others = self._live_beats()
             called = any(beat.dumped for beat in others)
             limit = self.seconds / 2 if called else self.seconds
             if self._still > limit and all(beat.still > self.seconds / 2 for beat in others):
@@ -132,8 +132,10 @@ class Watchdog:
             self._others[rank] = RankState(rank, layout.coordinates(rank)[1], silent, beat)
         self._unread = 0.0
 
-    def _is_alive(self, one: RankState) -> bool:
-        return one.beat is not None and one.silent <= self.silence
+    def _live_beats(self) -> list[Beat]:
+        """The heartbeats of the other ranks whose processes run."""
+        others = self._others.values()
+        return [one.beat for one in others if one.beat and one.silent <= self.silence]
 
     def _end(self) -> None:
         """Reports the stall, waits until the others have reported it, and ends the process."""
@@ -158,7 +160,7 @@ class Watchdog:
             time.sleep(self.pause)
             self._beat()
             self._read_others(self.pause)
-            if all(one.beat.dumped for one in self._others.values() if self._is_alive(one)):
+            if all(beat.dumped for beat in self._live_beats()):
                 break
         os._exit(FAILED)
 

@@ -192,7 +192,7 @@ class Audit:
         numbers = np.arange((step - 1) * self.batch, step * self.batch)
         languages, blocks = self.order.samples(numbers)
         batch = self.batches.micro_batch(step - 1, 0)
-        pieces = np.array(tokenizer.vocabulary, object)
+        pieces = list(tokenizer.vocabulary)
         for row in range(min(rows or self.batch, self.batch)):
             name = self.index.languages[int(languages[row])]
             head = f"sample {numbers[row]}: {name}, block {blocks[row]}"
@@ -218,7 +218,7 @@ class Audit:
         return int(np.int64(self.batches.micro_batch(step, 0).digest).astype(np.uint64))
 
 
-def _text(pieces: np.ndarray, ids: np.ndarray, positions: np.ndarray, targets: np.ndarray) -> Text:
+def _text(pieces: list[str], ids: np.ndarray, positions: np.ndarray, targets: np.ndarray) -> Text:
     """The text of a row. A target is in brackets: the original piece and, after a colon, the piece
     that the model sees, unless that is `<mask>` or the same."""
     wanted = {int(place): int(id) for place, id in zip(positions, targets, strict=True) if id >= 0}

@@ -8,14 +8,13 @@ import pytest
 import torch
 
 import mlm.health.guard
-from mlm import checkpoint
 from mlm.errors import DONE
 from mlm.weights.stored import open_weights
 from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from parallel.engine.interface import Engine
 from parallel.keys import key
 from tests.checkpoint.test_resume import exact
-from tests.training_fixtures import evaluations, run
+from tests.training_fixtures import evaluations, newest, run
 
 LAYOUTS = {
     "2-2-1": ({"tp": 2, "pp": 2}, {"recompute": True}),
@@ -105,7 +104,7 @@ def what(folder: Path) -> list[tuple]:
 def same(ours: Path, theirs: Path) -> None:
     assert exact(ours) == exact(theirs)
     assert evaluations(ours) == evaluations(theirs)
-    one, two = (open_weights(checkpoint.newest(folder)) for folder in (ours, theirs))
+    one, two = (open_weights(newest(folder)) for folder in (ours, theirs))
     assert all(torch.equal(one.read(name), two.read(name)) for name in two.shapes)
 
 

@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,7 +177,7 @@ def test_a_bad_shard_is_left_out_by_all_ranks_alike(folder, good, tmp_path, faul
     hashes = json.dumps({"index": Index.open(folder).hash})
     (tmp_path / "four" / "data.json").write_text(hashes)
     audit = Audit(tmp_path / "four")
-    assert audit.wrong(np.arange(8)) == []
+    assert audit.mismatches(np.arange(8)) == []
     assert sum(row.samples for row in audit.seen()) == 8 * 8 - seen
     # A later start knows of it and does not count it again.
     longer_run = replace(four, train=replace(four.train, steps=9))
@@ -275,7 +276,7 @@ def test_a_shard_counts_once_however_often_it_is_found(folder):
     """As after a return to a checkpoint, when it is found at an earlier step."""
     first, second, third = sorted(path.name for path in folder.glob("*.tar"))[:3]
     rows: list[dict] = []
-    kept = SimpleNamespace(
+    kept: Any = SimpleNamespace(
         rows=rows,
         bad_shard=lambda step, shard, *_: rows.append(
             {"what": BAD_SHARD, "step": step + 1, "shard": shard}
@@ -283,7 +284,7 @@ def test_a_shard_counts_once_however_often_it_is_found(folder):
     )
     settings = made(folder, on_bad_shard="skip", max_bad_shards=2).data
     reader = TokenReader(Index.open(folder))
-    shards = BadShards(settings, reader, kept)
+    shards = BadShards(settings, reader.leave_out, kept)
     for step, name, count in ((9, first, 1), (5, first, 1), (7, second, 2), (3, first, 2)):
         said = shards.skip(step, BadShard(name, 0, "it is bad; copy it"))
         assert said == f"Skipped from step {step + 1} on, {count} so far: it is bad"

@@ -12,7 +12,7 @@ from mlm.training.build import TrainingRun
 from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from tests.checkpoint.test_resume import exact
 from tests.parallel.test_replicas import NORM, WORDS, flip
-from tests.training_fixtures import config, metrics, run
+from tests.training_fixtures import config, metrics, newest, run
 
 pytestmark = pytest.mark.ranks
 
@@ -59,7 +59,7 @@ def test_a_drifting_run_stops_and_goes_on_from_before(
     assert outcome["sentence"].startswith(f"step 5: {name} ")
     assert said in outcome["sentence"]
     assert outcome["sentence"].endswith("it resumes from step-00000004, whose replicas agreed")
-    assert checkpoint.newest(drifted).name == "step-00000004"
+    assert newest(drifted).name == "step-00000004"
     assert run(drifted, made)["code"] == DONE
     assert exact(drifted) == exact(tmp_path / "whole")
 

@@ -81,8 +81,9 @@ def test_a_process_that_does_not_run_is_named_before_others_and_a_free_one_befor
     rank, _ = culprit(ranks, SILENCE)
 
     def kind(one: RankState) -> int:
-        gone = one.beat is None or one.silent > SILENCE
-        return 0 if gone else 2 if one.beat.collective else 1
+        if one.beat is None or one.silent > SILENCE:
+            return 0
+        return 2 if one.beat.collective else 1
 
     assert kind(ranks[rank]) == min(kind(one) for one in ranks)
 

@@ -23,7 +23,7 @@ from tests.health.fault_fixtures import (
     what,
     whole,
 )
-from tests.training_fixtures import config, metrics, run
+from tests.training_fixtures import config, metrics, newest, run
 
 __all__ = ["faulty", "whole"]  # fixtures
 
@@ -183,7 +183,7 @@ def test_a_damaged_checkpoint_is_passed_over_on_the_way_back(whole, faulty, tmp_
 
     def spoil(engine, here):
         SPOILT(engine, here)
-        next(checkpoint.newest(tmp_path).glob("*.distcp")).unlink()
+        next(newest(tmp_path).glob("*.distcp")).unlink()
 
     assert faulty(tmp_path, made, at(7, do=spoil))["code"] == DONE
     assert "Skipped: " in capfd.readouterr().out

@@ -24,7 +24,7 @@ from tests.health.fault_fixtures import (
     whole,
 )
 from tests.ranks import run_ranks
-from tests.training_fixtures import config, metrics, run
+from tests.training_fixtures import config, metrics, newest, run
 
 __all__ = ["faulty", "whole"]  # fixtures
 
@@ -60,7 +60,7 @@ def test_a_batch_that_always_goes_wrong_is_left_out(parallel, train, faulty, tmp
     # And one that goes on behind it: counts of steps, in Adam's, too, are what they were.
     for folder in checkpoint.all_checkpoints(again)[1:]:
         shutil.rmtree(folder)
-    assert checkpoint.newest(again).name == "step-00000004"
+    assert newest(again).name == "step-00000004"
     assert run(again, made)["code"] == DONE
     same(again, bad)
 
@@ -93,7 +93,7 @@ def test_what_a_run_ends_with_is_its_last_good_checkpoint(faulty, tmp_path):
     outcome = faulty(tmp_path, made, at(11, 12, 13, times=10**6, do=NAN))
     assert (outcome["code"], outcome["step"]) == (NUMBERS, 12)
     assert "(guard.rollbacks=2); the checkpoint of step 8 is kept" in outcome["sentence"]
-    assert checkpoint.newest(tmp_path).name == "step-00000008"
+    assert newest(tmp_path).name == "step-00000008"
 
 
 def test_only_what_is_still_to_come_is_left_out(faulty, tmp_path):

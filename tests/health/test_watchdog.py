@@ -32,6 +32,12 @@ from tests.training_fixtures import config, metrics, run
 PATIENCE = 100  # seconds that a busy machine may take to start, or to end, a run
 
 
+def beat_of(folder: Path, rank: int) -> heartbeat.Beat:
+    beat = heartbeat.read(heartbeat.path_of(folder, rank))
+    assert beat is not None
+    return beat
+
+
 def dog(folder: Path, rank: int = 0, world: int = 1, seconds: float = 100.0) -> Watchdog:
     grid = ProcessGrid(Layout(dp=world), rank, 0, 0, rank, None, None, None)
     return Watchdog(folder, seconds, grid, Recorder(), lambda sentence: None)
@@ -200,7 +206,7 @@ def test_a_watchdog_does_not_disturb_a_run_that_goes_well(tmp_path):
         assert all(path.read_text() == "" for path in (folder / "logs").iterdir())
     assert found[0] == found[1]
     assert not (tmp_path / "0" / heartbeat.FOLDER).exists()
-    beats = [heartbeat.read(heartbeat.path_of(tmp_path / "1", rank)) for rank in range(2)]
+    beats = [beat_of(tmp_path / "1", rank) for rank in range(2)]
     assert {beat.phase for beat in beats} == {heartbeat.ENDED}
 
 
@@ -214,7 +220,7 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
     )
     process.start()
     wait_for((tmp_path / "metrics.jsonl").exists, PATIENCE)
-    ranks = [heartbeat.read(heartbeat.path_of(tmp_path, rank)).process for rank in range(2)]
+    ranks = [beat_of(tmp_path, rank).process for rank in range(2)]
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
     size = (tmp_path / "metrics.jsonl").stat().st_size
@@ -248,7 +254,7 @@ def test_a_rank_that_is_stopped_ends_the_job(tmp_path):
         trains = (folder / "metrics.jsonl").exists
         wait_for(lambda: trains() or process.poll() is not None, PATIENCE)
         assert process.poll() is None, process.communicate()
-        beats = [heartbeat.read(heartbeat.path_of(folder, rank)) for rank in range(2)]
+        beats = [beat_of(folder, rank) for rank in range(2)]
         os.kill(beats[0].process, signal.SIGSTOP)  # the one that tells how a run ends
         _, err = process.communicate(timeout=PATIENCE)
     finally:

@@ -39,6 +39,7 @@ def test_dropout_keeps_scales_and_repeats():
     assert kept.float().mean().item() == pytest.approx(0.9, abs=0.005)
     torch.testing.assert_close(y[kept], torch.full_like(y[kept], 1 / 0.9))
     y.sum().backward()
+    assert x.grad is not None
     assert torch.equal(x.grad, y.detach())  # the same mask in the backward pass
 
 

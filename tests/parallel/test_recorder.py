@@ -15,10 +15,15 @@ from parallel.engine.interface import EngineSettings
 from parallel.groups import make_grid
 from parallel.layout import Layout
 from parallel.pipeline.stages import StageLayer
-from parallel.recorder import FUNCTIONS, KEPT, Recorder, describe, recording
+from parallel.recorder import FUNCTIONS, KEPT, Call, Recorder, describe, recording
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
+
+
+def name_of(call: Call | None) -> str:
+    assert call is not None
+    return call.name
 
 
 def _all_kinds():
@@ -35,6 +40,7 @@ def _all_kinds():
         (dist.send if rank == 0 else dist.recv)(x, 1 - rank)
         work = dist.all_reduce(x, async_op=True)
         assert recorder.current() is None
+        assert work is not None
         work.wait()
         dist.barrier()
         calls = recorder.calls
@@ -91,6 +97,7 @@ def _waiting(folder):
                 Thread(target=_see, args=(recorder, seen)).start()
             work = dist.all_reduce(torch.ones(1), async_op=async_op)
             if async_op:
+                assert work is not None
                 work.wait()
             found.append((recorder.seconds() - before, seen.read_text()))
     return found
@@ -152,7 +159,7 @@ def test_what_deepspeed_calls_is_recorded(zero, pp, names):
 
 def test_the_list_is_short_and_calls_inside_a_call_are_a_part_of_it():
     recorder = Recorder()
-    inner = recorder.wrapped("isend", lambda: recorder.current().name)
+    inner = recorder.wrapped("isend", lambda: name_of(recorder.current()))
     outer = recorder.wrapped("send", lambda: inner())
     assert [outer() for _ in range(KEPT + 5)] == ["send"] * (KEPT + 5)
     assert (recorder.calls, len(recorder.last())) == (KEPT + 5, KEPT)
@@ -222,7 +229,7 @@ def test_on_a_device_time_is_that_of_its_stream(device):
         recorder.wrapped("all_reduce", queue)(2.0)
     assert recorder.current() is None  # it computes
     device.done = 1.5
-    assert recorder.current().name == "all_reduce"
+    assert name_of(recorder.current()) == "all_reduce"
     assert recorder.seconds() == 0.0
     device.done = 3.5
     assert recorder.seconds() == 2.0

@@ -1,6 +1,7 @@
 """Replicas that drift: a flipped bit is found, with its tensor, its axes and its ranks."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -161,8 +162,10 @@ def test_the_first_difference_is_named_with_its_ranks(layout, data):
     if len(alike) == 1:
         assert found is None or found.name != copy.name
     elif len(alike) == 2:
+        assert found is not None
         assert (found.name, found.ranks, found.others) == (copy.name, tuple(alike), ())
     else:
+        assert found is not None
         assert (found.name, found.ranks, found.hosts) == (copy.name, (rank,), (hosts[rank],))
         assert found.others == tuple(other for other in alike if other != rank)
 
@@ -191,7 +194,7 @@ def after_flips(degrees: tuple[int, int, int, int], flips: list[tuple[int, str]]
     found = []
     for rank, name in flips:
         assert check_replicas(engine) is None
-        parameter = dict(engine.named_parameters()).get(name)
+        parameter: Any = dict(engine.named_parameters()).get(name)
         if engine.grid.rank == rank:
             flip(getattr(parameter, "ds_tensor", parameter), 77)
         found.append(check_replicas(engine))
@@ -263,8 +266,9 @@ def with_filled_padding() -> list:
     engine = engine_of((2, 1, 3, 3))
     padded = 0
     for _, parameter in engine.named_parameters():
-        part, dp_rank = parameter.ds_tensor, engine.grid.dp_rank
-        pad = part.detach()[max(0, parameter.ds_numel - dp_rank * part.numel()) :]
+        sharded: Any = parameter
+        part, dp_rank = sharded.ds_tensor, engine.grid.dp_rank
+        pad = part.detach()[max(0, sharded.ds_numel - dp_rank * part.numel()) :]
         pad.fill_(engine.grid.rank)
         padded += pad.numel()
     return [padded, check_replicas(engine)]

@@ -93,7 +93,8 @@ def engine_settings(made) -> dict:
     recording("masked_lm_layers", mlm.tasks.pretraining.task)
     recording("SampleOrder", mlm.data.prepare)
     recording("Mix", mlm.data.prepare)
-    found["blocks"] = len(build(made).task.heldout)
+    task: Any = build(made).task
+    found["blocks"] = len(task.heldout)
     found["SampleOrder"] = [found["SampleOrder"][2], *found["SampleOrder"][4:]]
     found["Mix"] = found["Mix"][1:]
     found["TrainingBatches"] = found["TrainingBatches"][3:]

@@ -22,7 +22,7 @@ from mlm.tracking.tracker import Tracker
 from mlm.tracking.trackers import TRACKERS
 from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from tests.checkpoint.test_resume import exact
-from tests.training_fixtures import config, evaluations, metrics, run
+from tests.training_fixtures import config, evaluations, metrics, newest, run
 
 pytestmark = pytest.mark.ranks
 
@@ -54,7 +54,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     mean = sum(by_language[n] * tokens[n] for n in by_language) / sum(tokens.values())
     assert mean == pytest.approx(last["eval_loss"], rel=1e-9)
     assert last["eval_unigram_entropy"] > 0
-    manifest = checkpoint.read_manifest(checkpoint.newest(tmp_path))
+    manifest = checkpoint.read_manifest(newest(tmp_path))
     assert (manifest.step, manifest.samples) == (6, 6 * 8)
     assert manifest.config["optim"]["clip"] == 0.5
     logs = sorted(path.name for path in (tmp_path / "logs").iterdir())
@@ -250,10 +250,10 @@ def test_wandb_keeps_one_id_over_a_resume(tmp_path, monkeypatch):
     made = config(tracker={"kind": "wandb"}, train={"steps": 2})
     folder = tmp_path / "run"
     assert run(folder, made)["code"] == DONE
-    first = checkpoint.read_manifest(checkpoint.newest(folder)).tracker_id
+    first = checkpoint.read_manifest(newest(folder)).tracker_id
     longer = config(tracker={"kind": "wandb"}, train={"steps": 4})
     assert run(folder, longer)["code"] == DONE
-    assert checkpoint.read_manifest(checkpoint.newest(folder)).tracker_id == first
+    assert checkpoint.read_manifest(newest(folder)).tracker_id == first
     offline = list((folder / "wandb").glob(f"offline-run-*-{first}"))
     assert offline
     assert all(list(path.glob("*.wandb")) for path in offline)

@@ -47,7 +47,7 @@ def test_cut_refuses_more_runs_than_layers():
         cut(layers(), 4, 3)
 
 
-def interleaved() -> tuple[list[str], float]:
+def interleaved() -> tuple[list[str], list[float]]:
     """Runs micro-batches 1 and 0 through two stages of two runs each, by hand: the names of this
     rank's parameters, and the losses as the last run gives them."""
     from parallel.engine.deepspeed_adapter.stage_module import StageModule

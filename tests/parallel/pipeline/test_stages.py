@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +14,7 @@ from parallel.pipeline.stages import StageLayer, canonical_name
 
 
 def layer(flops: float, parameters: int, joined: bool = False) -> StageLayer:
-    return StageLayer("x", lambda: None, parameters, flops, joined=joined)
+    return StageLayer("x", torch.nn.Identity, parameters, flops, joined=joined)
 
 
 def heaviest(layers: list[StageLayer], bounds: list[int]) -> float:

@@ -102,6 +102,7 @@ def embedding(ids: torch.Tensor, padding: int | None) -> tuple[torch.Tensor, tor
     initialise(layer)
     y = layer(ids)
     y.square().sum().backward()
+    assert layer.weight.grad is not None
     return y.detach(), layer.weight.grad
 
 

@@ -42,7 +42,8 @@ def found(
     hidden, weight, bias, targets = inputs(dtype)
     leaves = [hidden, weight.chunk(tp)[rank].clone(), bias.chunk(tp)[rank].clone()]
     leaves = [leaf.requires_grad_() for leaf in leaves]
-    total, losses = linear_cross_entropy(*leaves, targets, group, scale)
+    hidden, weight, bias = leaves
+    total, losses = linear_cross_entropy(hidden, weight, bias, targets, group, scale)
     grads = torch.autograd.grad(total * factor, leaves)
     assert total.item() == pytest.approx(losses.sum().item() * scale, rel=1e-6)
     return [losses, *grads]
@@ -82,6 +83,11 @@ def test_tensor_parallel_equals_whole(tp):
     torch.testing.assert_close(bias.double(), of_bias, rtol=1e-5, atol=1e-6)
 
 
+def gradient(leaf: torch.Tensor) -> torch.Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
+
+
 def split_logits(tp: int) -> tuple[torch.Tensor, torch.Tensor]:
     grid = make_grid(Layout(tp=tp))
     hidden, weight, bias, targets = inputs()
@@ -89,6 +95,7 @@ def split_logits(tp: int) -> tuple[torch.Tensor, torch.Tensor]:
     logits.requires_grad_()
     losses = vocab_parallel_cross_entropy(logits, targets, grid.tp)
     losses.square().sum().backward()  # a gradient that differs from token to token
+    assert logits.grad is not None
     return losses.detach(), logits.grad
 
 
@@ -107,20 +114,23 @@ def test_cross_entropy_of_split_logits():
 def test_no_target_at_all_is_zero_with_zero_gradients():
     hidden, weight, bias, targets = inputs()
     leaves = [leaf.requires_grad_() for leaf in (hidden, weight, bias)]
-    total, losses = linear_cross_entropy(*leaves, torch.full_like(targets, -100), None)
+    hidden, weight, bias = leaves
+    none = torch.full_like(targets, -100)
+    total, losses = linear_cross_entropy(hidden, weight, bias, none, None)
     total.backward()
     assert total.item() == 0.0
     assert not losses.any()
-    assert not any(leaf.grad.any() for leaf in leaves)
+    assert not any(gradient(leaf).any() for leaf in leaves)
 
 
 def test_extreme_logits_stay_finite():
     hidden, weight, bias, targets = inputs()
     leaves = [leaf.requires_grad_() for leaf in (hidden * 1e4, weight, bias)]
-    total, losses = linear_cross_entropy(*leaves, targets, None)
+    hidden, weight, bias = leaves
+    total, losses = linear_cross_entropy(hidden, weight, bias, targets, None)
     total.backward()
     assert torch.isfinite(losses).all()
-    assert all(torch.isfinite(leaf.grad).all() for leaf in leaves[1:])
+    assert all(torch.isfinite(gradient(leaf)).all() for leaf in leaves[1:])
 
 
 def test_a_sure_model_keeps_its_small_gradient_in_bf16():
