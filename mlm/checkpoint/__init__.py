@@ -1,10 +1,10 @@
 """Checkpoints: the canonical state under layout-free names, whole or not at all.
 
-`checkpoints/step-00001000/` holds what torch.distributed.checkpoint wrote (fp32 master weights
-under `weight/<name>`, the moments under `exp_avg/<name>` and `exp_avg_sq/<name>`; the names are
-the published ones) and `checkpoint.json`: step, config, data phase, tracker id, and the sha256 of
-every file. It is written aside, checked and renamed, so a folder of that name was whole. One that
-was imported is of step 0 and has no moments.
+`checkpoints/step-00001000/` holds the files of torch.distributed.checkpoint (fp32 master weights
+under `weight/<name>`, the moments under `exp_avg/<name>` and `exp_avg_sq/<name>`, all by their
+published names) and `checkpoint.json`: step, config, data phase, tracker id, and the SHA-256 of
+every file. It is written aside, verified and renamed, so a folder of that name was whole. That of
+an import is of step 0 and has no moments.
 """
 
 from mlm.checkpoint.choice import choose

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest that is whole, found by all ranks together."""
+"""The checkpoint that a run resumes from: the newest whole one, found by all ranks together."""
 
 import shutil
 from pathlib import Path
@@ -19,19 +19,19 @@ from mlm.errors import DataError
 
 
 def choose(run: Path, at_most: int | None = None) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, None where there are none, and what is wrong with newer ones.
+    """The checkpoint to resume from, None where there are none, and what is wrong with newer ones.
 
-    at_most: the newest of so many steps is taken, or where there is none, the oldest of more
-    A collective: every rank reads some of the files to see that they are as they were written. What
-    is newer loses its name, so that nothing takes it for a checkpoint again. Raises `DataError`
-    where there are checkpoints and none is whole.
+    at_most: the newest checkpoint of at most this step is taken, or else the oldest later one
+
+    A collective: every rank verifies some of the files. Newer checkpoints are renamed, so that
+    they are never used again. Raises `DataError` where there are checkpoints and none is whole.
     """
     first = dist.get_rank() == 0
     if first:
         _clear_partial(run)
     listed: list[list[Path]] = [all_named(run) if first else []]
     dist.broadcast_object_list(listed)
-    passed: list[str] = []
+    faults: list[str] = []
     order = listed[0][::-1]
     if at_most is not None:
         later = [folder for folder in listed[0] if step_of(folder) > at_most]
@@ -42,14 +42,14 @@ def choose(run: Path, at_most: int | None = None) -> tuple[Path | None, list[str
             if first:
                 _set_aside([each for each in listed[0] if step_of(each) > step_of(folder)])
             dist.barrier()
-            return folder, passed
-        passed.append(wrong)
-    if passed:
+            return folder, faults
+        faults.append(wrong)
+    if faults:
         raise DataError(
-            f"no checkpoint of {run} is whole: {'; '.join(passed)}; put good copies in their "
+            f"no checkpoint of {run} is whole: {'; '.join(faults)}; put good copies in their "
             f"place, or start over with run.fresh=true"
         )
-    return None, passed
+    return None, faults
 
 
 def _damage(folder: Path) -> str | None:
@@ -66,7 +66,7 @@ def _damage(folder: Path) -> str | None:
 
 
 def _clear_partial(run: Path) -> None:
-    """Deletes what saves that did not come to their end have left; on one rank."""
+    """Deletes what interrupted saves have left; on one rank."""
     for path in (run / FOLDER).glob(f"step-*{PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)
 

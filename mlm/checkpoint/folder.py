@@ -17,18 +17,18 @@ from mlm.weights.source import Weights
 FORMAT = 1
 FOLDER, MANIFEST = "checkpoints", "checkpoint.json"
 WHOLE = re.compile(r"step-\d{8,}")
-# Behind the name of what is no checkpoint: one that is written, deleted, found damaged.
+# Suffixes of folders that are not checkpoints: one being written, deleted, or found damaged.
 PARTIAL, GONE, DAMAGED = ".partial", ".gone.partial", ".damaged"
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import keeps of its source, beside the weights.
+    """What an import keeps of its source beside the weights.
 
     head: the name of the model's class; config: the values of config.json
-    dtype: that the weights had, `bfloat16` and the like; dtypes: of those that had another
+    dtype: of most weights, `bfloat16` and the like; dtypes: of the other weights by name
     tokenizer: the hash of the tokenizer beside the checkpoints; None where there is none
-    model_max_length: tokens to which it cuts a text; None where its folder does not say
+    model_max_length: tokens to which it truncates a text; None where its folder has no limit
     """
 
     source: str
@@ -42,14 +42,19 @@ class Imported:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint says of itself, beside its tensors."""
+    """The metadata of a checkpoint.
+
+    samples: sequences that were trained on, which is the data phase
+    index: hash of the index of their shards
+    imported: of an import, which has no index and no config of a run
+    """
 
     step: int
-    samples: int  # sequences that were trained on: the data phase
-    index: str  # hash of the index of the shards that they came from
+    samples: int
+    index: str
     config: dict[str, Any]
     tracker_id: str | None = None
-    imported: Imported | None = None  # and then there is no index and no config of a run
+    imported: Imported | None = None
 
 
 def folder_of(run: Path, step: int) -> Path:
@@ -62,7 +67,7 @@ def all_checkpoints(run: Path) -> list[Path]:
 
 
 def all_named(run: Path) -> list[Path]:
-    """All that has the name of a checkpoint, oldest first; what has lost its manifest, too."""
+    """All folders with the name of a checkpoint, oldest first, including those without manifest."""
     found = (path for path in (run / FOLDER).glob("step-*") if WHOLE.fullmatch(path.name))
     return sorted((path for path in found if path.is_dir()), key=step_of)
 
@@ -90,7 +95,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, str]]:
-    """(bytes, sha256) of every file, as the manifest says; raises `DataError`."""
+    """(bytes, sha256) of every file, from the manifest; raises `DataError`."""
     try:
         listed = _values(folder)["files"].items()
         return {name: (int(file["bytes"]), str(file["sha256"])) for name, file in listed}
@@ -99,29 +104,32 @@ def files_of(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def verify(folder: Path) -> None:
-    """Raises `DataError` naming the first file that is not what the manifest says."""
+    """Raises `DataError` for the first file that differs from the manifest."""
     read_manifest(folder)
     if wrong := fault(folder, files_of(folder).items()):
-        raise DataError(f"{wrong}; delete {folder} to go on from the checkpoint before")
+        raise DataError(f"{wrong}; delete {folder} to resume from the checkpoint before it")
 
 
 def fault(folder: Path, files: Iterable[tuple[str, tuple[int, str]]]) -> str | None:
-    """What is wrong with the first of `files` that is not as it was written; None: nothing is."""
+    """What is wrong with the first of `files` that has changed since it was written; None: nothing.
+
+    files: name and (bytes, sha256) of each
+    """
     for name, (size, expected) in files:
         path = folder / name
         try:
             if path.stat().st_size == size and sha256(path) == expected:
                 continue
         except FileNotFoundError:
-            return f"{path} is missing: it is not what {MANIFEST} says"
+            return f"{path} is missing, and {MANIFEST} lists it"
         except OSError as error:
             return f"{path} cannot be read ({error.strerror})"
-        return f"{path} is damaged: it is not what {MANIFEST} says"
+        return f"{path} is damaged: it differs from {MANIFEST}"
     return None
 
 
 def write_manifest(folder: Path, manifest: Manifest, files: dict[str, tuple[int, str]]) -> None:
-    """Writes it last, and lets all of the folder reach the disk. Raises OSError."""
+    """Writes the manifest, after all other files, and syncs the folder. Raises OSError."""
     listed = {name: {"bytes": size, "sha256": hashed} for name, (size, hashed) in files.items()}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump({"format": FORMAT, **asdict(manifest), "files": listed}, file, indent=1)
@@ -131,14 +139,14 @@ def write_manifest(folder: Path, manifest: Manifest, files: dict[str, tuple[int,
 
 
 def put_in_place(aside: Path, final: Path) -> None:
-    """Gives a folder its name, in place of one that has it; raises OSError."""
+    """Renames a folder to its final name, and replaces one there; raises OSError."""
     remove(final)
     aside.rename(final)
     sync(final.parent)
 
 
 def remove(folder: Path) -> None:
-    """Deletes a checkpoint, if it is there; at no time does half of one have its name."""
+    """Deletes a checkpoint, if there is one; a half-deleted one never has its name."""
     aside = folder.with_name(folder.name + GONE)
     if folder.exists():
         shutil.rmtree(aside, ignore_errors=True)
@@ -147,7 +155,7 @@ def remove(folder: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Lets the names in a folder reach the disk."""
+    """Syncs the names in a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -158,10 +166,11 @@ def sync(folder: Path) -> None:
 def save_import(
     weights: Weights, run: Path, imported: Imported, show: stored.Show | None = None
 ) -> Path:
-    """Writes the checkpoint of an import, on this process alone, a part of a weight at a time.
+    """Writes the checkpoint of an import in this process, one part of a weight at a time.
 
-    `run` is new and the caller's to delete; show: as in `write_weights`. Raises OSError, and
-    DataError for what cannot be read.
+    run: a new folder, which the caller deletes on an error; show: as in `write_weights`
+
+    Raises OSError, and DataError for weights that cannot be read.
     """
     folder = folder_of(run, 0)
     folder.mkdir(parents=True)
@@ -184,5 +193,5 @@ def _values(folder: Path) -> dict[str, Any]:
 def _no_manifest(folder: Path) -> DataError:
     return DataError(
         f"{folder / MANIFEST} is not the manifest of a checkpoint of format {FORMAT}; choose "
-        f"another checkpoint, or delete this one to go on from the one before"
+        f"another checkpoint, or delete this one to resume from the one before it"
     )

@@ -1,4 +1,4 @@
-"""`mlm checkpoints`: what a run has saved, whether it is whole, and what to delete of it."""
+"""`mlm checkpoints`: the checkpoints of a run, whether they are whole, and which to delete."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,9 +35,9 @@ class Entry:
 
 
 def entries(run: Path, verify: bool = True) -> list[Entry]:
-    """All that is among a run's checkpoints, by name; raises UserError where it has none.
+    """All folders among a run's checkpoints, by name; raises UserError where it has none.
 
-    verify: whether every file is read to see that it is as it was written
+    verify: whether the checksum of every file is verified
     """
     if not run.is_dir():
         raise UserError(f"{run} is not a folder; give a run folder")
@@ -48,10 +48,11 @@ def entries(run: Path, verify: bool = True) -> list[Entry]:
 
 
 def show(run: Path, verify: bool, keep: Keep | None) -> list[Entry]:
-    """Prints a table of a run's checkpoints; with `keep`, first deletes what it does not keep, and
-    what is damaged or half-written. Returns the entries that are there at the end.
+    """Prints a table of a run's checkpoints, and returns the entries in it.
 
-    Nothing is deleted of a run in which no checkpoint is whole. Raises UserError.
+    keep: first deletes all other checkpoints, and damaged or unfinished ones
+
+    Nothing is deleted of a run without a whole checkpoint. Raises UserError.
     """
     found, console = entries(run, verify), Console(highlight=False)
     if not console.is_terminal:
@@ -82,7 +83,7 @@ def show(run: Path, verify: bool, keep: Keep | None) -> list[Entry]:
 def _entry(folder: Path, verify: bool) -> Entry:
     size = sum(path.stat().st_size for path in folder.iterdir())
     if folder.name.endswith(PARTIAL):
-        return Entry(folder, size, None, "not finished: a save or a deletion that was broken off")
+        return Entry(folder, size, None, "not finished: an interrupted save or deletion")
     try:
         manifest = read_manifest(folder)
         wrong = fault(folder, files_of(folder).items()) if verify else None
@@ -90,13 +91,13 @@ def _entry(folder: Path, verify: bool) -> Entry:
         return Entry(folder, size, None, str(error).partition(";")[0])
     if not WHOLE.fullmatch(folder.name):
         damaged = folder.name.endswith(DAMAGED)
-        wrong = wrong or ("set aside by a run" if damaged else "no name of a checkpoint")
+        wrong = wrong or ("set aside by a run" if damaged else "not the name of a checkpoint")
     return Entry(folder, size, manifest, wrong)
 
 
 def _row(entry: Entry, verify: bool) -> tuple[str, ...]:
     saved = datetime.fromtimestamp(entry.folder.stat().st_mtime)
-    whole = "whole" if verify else "not looked at"
+    whole = "whole" if verify else "not verified"
     step, layout = entry.folder.name.removeprefix("step-"), ""
     if entry.manifest is not None:
         step = str(entry.manifest.step)

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from mlm.errors import DataError, UserError
 from mlm.weights.stored import causes_of
@@ -15,33 +17,33 @@ from parallel.engine.interface import Engine, Piece
 from parallel.groups import group_rank, group_size
 from parallel.sharding import Box, boxes, shard_of
 
-PART = 1 << 22  # numbers of a tile, of which loading holds a few at once
+PART = 1 << 22  # numbers of a tile; loading holds a few tiles at once
 
 
 def restore(engine: Engine, folder: Path, step: int) -> None:
-    """Puts the state of a checkpoint, of `step` optimizer steps, into an engine of any layout; a
-    collective. Each rank reads what it keeps, into where it keeps it.
+    """Loads the state of a checkpoint after `step` optimizer steps into an engine of any layout; a
+    collective. Each rank reads its own pieces in place.
 
-    Raises `DataError` on every rank where a checkpoint has no such state.
+    Raises `DataError` on every rank where a checkpoint lacks such a state.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             planner = LoadTiles(tiles(engine.pieces()))
-            dcp.load({}, storage_reader=dcp.FileSystemReader(folder), planner=planner)
-    except dcp.api.CheckpointException as error:
+            load({}, storage_reader=FileSystemReader(folder), planner=planner)
+    except CheckpointException as error:
         causes = causes_of(error)
         cause = next((each for each in causes if isinstance(each, UserError)), causes[0])
         if isinstance(cause, UserError | OSError):
-            raise DataError(f"{folder} cannot be gone on from: {cause}") from error
+            raise DataError(f"{folder} cannot be resumed from: {cause}") from error
         raise
     engine.pieces_changed(step)
 
 
 def tiles(found: Sequence[Piece]) -> Iterator[Tile]:
-    """The tiles of all pieces, labelled `<kind>/<name>`; they are views, to read and to write."""
+    """The tiles of all pieces, labelled `<kind>/<name>`, as views to read from and write to."""
     for piece in found:
-        full, origin = _whole(piece)
+        full, origin = _full_shape(piece)
         done = 0
         for box in boxes(piece.shape, piece.start, piece.start + _length(piece), PART):
             places = tuple(a + b for a, b in zip(origin, box.offsets, strict=True))
@@ -52,9 +54,9 @@ def tiles(found: Sequence[Piece]) -> Iterator[Tile]:
 
 
 def pieces_to_write(engine: Engine) -> list[Piece]:
-    """The pieces that this rank writes: of copies, the first rank that has one writes it.
+    """The pieces that this rank writes; a copy is written by the first rank that has it.
 
-    Copies are parameters that every tensor-parallel rank holds whole, and a tied one on a later
+    Copies are parameters that every tensor-parallel rank holds whole, and tied ones on a later
     stage.
     """
     layers = engine.layers
@@ -74,8 +76,8 @@ def pieces_to_write(engine: Engine) -> list[Piece]:
     ]
 
 
-def _whole(piece: Piece) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shape of the whole parameter, and where this rank's slice begins in it."""
+def _full_shape(piece: Piece) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shape of the full parameter, and the offsets of this rank's slice in it."""
     full, origin = list(piece.shape), [0] * len(piece.shape)
     shard = shard_of(piece.parameter)
     if shard is not None:

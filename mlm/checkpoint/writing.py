@@ -1,4 +1,4 @@
-"""Saving: written aside, checked, then renamed; at once, or in the background of training."""
+"""Saving: a checkpoint is written aside, verified and renamed, at once or in the background."""
 
 import hashlib
 import os
@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from mlm.checkpoint.folder import (
     PARTIAL,
@@ -39,7 +40,10 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Keep:
-    """Which checkpoints stay: the `newest`, and those of steps that `every` divides (0: none)."""
+    """Which checkpoints stay: the `newest` ones, and those whose step is a multiple of `every`.
+
+    every: 0: no further ones
+    """
 
     newest: int
     every: int = 0
@@ -48,9 +52,9 @@ class Keep:
 class Saver:
     """Writes the checkpoints of a run; every rank has one and makes the same calls.
 
-    background: training goes on as soon as a rank's own state is copied; the copy is written while
-        it does. One save at a time: the next waits for it.
-    on_progress: is called as the writing goes on
+    background: training continues as soon as a rank has copied its state, and the copy is written
+        meanwhile. A save waits for the one before it.
+    on_progress: is called repeatedly during writing
     """
 
     def __init__(
@@ -63,17 +67,20 @@ class Saver:
     ) -> None:
         self.engine, self.run, self.keep, self.background = engine, run, keep, background
         self.on_progress = on_progress
-        # Of its own, since collectives of a thread must not meet those of training.
+        # A separate group, so that collectives of the thread do not meet those of training.
         self.group: Any = dist.new_group(backend="gloo")
         self.thread: Thread | None = None
         self.failed: Exception | None = None
         self.copies: dict[str, Tensor] = {}
         found = newest(run)
-        self.last = None if found is None else step_of(found)  # of the newest that is whole
+        self.last = None if found is None else step_of(found)  # step of the newest whole checkpoint
 
     def save(self, manifest: Manifest) -> None:
-        """Writes a checkpoint; a collective. Raises `UserError` on every rank where it, or the one
-        before it, could not be written; what was there before stays."""
+        """Writes a checkpoint; a collective.
+
+        Raises `UserError` on every rank where it, or the one before it, could not be written;
+        existing checkpoints stay.
+        """
         self.wait()
         found = pieces_to_write(self.engine)
         if not self.background:
@@ -84,7 +91,7 @@ class Saver:
         self.thread.start()
 
     def wait(self) -> None:
-        """Waits for a save in the background; raises as `save` does, where it failed."""
+        """Waits for a save in the background; raises as `save` does if it failed."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -93,7 +100,7 @@ class Saver:
             raise failed
 
     def failure(self) -> UserError | None:
-        """The error of a save in the background that has failed by now, for ranks to agree on."""
+        """The error of a save in the background that has failed, on which ranks must agree."""
         return self.failed if isinstance(self.failed, UserError) else None
 
     def _run(self, found: list[Tile], manifest: Manifest) -> None:
@@ -103,7 +110,7 @@ class Saver:
             self.failed = error
 
     def _copied(self, piece: Piece) -> Piece:
-        """A piece in memory of this rank's that the next save uses again."""
+        """A copy of a piece in memory that the next save reuses."""
         tensors = {}
         for kind, tensor in piece.tensors.items():
             label = f"{kind}/{piece.name}"
@@ -124,10 +131,10 @@ class Saver:
         except _NotWritten as error:
             if first:
                 shutil.rmtree(aside, ignore_errors=True)
-            dist.barrier(group=self.group)  # what follows on other ranks may need the space
+            dist.barrier(group=self.group)  # other ranks may need the space
             raise UserError(
                 f"the checkpoint of step {manifest.step} could not be written to {final} "
-                f"({error}); free space, and start the run again: it goes on from "
+                f"({error}); free space, and start the run again: it resumes from "
                 f"{newest(self.run) or 'its first step'}"
             ) from None
         self.last = manifest.step
@@ -135,21 +142,23 @@ class Saver:
             prune(self.run, self.keep)
 
     def _write_files(self, found: list[Tile], aside: Path) -> dict[str, tuple[int, str]]:
-        """This rank's files, (bytes, sha256) by name, read again to see that they are on the disk
-        as they were written."""
+        """Writes this rank's files; returns (bytes, sha256) by name.
+
+        They are read again to verify that the disk has what was written.
+        """
         writer = _Writer(aside, per_thread_copy_ahead=0)
         planner = SaveTiles(found, self.on_progress)
-        dcp.save({}, storage_writer=writer, planner=planner, process_group=self.group)
+        save({}, storage_writer=writer, planner=planner, process_group=self.group)
         if wrong := fault(aside, writer.disk.files.items()):
             raise UserError(wrong)
         return writer.disk.files
 
     def _together(self, act: Callable[[], Result]) -> list[Result]:
-        """What `act` gives on every rank; raises _NotWritten on all where it fails on one."""
+        """The results of `act` on every rank; raises _NotWritten on all if it fails on one."""
         result, reason = None, None
         try:
             result = act()
-        except (OSError, UserError, dcp.api.CheckpointException) as error:
+        except (OSError, UserError, CheckpointException) as error:
             reason = _reason(stored.cause_of(error, self.run))
         found: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(found, (result, reason), group=self.group)
@@ -160,7 +169,7 @@ class Saver:
 
 
 def prune(run: Path, keep: Keep) -> list[Path]:
-    """Deletes the checkpoints that `keep` does not keep, and returns them; on one rank."""
+    """Deletes all checkpoints but those that `keep` names, and returns them; on one rank."""
     old = [
         folder
         for folder in all_checkpoints(run)[: -keep.newest]
@@ -172,11 +181,11 @@ def prune(run: Path, keep: Keep) -> list[Path]:
 
 
 class _NotWritten(Exception):
-    """Why a checkpoint is not there, on every rank."""
+    """Why a checkpoint is missing, raised on every rank."""
 
 
-class _Writer(dcp.FileSystemWriter):
-    """Torch's writer of files, which knows the sum of each when it is written."""
+class _Writer(FileSystemWriter):
+    """Torch's writer of files, which hashes each file while it is written."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         super().__init__(path, **options)
@@ -204,7 +213,7 @@ class _Disk(FileSystem):
 
 
 class _HashedStream:
-    """A file that is written from its beginning to its end, and its sum."""
+    """A file that is written from start to end, with its size and hash."""
 
     def __init__(self, stream: Any) -> None:
         self.stream, self.size, self.hash = stream, 0, hashlib.sha256()

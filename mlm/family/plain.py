@@ -1,7 +1,7 @@
-"""The family's models written out from their published description, for comparisons.
+"""A plain implementation of the family's published description, for comparisons.
 
-Plain products in fp32, a weight in memory at a time; nothing here is shared with the model or with
-what reads and writes its files.
+Plain products in fp32, with one weight in memory at a time. It shares no code with the model or
+with the reading and writing of its files.
 """
 
 import math
@@ -34,10 +34,10 @@ Read = Callable[[str], Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """What a model is run on.
+    """The input of a model.
 
     input_ids, token_types: (batch, seq_len), padded at the end to `lengths` (batch,)
-    source: (batch, n, hidden_size), for cross attention where a model has it
+    source: (batch, n, hidden_size), for the cross-attention of models that have it
     """
 
     input_ids: Tensor
@@ -88,11 +88,11 @@ PlainHead = Callable[[PlainModel], Tensor]
 def plain_outputs(
     head: PlainHead, config: dict[str, Any], read: Read, sample: Sample, pooler: bool = False
 ) -> Tensor:
-    """What a head with the values of a config.json and these weights gives.
+    """The outputs of a head with the values of a config.json and these weights.
 
     The logits: (batch, seq_len, vocab_size) of language models, (batch, labels) of sequences,
     (batch, 1) of a choice, (batch, seq_len, labels) of tokens, (batch, seq_len, 2) of starts and
-    ends. Of the bare model the last hidden state, and with a pooler its output after that.
+    ends. Of the bare model the last hidden state, and after it the output of a pooler, if any.
     """
     return head(PlainModel(DEFAULTS | config, read, sample, pooler))
 
@@ -139,24 +139,26 @@ def _encoded(config: dict[str, Any], read: Read, sample: Sample) -> Tensor:
     act = ACTIVATIONS[config["hidden_act"]]
     for number in range(config["num_hidden_layers"]):
 
-        def own(name: str, number=number) -> Tensor:
+        def layer_read(name: str, number=number) -> Tensor:
             return read(f"encoder.layer.{number}.{name}")
 
-        x = x + _attention(x, x, hidden, "attention", own, config)
+        x = x + _attention(x, x, hidden, "attention", layer_read, config)
         if config["add_cross_attention"] and sample.source is not None:
-            x = x + _attention(x, sample.source, 0.0, "crossattention", own, config)
-        y = act(_linear(_norm(x, own, "LayerNorm", config), own, "intermediate.dense"))
-        x = x + _linear(y, own, "output.dense")
+            x = x + _attention(x, sample.source, 0.0, "crossattention", layer_read, config)
+        y = act(
+            _linear(_norm(x, layer_read, "LayerNorm", config), layer_read, "intermediate.dense")
+        )
+        x = x + _linear(y, layer_read, "output.dense")
     return _norm(x, read, "encoder.LayerNorm", config)
 
 
 def _attention(
     x: Tensor, source: Tensor, hidden: Tensor | float, name: str, read: Read, config: dict[str, Any]
 ) -> Tensor:
-    """What an attention block adds to x; its norm is on queries only where `source` is another."""
+    """The addition of an attention block to x; in cross-attention only queries are normalised."""
     size = config["hidden_size"] // config["num_attention_heads"]
 
-    def heads(y: Tensor, part: str) -> Tensor:  # fewer than the config's where some are pruned
+    def heads(y: Tensor, part: str) -> Tensor:  # pruned models have fewer than the config
         return _linear(y, read, f"{name}.self.{part}").unflatten(-1, (-1, size)).transpose(1, 2)
 
     y = _norm(x, read, f"{name}.self_attn_layer_norm", config)

@@ -1,4 +1,4 @@
-"""Folders that are there whole or not at all."""
+"""Folders that exist as a whole or not at all."""
 
 import os
 import shutil
@@ -12,11 +12,10 @@ from mlm.files.locks import lock_file
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write in; it becomes `out` at the end, or vanishes on any error.
+    """A folder beside `out` to write in; it is renamed to `out` at the end, or deleted on an error.
 
-    Raises UserError where `out` already holds something, and for every OSError inside the block:
-    a disk that is full, a place that is read-only. What is read there must therefore raise errors
-    of its own.
+    Raises UserError where `out` is not empty, and for every OSError in the block, such as a full
+    disk or a read-only place. Code that reads in the block must therefore raise errors of its own.
     """
     out = Path(os.path.abspath(out))
     aside = out.parent / f".{out.name}.{os.getpid()}.partial"
@@ -33,11 +32,12 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def kept_folder(out: Path, finished: Callable[[Path], bool], work: str) -> Iterator[Path]:
-    """As `new_folder`, but always the same folder, so that another process can go on in it.
+    """As `new_folder`, but always the same folder, so that a later process can resume in it.
 
-    Where `finished` says that something in it is done, it stays after an error; else it vanishes.
-    What lies in its subfolder `work` is for going on, and is taken away at the end. Raises
-    UserError also where another process is writing in it.
+    finished: whether the folder has something to resume from, so that it stays after an error
+    work: a subfolder for what resuming needs, deleted at the end
+
+    Raises UserError also where another process is writing in it.
     """
     out = Path(os.path.abspath(out))
     aside = out.parent / f".{out.name}.partial"
@@ -79,9 +79,15 @@ def _sentence(out: Path) -> Iterator[None]:
         ) from error
 
 
+def check_absent(out: Path) -> None:
+    """Raises UserError where there is something at a path, even an empty folder."""
+    if out.exists() or out.is_symlink():
+        raise UserError(f"{out} exists, and nothing is overwritten; choose another folder")
+
+
 def _check_empty(out: Path) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(
-            f"{out} exists and is not an empty folder, and nothing is written over; choose "
+            f"{out} exists and is not an empty folder, and nothing is overwritten; choose "
             f"another folder, or remove this one"
         )

@@ -1,8 +1,8 @@
-"""Compares what an export or an import wrote with what it was made of: outputs on real text, and
-every weight bit for bit.
+"""Compares the result of an export or an import with its source: outputs on real text, and every
+weight bit for bit.
 
-The outputs are those of our own model, of the model written out plainly (`mlm.family.plain`), and
-of transformers, where it is installed and serves such a model.
+The outputs are those of our own model, of a plain implementation of the published description
+(`mlm.family.plain`), and of transformers, where it is installed and supports such a model.
 """
 
 import json
@@ -26,86 +26,87 @@ from mlm.family.plain import Read, Sample, plain_outputs
 from mlm.hf.ids import check_ids, check_source_ids, lines, sample_of
 from mlm.tokenizer.ids import JSON_FILE
 from mlm.trained.opening import HF_CONFIG, TrainedModel
-from mlm.weights.source import Weights
+from mlm.weights.source import Weights, same_bits
 from mlm.weights.stored import parts_of
 
 TOLERANCE = 1e-4  # of an output, absolute
 RELATIVE = 1e-5  # of the largest output, where that is more: 48 layers in fp32 differ by 6e-6 of it
-MEMORY = 1.2  # times a model's weights in fp32, to be free before it is loaded whole
+MEMORY = 1.2  # times a model's weights in fp32, which must be free before it is loaded whole
 FP32 = 4  # bytes
 
 
 def check_export(trained: TrainedModel, folder: Path) -> str:
     """Compares a Hugging Face folder with `trained`, whose weights are in the folder's dtypes.
 
-    Returns a sentence that says what was compared; raises UserError where something differs.
+    Returns a sentence about the comparison; raises UserError where something differs.
     """
-    tokenizer, said = trained.tokenizer, "Its files were read again: "
+    tokenizer, summary = trained.tokenizer, "Its files were read again: "
     if tokenizer is not None:
         file = str(folder / "tokenizer.json")
         check_ids(tokenizer, tokenizers.Tokenizer.from_file(file), lines())
-        said += f"ids are equal on {len(lines())} lines, and "
+        summary += f"ids are equal on {len(lines())} lines, and "
     read, sample = safetensors_reader(folder), sample_of(tokenizer, trained.config)
     expected = outputs(trained, sample)
     values = json.loads((folder / HF_CONFIG).read_text("utf-8"))
     found = _plain(trained, values, read, sample)
     of = f"those of {trained.path}"
     largest = _agree(found, expected, sample, "the exported model, read again from its files", of)
-    _same_bits(trained.weights, read, trained.path)
-    said += _compared(trained, sample, largest)
-    if reason := _not_asked(trained):
-        return f"{said}. {reason}."
+    _check_bits(trained.weights, read, trained.path)
+    summary += _compared(trained, sample, largest)
+    if reason := _reason_to_skip(trained):
+        return f"{summary}. {reason}."
     version, found = _transformers(trained, folder, sample)
     if tokenizer is not None:
         check_ids(tokenizer, _their_tokenizer(folder), lines())
     how = f"the exported model, loaded in transformers {version}"
     largest = _agree(found, expected, sample, how, of)
-    return f"{said}; loaded in transformers {version}, by at most {largest:.1e}."
+    return f"{summary}; loaded in transformers {version}, by at most {largest:.1e}."
 
 
-def check_import(source: TrainedModel, made: TrainedModel, original: bool) -> str:
-    """The same for an import: `made` is opened from what was written of `source`.
+def check_import(source: TrainedModel, imported: TrainedModel, original: bool) -> str:
+    """As `check_export`, for an import: `imported` is opened from the folder made of `source`.
 
-    original: whether the source is no Hugging Face folder, which transformers could load
+    original: whether the source is an original checkpoint, which transformers cannot load
     """
-    sample = sample_of(made.tokenizer, made.config)
+    sample = sample_of(imported.tokenizer, imported.config)
     values = source.config.to_dict() if original else config_values(source.path)
-    found = outputs(made, sample)
-    expected = _plain(source, values, _own_reader(source.weights), sample)
+    found = outputs(imported, sample)
+    expected = _plain(source, values, _source_reader(source.weights), sample)
     how, of = "what was imported, read again from its files", f"those of {source.path}"
     largest = _agree(found, expected, sample, how, of)
-    _same_bits(made.weights, source.weights.read, source.path)
-    said = f"Its files were read again: {_same_ids(source, made)}{_compared(made, sample, largest)}"
-    reason = None if original else _not_asked(made)
+    _check_bits(imported.weights, source.weights.read, source.path)
+    ids = _same_ids(source, imported)
+    summary = f"Its files were read again: {ids}{_compared(imported, sample, largest)}"
+    reason = None if original else _reason_to_skip(imported)
     if original or reason:
-        return f"{said}. {reason}." if reason else f"{said}."
+        return f"{summary}. {reason}." if reason else f"{summary}."
     version, theirs = _transformers(source, source.path, sample)
     largest = _agree(found, theirs, sample, how, f"{of} in transformers {version}")
-    return f"{said}; from its source in transformers {version}, by at most {largest:.1e}."
+    return f"{summary}; from its source in transformers {version}, by at most {largest:.1e}."
 
 
-def _same_ids(source: TrainedModel, made: TrainedModel) -> str:
-    """The part of a sentence that says of what ids were compared; raises UserError."""
-    if source.tokenizer is None or made.tokenizer is None:
+def _same_ids(source: TrainedModel, imported: TrainedModel) -> str:
+    """The part of the sentence about the ids that were compared; raises UserError."""
+    if source.tokenizer is None or imported.tokenizer is None:
         return ""
-    own = source.tokenizer.model_path
-    beside = own.parent / JSON_FILE
-    files = [own, *([beside] if beside != own and beside.is_file() else [])]
+    model_path = source.tokenizer.model_path
+    beside = model_path.parent / JSON_FILE
+    files = [model_path, *([beside] if beside != model_path and beside.is_file() else [])]
     for path in files:
-        check_source_ids(made.tokenizer, path, lines())
+        check_source_ids(imported.tokenizer, path, lines())
     names = " and ".join(path.name for path in files)
     return f"ids are equal to those of {names} on {len(lines())} lines, "
 
 
 def rounding(trained: TrainedModel, before: TrainedModel) -> str:
-    """A sentence: how much the outputs move as weights are rounded from `before` to `trained`."""
+    """A sentence about how much the outputs move when `before` is rounded to `trained`."""
     sample = sample_of(trained.tokenizer, trained.config)
     moved = _difference(outputs(trained, sample), outputs(before, sample), sample)
     return f"Rounding the weights moved the outputs by at most {moved:.1e}."
 
 
 def outputs(trained: TrainedModel, sample: Sample) -> Tensor:
-    """Those of our own model; written out plainly, where memory is short for it."""
+    """The outputs of our own model; of the plain implementation, where memory is too small."""
     if not _fits(trained):
         return _plain(trained, trained.config.to_dict(), trained.weights.read, sample)
     return model_outputs(trained.head, trained.model(), sample)
@@ -113,7 +114,7 @@ def outputs(trained: TrainedModel, sample: Sample) -> Tensor:
 
 @torch.no_grad()
 def model_outputs(head: str, model: Any, sample: Sample) -> Tensor:
-    """What a model of ours or of transformers gives, as `plain_outputs` gives it."""
+    """The outputs of a model of ours or of transformers, in the form of `plain_outputs`."""
     inputs = {
         "input_ids": sample.input_ids,
         "attention_mask": sample.real.long(),
@@ -125,7 +126,7 @@ def model_outputs(head: str, model: Any, sample: Sample) -> Tensor:
 
 
 def safetensors_reader(folder: Path) -> Read:
-    """Finds a tensor by name in whichever of the folder's safetensors files has it."""
+    """Reads a tensor by name from the safetensors file of the folder that has it."""
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
@@ -140,12 +141,12 @@ def safetensors_reader(folder: Path) -> Read:
     return read
 
 
-def _own_reader(weights: Weights) -> Read:
-    """Reads an import's source by other code, where it is safetensors under the same names."""
+def _source_reader(weights: Weights) -> Read:
+    """Reads the source of an import with the safetensors library, where its names are the same."""
 
     def read(name: str) -> Tensor:
-        if weights.where(name).suffix == ".safetensors":
-            with safe_open(weights.where(name), framework="pt") as file:
+        if weights.file_of(name).suffix == ".safetensors":
+            with safe_open(weights.file_of(name), framework="pt") as file:
                 if name in file.keys():  # noqa: SIM118 (not a dict)
                     return file.get_tensor(name)
         return weights.read(name)
@@ -154,7 +155,7 @@ def _own_reader(weights: Weights) -> Read:
 
 
 def _plain(trained: TrainedModel, values: dict[str, Any], read: Read, sample: Sample) -> Tensor:
-    """Written out, with the values of a config.json."""
+    """The outputs of the plain implementation, with the values of a config.json."""
     head = HEADS[trained.head]
     if not head.source:
         values = values | {"add_cross_attention": False}
@@ -163,17 +164,17 @@ def _plain(trained: TrainedModel, values: dict[str, Any], read: Read, sample: Sa
 
 
 def _fits(trained: TrainedModel) -> bool:
-    """Whether there is memory for all weights in fp32."""
+    """Whether all weights fit into free memory in fp32."""
     numbers = sum(math.prod(shape) for shape in trained.weights.shapes.values())
     return MEMORY * FP32 * numbers < psutil.virtual_memory().available
 
 
-def _not_asked(trained: TrainedModel) -> str | None:
-    """Why transformers has no part in a comparison, or None."""
+def _reason_to_skip(trained: TrainedModel) -> str | None:
+    """Why transformers is not part of a comparison; None where it is."""
     if find_spec("transformers") is None:
-        return "transformers is not installed, so it was not asked"
+        return "transformers is not installed, so it was not compared"
     if not _fits(trained):
-        return "transformers was not asked: the model does not fit into the memory that is free"
+        return "transformers was not compared: the model does not fit into free memory"
     import transformers
 
     if not hasattr(transformers, trained.head):
@@ -183,13 +184,13 @@ def _not_asked(trained: TrainedModel) -> str | None:
     if int(version.split(".")[0]) < 5 or (kind == "absolute" and not trained.config.pruned_heads):
         return None
     return (
-        f"transformers {version} was not asked: it passes over {what} and computes something else "
-        f"(4.44 does not)"
+        f"transformers {version} was not compared: it ignores {what} and computes something else "
+        f"(unlike 4.44)"
     )
 
 
 def _transformers(trained: TrainedModel, folder: Path, sample: Sample) -> tuple[str, Tensor]:
-    """The version of transformers, and the outputs of what it loads from a folder."""
+    """The version of transformers, and the outputs of the model that it loads from a folder."""
     import transformers
 
     options: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True}
@@ -211,7 +212,7 @@ def _their_tokenizer(folder: Path) -> tokenizers.Tokenizer:
 
 @contextmanager
 def _loading(folder: Path) -> Iterator[None]:
-    """Raises UserError for whatever transformers cannot load, without its warnings and bars."""
+    """Raises UserError where transformers cannot load a folder, and hides its warnings."""
     import transformers
 
     logging = transformers.logging
@@ -220,11 +221,11 @@ def _loading(folder: Path) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except Exception as error:  # whatever it raises, the folder does not load in it
+    except Exception as error:  # any error means that the folder does not load
         raise UserError(
             f"transformers {transformers.__version__} cannot load {folder.name} "
             f"({(str(error) or repr(error)).splitlines()[0]}), so nothing was written; report it, "
-            f"or go where another version is installed"
+            f"or install another version"
         ) from error
     finally:
         logging.set_verbosity(level)
@@ -233,7 +234,7 @@ def _loading(folder: Path) -> Iterator[None]:
 
 
 def _difference(found: Tensor, expected: Tensor, sample: Sample) -> float:
-    """The largest on any position before the padding; NaN where any is."""
+    """The largest difference before the padding; NaN where there is one."""
     if found.shape != expected.shape:
         return math.inf
     apart, real = (found - expected).abs(), sample.real
@@ -251,30 +252,23 @@ def _agree(found: Tensor, expected: Tensor, sample: Sample, how: str, of: str) -
     if not largest <= allowed:  # NaN, too
         raise UserError(
             f"{how}, gives logits that differ from {of} by up to {largest:.3g}, and {allowed:.1g} "
-            f"is allowed, so nothing was written; check that model, and report this where it is a "
-            f"good one"
+            f"is allowed, so nothing was written; check that model, and report this if it is "
+            f"intact"
         )
     return largest
 
 
-def _same_bits(weights: Weights, read: Read, origin: Path) -> None:
-    """Raises UserError unless every weight is, bit for bit, the one that `read` gives."""
+def _check_bits(weights: Weights, read: Read, origin: Path) -> None:
+    """Raises UserError unless every weight equals, bit for bit, the one that `read` returns."""
     for name, shape in weights.shapes.items():
         other = read(name)
         for start, stop in parts_of(shape):
-            two = other[start:stop] if shape else other
-            if not _equal(weights.part(name, 0, start, stop), two):
+            part = weights.part(name, 0, start, stop)
+            if not same_bits(part, (other[start:stop] if shape else other).to(part.dtype)):
                 raise UserError(
                     f"what was written differs from {origin} in {name}, so nothing was kept; check "
-                    f"the disk, and report this where it is a good one"
+                    f"the disk, and report this if it is intact"
                 )
-
-
-def _equal(one: Tensor, two: Tensor) -> bool:
-    """Bit for bit, in the first one's dtype; NaN equals itself."""
-    two = two.to(one.dtype)
-    ints = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
-    return torch.equal(one.contiguous().view(ints), two.contiguous().view(ints))
 
 
 def _compared(trained: TrainedModel, sample: Sample, largest: float) -> str:

@@ -1,4 +1,4 @@
-"""Real text as ids, for comparisons, and the comparison of the ids of two tokenizers."""
+"""Real text as ids, and the comparison of the ids of two tokenizers."""
 
 import json
 from collections.abc import Callable
@@ -23,7 +23,7 @@ LANGUAGES = ("en", "de", "ru", "ar", "hi", "zh-Hans")  # whose logits are compar
 TOKENS = 48  # of a text at most
 SOURCE = 5  # hidden states that a decoder attends to
 Encode = Callable[[str], list[int]]  # a line to its ids, without special ones
-TIE = 1e-5  # between scores of two segmentations, relative: what sentencepiece's fp32 cannot tell
+TIE = 1e-5  # relative difference of two segmentations' scores that fp32 does not resolve
 
 
 @cache
@@ -33,7 +33,7 @@ def lines() -> dict[str, str]:
 
 
 def sample_of(tokenizer: Tokenizer | None, config: XLMRobertaXLConfig) -> Sample:
-    """Text of several languages for a model to be run on; random ids where it has no tokenizer."""
+    """Text of several languages as input for a model; random ids where it has no tokenizer."""
     limit = min(TOKENS, config.max_position_embeddings - config.pad_token_id - 1)
     generator = torch.Generator().manual_seed(0)
     if tokenizer is None:
@@ -51,8 +51,8 @@ def sample_of(tokenizer: Tokenizer | None, config: XLMRobertaXLConfig) -> Sample
 
 
 def padded(tokenizer: Tokenizer, texts: list[str], limit: int) -> tuple[Tensor, Tensor]:
-    """Ids of texts as `<s> text </s>`, cut to `limit` tokens and padded: (texts, longest), and
-    the lengths (texts,)."""
+    """Ids of texts as `<s> text </s>`, truncated to `limit` tokens and padded: (texts, longest),
+    and the lengths (texts,)."""
     rows = [ids[: limit - 2].tolist() for ids in tokenizer.encode(texts)]
     rows = [[tokenizer.bos, *row, tokenizer.eos] for row in rows]
     lengths = torch.tensor([len(row) for row in rows])
@@ -67,9 +67,9 @@ def check_ids(ours: Tokenizer, theirs: tokenizers.Tokenizer, texts: dict[str, st
     if (theirs.get_vocab_size(), theirs.token_to_id("<mask>")) != (ours.size, ours.mask):
         raise UserError(
             f"the exported tokenizer has {theirs.get_vocab_size()} ids in place of {ours.size}, so "
-            f"nothing was written; check {ours.model_path} for a piece that stands in it twice"
+            f"nothing was written; check {ours.model_path} for a piece that occurs twice"
         )
-    if language := _apart(ours, lambda text: _ids_of(theirs, text), texts):
+    if language := _first_difference(ours, lambda text: _ids_of(theirs, text), texts):
         raise UserError(
             f"the exported tokenizer gives other ids than sentencepiece to a line of "
             f"{language}, {texts[language][:40]!r}, so nothing was written; report this with "
@@ -78,27 +78,29 @@ def check_ids(ours: Tokenizer, theirs: tokenizers.Tokenizer, texts: dict[str, st
 
 
 def check_source_ids(made: Tokenizer, path: Path, texts: dict[str, str]) -> None:
-    """Raises UserError where a tokenizer gives other ids than the file that it was made of, or that
-    lies beside that one: a sentencepiece model or a `tokenizer.json`, read by their libraries."""
+    """Raises UserError where a tokenizer gives other ids than a file of its source: a sentencepiece
+    model or a `tokenizer.json`, read by their libraries."""
     encode = _library(made, path) if path.name == JSON_FILE else _sentencepiece(path)
-    if language := _apart(made, encode, texts):
+    if language := _first_difference(made, encode, texts):
         raise UserError(
             f"{path} gives other ids than the tokenizer that was imported to a line of {language}, "
             f"{texts[language][:40]!r}, so nothing was written; give the files of one tokenizer, "
-            f"and report this where they are"
+            f"and report this if they are"
         )
 
 
 def _sentencepiece(path: Path) -> Encode:
-    """A sentencepiece model as it is, with XLM-R's ids made of its own."""
+    """A sentencepiece model, whose ids are mapped to XLM-R's."""
     processor = SentencePieceProcessor(model_proto=path.read_bytes())
     return lambda text: [id + SHIFT if id else UNK for id in processor.encode(text)]
 
 
 def _library(made: Tokenizer, path: Path) -> Encode:
-    """A `tokenizer.json` without tokens of its user's, and with its rules applied as sentencepiece
-    does, since the library applies them to grapheme clusters; that the rules are the same is known
-    by now."""
+    """A `tokenizer.json` without tokens that users added, and normalised as sentencepiece does.
+
+    The library applies its rules to grapheme clusters instead; that the rules are equal was checked
+    before.
+    """
     values = json.loads(path.read_text("utf-8"))
     known = made.special.values()
     values["added_tokens"] = [each for each in values["added_tokens"] if each["id"] in known]
@@ -111,8 +113,8 @@ def _ids_of(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def _apart(ours: Tokenizer, encode: Encode, texts: dict[str, str]) -> str | None:
-    """The first language to whose line the two give other ids."""
+def _first_difference(ours: Tokenizer, encode: Encode, texts: dict[str, str]) -> str | None:
+    """The first language for whose line the two give different ids; None: there is none."""
     for language, ids in zip(texts, ours.encode(list(texts.values())), strict=True):
         found = encode(texts[language])
         if found != ids.tolist() and not tie(ours, found, ids.tolist()):
@@ -121,10 +123,10 @@ def _apart(ours: Tokenizer, encode: Encode, texts: dict[str, str]) -> str | None
 
 
 def tie(tokenizer: Tokenizer, found: list[int], ids: list[int]) -> bool:
-    """Whether two segmentations of one text have the same score as far as fp32 tells.
+    """Whether two segmentations of one text have equal scores up to rounding in fp32.
 
-    Sentencepiece adds scores up in fp32 and the tokenizers library in fp64, so a tie that only
-    rounding breaks may fall to either side; the ids of a line in some hundred thousand differ so.
+    Sentencepiece adds scores in fp32 and the tokenizers library in fp64, so that rounding decides
+    ties; one line in some hundred thousand differs for this reason.
     """
     if "".join(tokenizer.pieces(found)) != "".join(tokenizer.pieces(ids)):
         return False

@@ -7,13 +7,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from mlm import checkpoint
 from mlm.errors import DataError, UserError
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.files.folders import new_folder
+from mlm.files.folders import check_absent, new_folder
 from mlm.hf.check import check_import
 from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
 from mlm.tokenizer.tokenizer import Tokenizer
@@ -29,9 +28,8 @@ from mlm.trained.opening import (
 )
 from mlm.trained.published import AddedTokens, tokenizer_of
 from mlm.weights.source import Weights
-from mlm.weights.stored import parts_of
 
-NONE = "none"  # in place of a tokenizer's folder
+NO_TOKENIZER = "none"  # in place of a tokenizer's folder
 FP32 = 4  # bytes
 SPARE = 1024  # embeddings without an id; the published models have 878
 
@@ -39,26 +37,24 @@ SPARE = 1024  # embeddings without an id; the published models have 878
 def import_model(
     path: str, out: str, tokenizer: str | None = None, head: str | None = None
 ) -> None:
-    """Writes the folder `out`, with a checkpoint of step 0 and the tokenizer, of a model.
+    """Writes a model as the folder `out`, with a checkpoint of step 0 and the tokenizer.
 
     path: a Hugging Face folder of any head, or an original checkpoint: its folder, or a file
-    tokenizer: the folder of the sentencepiece model; None: it lies beside the weights; `none`:
-        there is none, and only weights and config are imported
-    head: the name of a classification head in an original checkpoint, to be taken in place of the
+    tokenizer: the folder of the sentencepiece model; None: the folder of the weights; `none`: only
+        weights and config are imported
+    head: the name of a classification head in an original checkpoint, to import in place of the
         language model's
 
-    Weights go through memory in parts. What was written is read again and compared with the source,
-    ids included, before the folder gets its name. Raises UserError, and then `out` is not there.
+    Weights pass through memory in parts. The result is read again and compared with the source,
+    including ids, before the folder gets its name. Raises UserError, and then `out` does not exist.
     """
     folder, place = Path(out), Path(path)
-    if folder.exists() or folder.is_symlink():
-        raise UserError(f"{out} exists, and nothing is written over; choose another folder")
+    check_absent(folder)
     console = Console(highlight=False)
-    source, said = _opened(place, head)
-    original = said is not None
+    source, notes = _opened(place, head)
+    original = notes is not None
     source = replace(source, tokenizer=_tokenizer(place, tokenizer))
     check(source)
-    _check_copies(source.weights)
     _check_room(source.weights, folder)
     with new_folder(folder) as aside:
         if source.tokenizer is not None:
@@ -69,20 +65,20 @@ def import_model(
         checked = check_import(source, open_trained(aside), original)
     for sentence in (
         f"{out} holds the model of {path}, an {source.head}. {checked}",
-        *(said or ()),
+        *(notes or ()),
         *_spare_rows(source),
     ):
         console.print(sentence, soft_wrap=True, markup=False)
 
 
 def _opened(path: Path, head: str | None) -> tuple[TrainedModel, list[str] | None]:
-    """The model without a tokenizer, and what was decided of an original checkpoint; None for a
-    Hugging Face folder."""
+    """The model without a tokenizer, and the notes on an original checkpoint; None for a Hugging
+    Face folder."""
     if (path / HF_CONFIG).is_file():
         if head is not None:
             raise UserError(
                 f"head={head} names a head of an original checkpoint, and {path} is a Hugging Face "
-                f"folder, of which the head is imported that it has; leave it out"
+                f"folder, which is imported with its own head; remove head={head}"
             )
         return open_folder(path), None
     if (path / checkpoint.MANIFEST).is_file() or checkpoint.newest(path):
@@ -99,10 +95,10 @@ def _opened(path: Path, head: str | None) -> tuple[TrainedModel, list[str] | Non
 
 
 def _check_place(path: Path) -> None:
-    """Raises DataError where a path is no original checkpoint at first sight."""
+    """Raises DataError where a path is clearly not an original checkpoint."""
     if not path.exists():
         raise DataError(
-            f"{path} is not there, and nothing is downloaded; give a Hugging Face folder, or an "
+            f"{path} does not exist, and nothing is downloaded; give a Hugging Face folder, or an "
             f"original checkpoint"
         )
     if path.suffix in (".safetensors", ".bin", ".json"):
@@ -117,7 +113,7 @@ def _check_place(path: Path) -> None:
 
 
 def _tokenizer(path: Path, given: str | None) -> Tokenizer | None:
-    if given == NONE:
+    if given == NO_TOKENIZER:
         return None
     folder = path if path.is_dir() else path.parent
     if given is not None:
@@ -125,35 +121,38 @@ def _tokenizer(path: Path, given: str | None) -> Tokenizer | None:
     if not Tokenizer.is_in(folder):
         raise DataError(
             f"{folder} has no {MODEL_FILE}, the sentencepiece model of the tokenizer, and no "
-            f"{JSON_FILE}; add tokenizer=DIR for the folder that has one, or tokenizer={NONE} to "
-            f"import the weights alone"
+            f"{JSON_FILE}; add tokenizer=DIR for the folder that has one, or "
+            f"tokenizer={NO_TOKENIZER} to import the weights alone"
         )
     try:
         return tokenizer_of(folder)
     except AddedTokens as error:
         raise DataError(
             f"{str(error).partition(';')[0]}; add tokenizer={folder} to import the model without "
-            f"them, or tokenizer={NONE}"
+            f"them, or tokenizer={NO_TOKENIZER}"
         ) from None
 
 
 def _given(tokenizer: str, beside: Path) -> Tokenizer:
-    """The tokenizer that was asked for; raises DataError where its own files contradict each other,
-    or where it is not that of a file `beside` the weights, if one can be read there."""
+    """The tokenizer that the user chose.
+
+    Raises DataError where its files contradict each other, or a readable tokenizer in the folder
+    `beside` of the weights gives other ids.
+    """
     found = Tokenizer.load(Path(tokenizer))
     found.check_beside(Path(tokenizer))
-    for own in _beside(beside):
-        if not found.same_ids(own):
+    for other in _beside(beside):
+        if not found.same_ids(other):
             raise DataError(
-                f"tokenizer={tokenizer} gives other ids than {own.model_path}, which the model was "
-                f"trained with; leave it out, or move that file away if it is not the model's"
+                f"tokenizer={tokenizer} gives other ids than {other.model_path}, which the model "
+                f"was trained with; remove this setting, or move that file away if it is not the "
+                f"model's"
             )
     return found
 
 
 def _beside(folder: Path) -> Iterator[Tokenizer]:
-    """The tokenizers of a folder's files, of those that can be read: others are damaged, maybe, and
-    the reason why another one is given."""
+    """The tokenizers in a folder that can be read: a damaged one is a reason to choose another."""
     with suppress(DataError):
         if (folder / MODEL_FILE).is_file():
             yield Tokenizer.load(folder)
@@ -163,11 +162,11 @@ def _beside(folder: Path) -> Iterator[Tokenizer]:
 
 
 def _imported(source: TrainedModel) -> checkpoint.Imported:
-    def kept(dtype: str) -> str:
-        return "float32" if dtype == "float64" else dtype  # as which it is stored
+    def stored(dtype: str) -> str:
+        return "float32" if dtype == "float64" else dtype  # the largest of a checkpoint
 
-    most = kept(common_dtype(source.weights))
-    named = {name: kept(source.weights.dtype_name(name)) for name in source.weights.shapes}
+    most = stored(common_dtype(source.weights))
+    named = {name: stored(source.weights.dtype_name(name)) for name in source.weights.shapes}
     return checkpoint.Imported(
         source=str(source.path.absolute()),
         head=source.head,
@@ -175,19 +174,8 @@ def _imported(source: TrainedModel) -> checkpoint.Imported:
         dtype=most,
         dtypes={name: dtype for name, dtype in named.items() if dtype != most},
         tokenizer=source.tokenizer and source.tokenizer.hash,
-        model_max_length=source.cut,
+        model_max_length=source.max_text_tokens,
     )
-
-
-def _check_copies(weights: Weights) -> None:
-    """Raises DataError where a weight that is tied was stored twice, with other numbers."""
-    for name, copy in weights.copies.items():
-        places = [(0, *ends) for ends in parts_of(weights.shapes[name])]
-        if not all(torch.equal(weights.part(name, *p), weights.part(copy, *p)) for p in places):
-            raise DataError(
-                f"{weights.where(name)} has other numbers in {copy} than in "
-                f"{name}, and the two are one weight in this model; give a model that ties them"
-            )
 
 
 def _check_room(weights: Weights, out: Path) -> None:
@@ -197,20 +185,20 @@ def _check_room(weights: Weights, out: Path) -> None:
     free = shutil.disk_usage(place).free
     if needed > free:
         raise UserError(
-            f"{out} would take {needed / 1e9:.1f} GB for the weights in fp32, and {free / 1e9:.1f} "
+            f"{out} needs {needed / 1e9:.1f} GB for the weights in fp32, and {free / 1e9:.1f} "
             f"GB are free there; free some space, or choose another folder"
         )
 
 
 def _spare_rows(source: TrainedModel) -> list[str]:
-    """A sentence about embeddings that no id of the tokenizer has, where they are more than what
-    padding adds."""
+    """A sentence about embeddings without an id of the tokenizer, where padding cannot explain
+    them."""
     if source.tokenizer is None:
         return []
     rows, ids = source.config.vocab_size, source.tokenizer.size
     if rows - ids < SPARE:
         return []
     return [
-        f"The model has {rows:,} embeddings and the tokenizer {ids:,} ids: see that it is the "
+        f"The model has {rows:,} embeddings and the tokenizer {ids:,} ids: check that it is the "
         f"tokenizer of this model."
     ]

@@ -1,4 +1,4 @@
-"""What a trained model puts in place of `<mask>`, by the same ids as in transformers."""
+"""A trained model's candidates for `<mask>`, with the same ids as in transformers."""
 
 import re
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ Candidates = list[tuple[str, float]]  # pieces, as the tokenizer has them, and t
 
 @dataclass(frozen=True)
 class Filled:
-    """A text, its candidates for each mask, best first, and the text with the best of each."""
+    """A text, the candidates for each mask, best first, and the text with the best of each."""
 
     text: str
     masks: list[Candidates]
@@ -33,11 +33,11 @@ class Filled:
 
 
 def fill(path: str, texts: Sequence[str], top: int = 5) -> list[list[Candidates]]:
-    """Fills the masks of each text, shows what was found, and returns it.
+    """Prints and returns candidates for the masks of each text, computed on the CPU in fp32.
 
-    path: of a run folder, a checkpoint, an import or a Hugging Face folder; it runs on the CPU in
-        fp32
-    Returns `top` candidates for each mask of each text; a mask is filled as if the others stayed.
+    path: a run folder, a checkpoint, an import or a Hugging Face folder
+
+    Returns `top` candidates for each mask of each text; a mask is filled while the others stay.
     Raises UserError for a text that is empty, has no `<mask>` or is longer than the model takes.
     """
     found = fill_masks(Path(path), texts, top)
@@ -46,7 +46,7 @@ def fill(path: str, texts: Sequence[str], top: int = 5) -> list[list[Candidates]
 
 
 def fill_masks(path: Path, texts: Sequence[str], top: int) -> list[Filled]:
-    """`fill` without showing anything."""
+    """As `fill`, without printing anything."""
     trained = open_trained(path)
     if trained.head != MASKED_LM:
         raise UserError(
@@ -71,7 +71,7 @@ def fill_masks(path: Path, texts: Sequence[str], top: int) -> list[Filled]:
         places = [place for place, id in enumerate(row) if id == tokenizer.mask]
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([row])).logits[0, places]
-        # Special and padded ids keep their share of the probability; they are only not proposed.
+        # Special and padded ids keep their share of the probability, and are never candidates.
         probabilities = logits.softmax(-1)[:, FIRST_PIECE : tokenizer.mask]
         best = probabilities.topk(top)
         masks = [
@@ -83,10 +83,10 @@ def fill_masks(path: Path, texts: Sequence[str], top: int) -> list[Filled]:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of `<s> text </s>`; what is written like a special id is one.
+    """The ids of `<s> text </s>`, where the text may contain special ids as they are written.
 
-    The parts between them are tokenized each by itself, as transformers does, so that a part begins
-    with a space whether it has one or not.
+    The parts between these are tokenized separately, as transformers does, so that every part
+    begins with a space.
     """
     parts = [part for part in _SPECIAL.split(text) if part]
     special = {**SPECIAL, MASK: tokenizer.mask}
@@ -112,7 +112,7 @@ def _checked_ids(tokenizer: Tokenizer, text: str, limit: int) -> list[int]:
 
 
 def _best(text: str, masks: list[Candidates]) -> str:
-    """The text with the first candidate of each mask, which brings its own space or has none."""
+    """The text with the first candidate of each mask; the candidate decides about a space."""
     first = iter(candidates[0][0].replace(SPACE, " ") for candidates in masks)
     return re.sub(rf"\s*{MASK}", lambda _: next(first), text).strip()
 
@@ -132,5 +132,5 @@ def _show(found: list[Filled], console: Console) -> None:
 
 
 def _shown(piece: str) -> str:
-    """A piece as people read it; one that is nothing but a space says so."""
+    """A piece in readable form, also where it is only a space."""
     return f"{SPACE} (a space)" if piece == SPACE else piece

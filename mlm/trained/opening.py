@@ -1,4 +1,4 @@
-"""A trained model where it lies: a run folder, a checkpoint, an import or a Hugging Face folder."""
+"""A trained model in a run folder, a checkpoint, an import or a Hugging Face folder."""
 
 import json
 from collections import Counter
@@ -22,18 +22,18 @@ from mlm.model.config import ModelConfig
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.trained.published import head_of, model_max_length, tokenizer_of
 from mlm.weights import stored
-from mlm.weights.dtypes import FLOATS, name_of
+from mlm.weights.dtypes import name_of
 from mlm.weights.load import full_shapes, load_parameters
 from mlm.weights.source import Weights, open_weights
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What a folder of a trained model holds; its weights are read when they are asked for.
+    """The contents of a folder of a trained model; its weights are read on request.
 
     head: the name of its class; tokenizer: None where the folder has none
-    cut: tokens to which its tokenizer cuts a text, as it says; None where it does not
-    weights: under the names of its class, in the dtypes that an export has
+    max_text_tokens: to which its tokenizer truncates a text; None where the folder has no limit
+    weights: under the names of its class, in the dtypes of an export
     """
 
     path: Path
@@ -41,27 +41,27 @@ class TrainedModel:
     config: XLMRobertaXLConfig
     tokenizer: Tokenizer | None
     weights: Weights
-    cut: int | None = None
+    max_text_tokens: int | None = None
 
     @property
-    def tokens_of_a_text(self) -> int:
-        """To which a text is to be cut."""
-        return self.cut or self.max_tokens
+    def text_tokens(self) -> int:
+        """Tokens to which a text is truncated."""
+        return self.max_text_tokens or self.max_tokens
 
     @property
     def max_tokens(self) -> int:
-        """Tokens that a sequence may have."""
+        """The largest number of tokens in a sequence."""
         return self.config.max_position_embeddings - self.config.pad_token_id - 1
 
     def empty(self) -> nn.Module:
         """The model on the meta device, without weights."""
-        options: dict[str, Any] = {"seed": 0}  # of nothing, on the meta device
-        if self.head == BARE:  # the only class whose pooler may be left out
+        options: dict[str, Any] = {"seed": 0}  # no weights are drawn on the meta device
+        if self.head == BARE:  # the only class without a pooler in some folders
             options["add_pooling_layer"] = any("pooler" in name for name in self.weights.shapes)
         try:
             with torch.device("meta"):
                 return HEADS[self.head].model(self.config, **options)
-        except ValueError as error:  # a config that the class cannot be made of
+        except ValueError as error:  # a config that does not fit the class
             raise DataError(f"{self.path} cannot be opened: {error}") from None
 
     def model(self) -> nn.Module:
@@ -74,7 +74,7 @@ class TrainedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedCheckpoint(TrainedModel):
-    """A trained model that is a checkpoint of a run, with all that its run tells of it."""
+    """A trained model that is a checkpoint of a run, with the run's folder and settings."""
 
     run: Path
     manifest: checkpoint.Manifest
@@ -85,56 +85,53 @@ def open_trained(path: Path, verify: bool = True) -> TrainedModel:
     """The model in a run folder (its newest checkpoint), a checkpoint, what `mlm import` wrote, or
     a Hugging Face folder of any head; raises UserError.
 
-    verify: whether the files of a checkpoint are read to see that they are as they were written
+    verify: whether the checksums of a checkpoint's files are verified
     """
-    if (path / HF_CONFIG).is_file():
-        made = replace(open_folder(path), tokenizer=tokenizer_of(path))
-        check(made)
-        return made
-    return open_checkpoint(path, verify)
+    if not (path / HF_CONFIG).is_file():
+        return open_checkpoint(path, verify)
+    model = replace(open_folder(path), tokenizer=tokenizer_of(path))
+    check(model)
+    return model
 
 
 def open_checkpoint(path: Path, verify: bool = True) -> TrainedModel:
-    """The same of all but a Hugging Face folder."""
-    made = _opened(path, verify)
-    check(made)
-    return made
-
-
-def common_dtype(weights: Weights) -> str:
-    """The name of the dtype that most weights have, as a config.json has it."""
-    return name_of(Counter(weights.dtypes.values()).most_common(1)[0][0])
-
-
-def in_dtypes(weights: Weights, dtypes: dict[str, torch.dtype]) -> Weights:
-    """The same weights, each cast to another dtype as it is read."""
-
-    def part(name: str, dim: int, start: int, stop: int) -> Tensor:
-        return weights.part(name, dim, start, stop).to(dtypes[name])
-
-    return replace(weights, dtypes=dtypes, part=part, copies={})
-
-
-def _opened(path: Path, verify: bool) -> TrainedModel:
+    """As `open_trained`, of all but a Hugging Face folder."""
     folder = _checkpoint_folder(path)
     manifest = checkpoint.read_manifest(folder)
     if verify:
         checkpoint.verify(folder)
     run, weights = folder.absolute().parent.parent, stored.open_weights(folder)
     if manifest.imported is not None:
-        return _imported(folder, run / "tokenizer", manifest.imported, weights)
-    settings = load(TrainConfig, manifest.config)
-    return TrainedCheckpoint(
-        folder,
-        MASKED_LM,
-        family_config(settings.model),
-        _tokenizer_of(settings, run),
-        weights,
-        settings.data.seq_len,  # what it was trained on
-        run=run,
-        manifest=manifest,
-        settings=settings,
-    )
+        model = _imported(folder, run / "tokenizer", manifest.imported, weights)
+    else:
+        settings = load(TrainConfig, manifest.config)
+        model = TrainedCheckpoint(
+            folder,
+            MASKED_LM,
+            family_config(settings.model),
+            _tokenizer_of(settings, run),
+            weights,
+            settings.data.seq_len,  # of its training
+            run=run,
+            manifest=manifest,
+            settings=settings,
+        )
+    check(model)
+    return model
+
+
+def common_dtype(weights: Weights) -> str:
+    """The dtype of most weights, as a config.json names it."""
+    return name_of(Counter(weights.dtypes.values()).most_common(1)[0][0])
+
+
+def in_dtypes(weights: Weights, dtypes: dict[str, torch.dtype]) -> Weights:
+    """The same weights, each cast to another dtype when it is read."""
+
+    def read_part(name: str, dim: int, start: int, stop: int) -> Tensor:
+        return weights.part(name, dim, start, stop).to(dtypes[name])
+
+    return replace(weights, dtypes=dtypes, read_part=read_part, copies={})
 
 
 def family_config(model: ModelConfig) -> XLMRobertaXLConfig:
@@ -151,10 +148,7 @@ def _imported(
     if source.tokenizer is not None:
         tokenizer = Tokenizer.load(beside)
         if tokenizer.hash != source.tokenizer:
-            raise DataError(
-                f"{tokenizer.model_path} is not the tokenizer that was imported (its hash is "
-                f"{tokenizer.hash[:12]}, not {source.tokenizer[:12]}); put the old one back"
-            )
+            raise _other_tokenizer(tokenizer, "was imported", source.tokenizer)
     dtypes = {
         name: getattr(torch, source.dtypes.get(name, source.dtype)) for name in weights.shapes
     }
@@ -182,12 +176,12 @@ def _checkpoint_folder(path: Path) -> Path:
 
 
 def _tokenizer_of(settings: TrainConfig, run: Path) -> Tokenizer:
-    """The tokenizer that a run was trained with, from wherever a copy of it is."""
+    """The tokenizer that a run was trained with, from wherever there is a copy."""
     data = settings.data
     places = [Path(data.tokenizer)] if data.tokenizer else []
     if data.shards and not is_url(data.shards):
         places.append(Path(data.shards) / "tokenizer")
-    elif data.shards and not any(map(Tokenizer.is_in, places)):  # it has gone from the cache
+    elif data.shards and not any(map(Tokenizer.is_in, places)):  # it was deleted from the cache
         beside = tokenizer_beside(open_index(data.shards, data.cache))
         places += [beside] if beside is not None else []
     expected = _tokenizer_hash(settings, run)
@@ -196,18 +190,22 @@ def _tokenizer_of(settings: TrainConfig, run: Path) -> Tokenizer:
         if expected in (None, tokenizer.hash):
             return tokenizer
     if found:
-        raise DataError(
-            f"{found[0].model_path} is not the tokenizer that {run} was trained with (its hash is "
-            f"{found[0].hash[:12]}, not {str(expected)[:12]}); put the old one back"
-        )
+        raise _other_tokenizer(found[0], f"{run} was trained with", str(expected))
     raise DataError(
         f"the tokenizer of {run} is in none of {', '.join(map(str, places))}; put the folder that "
         f"`mlm tokenizer` wrote there"
     )
 
 
+def _other_tokenizer(tokenizer: Tokenizer, of: str, expected: str) -> DataError:
+    return DataError(
+        f"{tokenizer.model_path} is not the tokenizer that {of} (its hash is "
+        f"{tokenizer.hash[:12]}, not {expected[:12]}); put the old one back"
+    )
+
+
 def _tokenizer_hash(settings: TrainConfig, run: Path) -> str | None:
-    """As the run's `data.json` or the index of its shards says; None where both are gone."""
+    """From the run's `data.json` or the index of its shards; None where both are gone."""
     try:
         return json.loads((run / "data.json").read_text("utf-8"))["tokenizer"]
     except (OSError, ValueError, KeyError):
@@ -232,46 +230,41 @@ def open_folder(folder: Path) -> TrainedModel:
     return TrainedModel(folder, head, config, None, weights, model_max_length(folder))
 
 
-def check(made: TrainedModel) -> None:
+def check(model: TrainedModel) -> None:
     """Raises DataError unless tokenizer and weights are those of this class and config."""
-    vocabulary, tokenizer = made.config.vocab_size, made.tokenizer
+    vocabulary, tokenizer = model.config.vocab_size, model.tokenizer
     if tokenizer is not None and vocabulary < tokenizer.size:
         raise DataError(
-            f"{made.path} has a vocab_size of {vocabulary}, below the {tokenizer.size} ids of its "
+            f"{model.path} has a vocab_size of {vocabulary}, below the {tokenizer.size} ids of its "
             f"tokenizer {tokenizer.model_path}; give the tokenizer that belongs to the model"
         )
-    if tokenizer is not None and made.config.pad_token_id != tokenizer.pad:
+    if tokenizer is not None and model.config.pad_token_id != tokenizer.pad:
         raise DataError(
-            f"{made.path} has pad_token_id={made.config.pad_token_id}, and its tokenizer "
+            f"{model.path} has pad_token_id={model.config.pad_token_id}, and its tokenizer "
             f"{tokenizer.model_path} has {tokenizer.pad}, as all of this family; give the "
             f"tokenizer that belongs to the model"
         )
-    expected = full_shapes(made.empty())
-    found = made.weights.shapes
+    expected = full_shapes(model.empty())
+    found = model.weights.shapes
     for name in (*expected, *found):
         if expected.get(name) != found.get(name):
-            raise DataError(_misfit(made, name, expected.get(name), found.get(name)))
-    for name, dtype in made.weights.dtypes.items():
-        if dtype not in FLOATS:
-            raise DataError(
-                f"{made.weights.where(name)} holds {name} as {made.weights.dtype_name(name)}, and "
-                f"weights are float32, float16, bfloat16 or float64; give a model that is not "
-                f"quantised"
-            )
+            raise DataError(_misfit(model, name, expected.get(name), found.get(name)))
+    for name in found:
+        model.weights.check_dtype(name)
 
 
 def _misfit(
-    made: TrainedModel, name: str, expected: tuple[int, ...] | None, found: tuple[int, ...] | None
+    model: TrainedModel, name: str, expected: tuple[int, ...] | None, found: tuple[int, ...] | None
 ) -> str:
-    file = made.weights.where(name)
+    file = model.weights.file_of(name)
     if found is None:
         return (
-            f"{made.path} has no {name}, which an {made.head} of its config has; copy it again "
+            f"{model.path} has no {name}, which an {model.head} of its config has; copy it again "
             f"from where it came"
         )
     if expected is None:
         return (
-            f"{file} has {name}, which an {made.head} of its config has not; give a folder of this "
+            f"{file} has {name}, which an {model.head} of its config lacks; give a folder of this "
             f"family, or the config that belongs to it"
         )
     return (

@@ -1,4 +1,4 @@
-"""What a Hugging Face folder holds beside weights: the class of its model, and its tokenizer."""
+"""The parts of a Hugging Face folder beside weights: the class of its model, and its tokenizer."""
 
 import json
 from collections.abc import Collection
@@ -14,13 +14,15 @@ from mlm.tokenizer.tokenizer import Tokenizer
 
 
 class AddedTokens(DataError):
-    """A tokenizer has tokens of its user's."""
+    """A tokenizer has tokens that its user added."""
 
 
 def tokenizer_of(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a Hugging Face folder, if it has one; raises DataError, also where its two
-    files contradict each other, and AddedTokens for one with tokens that are not in its
-    sentencepiece model."""
+    """The tokenizer of a Hugging Face folder, None where it has none.
+
+    Raises DataError, also where its two files contradict each other, and AddedTokens where it has
+    tokens that are missing in its sentencepiece model.
+    """
     if not Tokenizer.is_in(folder):
         return None
     tokenizer, file = Tokenizer.load(folder), folder / JSON_FILE
@@ -28,21 +30,21 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
         added = json.loads(file.read_text("utf-8"))["added_tokens"]
         found = {int(token["id"]): str(token["content"]) for token in added}
     except (OSError, ValueError, KeyError, TypeError):
-        found = {}  # what else is wrong with the file is said below
+        found = {}  # other faults of the file are reported below
     known = tokenizer.special.values()
     for id, text in sorted(found.items()):
         if id not in known:
             raise AddedTokens(
                 f"{file} has tokens beside those of its sentencepiece model, such as {text!r} with "
-                f"the id {id}, and they are not served here; leave {JSON_FILE} out of the folder, "
-                f"with {MODEL_FILE} in it, to go on without them"
+                f"the id {id}, and they are unsupported; remove {JSON_FILE} from the folder, and "
+                f"keep {MODEL_FILE} in it, to continue without them"
             )
     tokenizer.check_beside(folder)
     return tokenizer
 
 
 def model_max_length(folder: Path) -> int | None:
-    """Tokens to which the tokenizer of a Hugging Face folder cuts a text, if it says so."""
+    """Tokens to which the tokenizer of a Hugging Face folder truncates a text; None: no limit."""
     try:
         length = json.loads((folder / CONFIG).read_text("utf-8"))["model_max_length"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -51,8 +53,10 @@ def model_max_length(folder: Path) -> int | None:
 
 
 def head_of(folder: Path, config: XLMRobertaXLConfig, names: Collection[str]) -> str:
-    """The class of a folder's model, as its config says, or else as the `names` of its weights
-    show; raises DataError."""
+    """The class of a folder's model, from its config, or else from the `names` of its weights.
+
+    Raises DataError.
+    """
     if config.architectures:
         if config.architectures[0] not in HEADS:
             raise DataError(

@@ -1,4 +1,4 @@
-"""What a run begins with where that is a trained model: `weights=PATH`, continued pretraining."""
+"""Continued pretraining: the trained model that `weights=PATH` has a run start with."""
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,22 +19,22 @@ from mlm.weights.source import Weights
 from parallel.engine.interface import Engine
 from parallel.sharding import shard_of
 
-# Settings of training, and of weights that are new: a run has its own.
-OWN = (
+# Settings of training and of new weights, which a run takes from its own config.
+FROM_RUN = (
     "hidden_dropout_prob",
     "attention_probs_dropout_prob",
     "output_dropout",
     "initializer_range",
 )
-SHAPE = tuple(field.name for field in fields(ModelConfig) if field.name not in OWN)
+SHAPE = tuple(field.name for field in fields(ModelConfig) if field.name not in FROM_RUN)
 
 
 @dataclass(frozen=True)
 class StartingModel:
-    """A model to begin with.
+    """A model that a run can start with.
 
-    path: absolute; of a run, the checkpoint that is its newest now
-    model: settings that come from it; tokenizer: None where it has none
+    path: absolute; of a run, its newest checkpoint
+    model: the settings that it determines; tokenizer: None where it has none
     message: a sentence for the user
     """
 
@@ -45,7 +45,7 @@ class StartingModel:
 
 
 def starting_model(path: Path) -> StartingModel:
-    """What a run would begin with; raises UserError for what cannot be gone on with."""
+    """The model in a folder; raises UserError for one that pretraining cannot continue."""
     found = open_trained(path)
     kind = found.config.position_embedding_type
     if kind != "absolute":
@@ -70,20 +70,20 @@ def starting_model(path: Path) -> StartingModel:
 def _message(found: TrainedModel) -> str:
     matched = match(_expected(found.config.shape()), found.weights)
     new, unused = (_modules(names) for names in (matched.missing, matched.unused))
-    said = f"Beginning with the weights of {found.path}, an {found.head}"
+    message = f"Starting with the weights of {found.path}, an {found.head}"
     if new:
-        said += f"; it has no {new}, whose weights are new"
+        message += f"; it has no {new}, whose weights are new"
     if unused:
-        said += f"; its {unused} is left out"
+        message += f"; its {unused} is skipped"
     if found.config.is_decoder:
-        said += "; it was a decoder, and now each token sees those behind it, too"
-    return said
+        message += "; it was a decoder, and now each token also sees those after it"
+    return message
 
 
 def _modules(names: list[str]) -> str:
-    """The modules that weights are of: the head, or what of the encoder."""
-    plain = (name.removeprefix(BASE) for name in names)
-    kept = {"crossattention" if "crossattention" in name else name.split(".")[0] for name in plain}
+    """The modules of some weights: the head, or parts of the encoder."""
+    local = (name.removeprefix(BASE) for name in names)
+    kept = {"crossattention" if "crossattention" in name else name.split(".")[0] for name in local}
     return " and ".join(sorted(kept))
 
 
@@ -94,14 +94,17 @@ def _expected(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class StartingWeights:
-    """The weights of `config.weights`, of which each rank reads its slices."""
+    """The weights of `config.weights`, of which each rank reads its slices.
+
+    stored: name of a parameter -> name in the weights; other parameters are new
+    """
 
     weights: Weights
     fill: Fill
-    stored: dict[str, str]  # name of a parameter -> name in the weights; others are new
+    stored: dict[str, str]
 
     def masters(self, engine: Engine) -> None:
-        """Puts them into an engine whose parameters are rounded, in fp32; a collective."""
+        """Writes them in fp32 into an engine whose parameters are rounded; a collective."""
 
         def read(name: str, parameter: nn.Parameter) -> Tensor | None:
             stored = self.stored.get(name)
@@ -113,7 +116,7 @@ class StartingWeights:
 
 
 def starting_weights(config: TrainConfig) -> StartingWeights:
-    """Opens them on a rank; raises UserError where they are not there any more, or are others."""
+    """Opens the weights on a rank; raises UserError where they are gone or have changed."""
     assert config.weights is not None
     weights = open_trained(Path(config.weights), verify=False).weights  # `starting_model` checked
     expected = _expected(config.model)
@@ -121,26 +124,28 @@ def starting_weights(config: TrainConfig) -> StartingWeights:
     def initial(module: nn.Module, name: str) -> nn.Module:
         return initialise(module, name, config.model, config.seed)
 
-    fill = filler(weights, expected, initial)  # which checks, too
+    fill = filler(weights, expected, initial)  # checks them as well
     return StartingWeights(weights, fill, match(expected, weights).stored)
 
 
 def tokenizer_for(start: StartingModel, given: str | None) -> str:
-    """The folder of the tokenizer to train with: the model's, or the one `given`; raises UserError
-    where these are not the same."""
-    own = start.tokenizer
-    if own is None and given is None:
+    """The folder of the tokenizer to train with: the `given` one, or else the model's.
+
+    Raises UserError where these give different ids, or where there is none.
+    """
+    tokenizer = start.tokenizer
+    if tokenizer is None and given is None:
         raise UserError(
             f"weights={start.path} has no tokenizer; add data.tokenizer=DIR, the one that the "
             f"model was trained with"
         )
     if given is None:
-        assert own is not None
-        return str(own.model_path.parent)
-    if own is not None and not (found := Tokenizer.load(Path(given))).same_ids(own):
+        assert tokenizer is not None
+        return str(tokenizer.model_path.parent)
+    if tokenizer is not None and not (found := Tokenizer.load(Path(given))).same_ids(tokenizer):
         raise DataError(
             f"data.tokenizer={given} is not the tokenizer of weights={start.path} (its hash is "
-            f"{found.hash[:12]}, not {own.hash[:12]}), and ids would mean something else; leave it "
-            f"out"
+            f"{found.hash[:12]}, not {tokenizer.hash[:12]}), and ids would change their meaning; "
+            f"remove this setting"
         )
     return given

@@ -1,6 +1,6 @@
-"""Weights of a folder put into modules: each rank reads its slices and nothing more.
+"""Weights of a folder read into modules: each rank reads its slices and nothing more.
 
-At no time is more in memory than what the modules keep and one tensor.
+Memory never holds more than what the modules keep and one tensor.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,17 +14,17 @@ from mlm.model.encoder import Fill
 from mlm.weights.memory import release_free_memory
 from mlm.weights.source import Weights
 from parallel.groups import group_size
-from parallel.sharding import Shard, shard_of
+from parallel.sharding import shard_of
 
 BASE = "roberta."  # what names begin with in a model with a head, and not in one without
-LARGE = 1 << 20  # bytes of a tensor whose memory is worth handing back
+LARGE = 1 << 20  # bytes of a tensor whose memory is worth returning
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Match:
-    """How the parameters of a model and the weights of a folder belong together.
+    """Which weights of a folder the parameters of a model have.
 
     stored: name of a parameter -> name in the folder, where their shapes are equal
     mismatched: the same where they are not
@@ -39,16 +39,18 @@ class Match:
 
 
 def full_shapes(module: nn.Module, name: str = "") -> dict[str, Shape]:
-    """Whole shapes of the parameters by name; a tied one is there once, under its first name."""
+    """Full shapes of the parameters by name; a tied one is there once, under its first name."""
     named = module.named_parameters(prefix=name)
     return {each: _full_shape(parameter) for each, parameter in named}
 
 
 def match(expected: Mapping[str, Shape], weights: Weights, *, bare: bool = False) -> Match:
-    """Compares names and shapes, the prefix of the model without a head put on or taken off.
+    """Compares names and shapes; the prefix of the encoder is added or removed as needed.
 
-    expected: whole shapes of all parameters; bare: they are of a model without a head. Raises
-    DataError where the folder has none of them.
+    expected: full shapes of all parameters
+    bare: whether they are of a model without a head
+
+    Raises DataError where the folder has none of them.
     """
     prefixed = any(name.startswith(BASE) for name in weights.shapes)
     names = {
@@ -76,17 +78,17 @@ def check_shapes(matched: Match, expected: Mapping[str, Shape], weights: Weights
     """Raises DataError for the first weight that has another shape."""
     for name, stored in matched.mismatched.items():
         raise DataError(
-            f"{weights.where(stored)} has {stored} with the shape {weights.shapes[stored]}, and "
+            f"{weights.file_of(stored)} has {stored} with the shape {weights.shapes[stored]}, and "
             f"the model's is {expected[name]}; give a config that fits, or "
-            f"ignore_mismatched_sizes=True to begin such weights anew"
+            f"ignore_mismatched_sizes=True to initialise such weights"
         )
 
 
 def check_encoder(matched: Match, weights: Weights, optional: Iterable[str] = ()) -> None:
     """Raises DataError for the first weight of the encoder that is missing.
 
-    A head may be new, and what `optional` has a part of the name of; a layer or an embedding that
-    is not there is a folder that is not whole.
+    A head may be missing, since it can be new, and so may names that contain one of `optional`.
+    A folder that lacks a layer or an embedding is incomplete.
     """
     for name in matched.missing:
         if name.startswith((BASE, "embeddings.", "encoder.")) and not any(
@@ -110,13 +112,13 @@ def load_parameters(
 ) -> None:
     """Reads the slices of this rank into the parameters that `stored` names (see `Match`).
 
-    name: what the names of the parameters begin with in `stored`
-    initial: fills the others, if there are any; before anything is read, so that what is to be
-        read takes no memory yet: it is on the meta device then
-    dtype: of all parameters, in place of their own; device: of those on the meta device
+    name: the prefix of the parameters' names in `stored`
+    initial: fills the others, if there are any. It runs before anything is read, while parameters
+        that are read later are on the meta device and take no memory
+    dtype: of all parameters, in place of their present ones; device: of those on the meta device
 
-    A parameter that is replaced, as one on the meta device is, hands its marks on, and all that
-    shared it share the new one; another keeps its identity. Raises DataError.
+    A parameter on the meta device is replaced by a new one, which takes over its attributes and
+    is shared by the same modules; other parameters keep their identity. Raises DataError.
     """
     places = _places(module, name)
     if initial is not None and places.keys() - stored.keys():
@@ -131,7 +133,7 @@ def load_parameters(
         if each not in stored:
             continue
         parameter = _parameter(where)
-        value = _read(weights, stored[each], shard_of(parameter))
+        value = weights.read(stored[each], shard_of(parameter))
         if value.dtype != (dtype or parameter.dtype):
             size, value = value.nbytes, value.to(dtype or parameter.dtype)
             if size >= LARGE:
@@ -143,10 +145,9 @@ def load_parameters(
 
 
 def filler(weights: Weights, expected: Mapping[str, Shape], initial: Fill) -> Fill:
-    """Fills modules of a list of stage layers as they are built (their `fill`).
+    """A `fill` for a list of stage layers: it loads each module when that is built.
 
-    expected: whole shapes of the model that the list is of, of all stages: what is wrong raises
-        here, DataError, and on every rank
+    expected: full shapes of the model over all stages, so that every rank raises the same DataError
     initial: fills what the folder lacks, such as a head
     """
     matched = match(expected, weights)
@@ -160,25 +161,8 @@ def filler(weights: Weights, expected: Mapping[str, Shape], initial: Fill) -> Fi
     return fill
 
 
-def _read(weights: Weights, name: str, shard: Shard | None) -> Tensor:
-    """This rank's slice; raises DataError where a second copy of a tied weight differs from it."""
-    value = weights.read(name, shard)
-    copy = weights.read_copy(name, shard)
-    if copy is not None and not _same_bits(value, copy):
-        raise DataError(
-            f"{weights.where(name)} has other numbers in {weights.copies[name]} than in {name}, "
-            f"and the two are one weight in this model; give a model that ties them"
-        )
-    return value
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """NaN is equal to itself, too."""
-    return one.dtype == other.dtype and torch.equal(one.view(torch.uint8), other.view(torch.uint8))
-
-
 def _places(module: nn.Module, name: str) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Every parameter by its first name, and all modules that hold it under some local name."""
+    """Every parameter by its first name, with all modules that hold it and its name there."""
     owners: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for owner in module.modules():
         for local, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
@@ -193,10 +177,10 @@ def _parameter(where: list[tuple[nn.Module, str]]) -> nn.Parameter:
 
 def _replace(where: list[tuple[nn.Module, str]], value: Tensor) -> None:
     old = _parameter(where)
-    made = nn.Parameter(value, old.requires_grad)
-    made.__dict__.update(old.__dict__)  # how it is split, and what DeepSpeed asks for
+    new = nn.Parameter(value, old.requires_grad)
+    vars(new).update(vars(old))  # how it is split, and what DeepSpeed needs
     for owner, local in where:
-        setattr(owner, local, made)
+        setattr(owner, local, new)
 
 
 def _full_shape(parameter: nn.Parameter) -> Shape:

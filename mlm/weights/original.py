@@ -50,8 +50,8 @@ POSITIONS = OUTSIDE["sentence_encoder.embed_positions.weight"]
 class Original:
     """An original checkpoint under the published names.
 
-    head: the class that its weights are of; config: values of `config.json`
-    notes: sentences on what was decided, for the user
+    head: the class of its weights; config: values of `config.json`
+    notes: sentences for the user about what was decided
     """
 
     weights: Weights
@@ -63,9 +63,10 @@ class Original:
 def open_original(path: Path, head: str | None = None) -> Original:
     """Opens a checkpoint: a `.pt` file, one of the parts of a split one, or the folder of either.
 
-    head: the name of a classification head in it, to have a model for sequence classification in
-    place of the masked language model. The parts are joined a tensor at a time, as they are read.
-    Raises DataError.
+    head: the name of a classification head in it, for a model for sequence classification in place
+        of the masked language model
+
+    The parts of a tensor are joined when it is read. Raises DataError.
     """
     parts = PartFiles(path)
     first, found = parts.files[0], settings(parts.states[0])
@@ -86,21 +87,21 @@ def open_original(path: Path, head: str | None = None) -> Original:
 def _published(
     file: Path, tensors: dict[str, Tensor], head: str | None
 ) -> tuple[dict[str, str], list[str]]:
-    """Published name -> original name, and the names of the classification heads left out."""
+    """Published name -> original name, and the names of the unused classification heads."""
     names, heads = {}, {}
     for name in tensors:
         if name == f"{ENCODER}version":
             continue
         if name.startswith(CLASSIFIERS):
-            own, rest = name.removeprefix(CLASSIFIERS).split(".", 1)
-            heads.setdefault(own, {})[f"classifier.{rest}"] = name
+            classifier, rest = name.removeprefix(CLASSIFIERS).split(".", 1)
+            heads.setdefault(classifier, {})[f"classifier.{rest}"] = name
         elif name in OUTSIDE:
             names[OUTSIDE[name]] = name
         elif (layer := LAYER.fullmatch(name.removeprefix(ENCODER))) and layer[2] in IN_LAYER:
             names[f"roberta.encoder.layer.{layer[1]}.{IN_LAYER[layer[2]]}.{layer[3]}"] = name
         else:
             raise DataError(
-                f"{file} has {name}, which a model of the type xlm-roberta-xl has no place for; "
+                f"{file} has {name}, which models of the type xlm-roberta-xl do not have; "
                 f"give a checkpoint of XLM-R XL or XXL"
             )
     if head is not None and head not in heads:
@@ -108,7 +109,7 @@ def _published(
             f"{file} has no classification head {head}; it has {', '.join(heads) or 'none'}"
         )
     if head is not None:
-        names = {name: own for name, own in names.items() if not name.startswith(HEAD)}
+        names = {name: old for name, old in names.items() if not name.startswith(HEAD)}
         names |= heads.pop(head)
     for name in _expected(names, head):
         if name not in names:
@@ -131,7 +132,7 @@ def _expected(names: dict[str, str], head: str | None) -> Iterator[str]:
 
 
 def _shape(file: Path, joined: dict[str, JoinedTensor]) -> dict[str, int]:
-    """The model's sizes; raises DataError for the first tensor that has not the shape of them."""
+    """The model's sizes; raises DataError for the first tensor whose shape does not follow them."""
     (vocab, hidden), positions = joined[WORDS].shape, joined[POSITIONS].shape[0]
     layers = 1 + max(int(name.split(".")[3]) for name in joined if ".layer." in name)
     inner = joined["roberta.encoder.layer.0.intermediate.dense.bias"].shape[0]
@@ -150,7 +151,7 @@ def _shape(file: Path, joined: dict[str, JoinedTensor]) -> dict[str, int]:
             expected = (rows,) if "bias" in name or "orm" in name else (rows, columns)
         if each.shape != expected:
             raise DataError(
-                f"{file} has {each.name} with the shape {each.shape}, and the others ask for "
+                f"{file} has {each.name} with the shape {each.shape}, and the others require "
                 f"{expected}; give a whole checkpoint of XLM-R XL or XXL"
             )
     return {
@@ -163,39 +164,39 @@ def _shape(file: Path, joined: dict[str, JoinedTensor]) -> dict[str, int]:
 
 
 def _weights(origin: Path, first: Path, joined: dict[str, JoinedTensor], hidden: int) -> Weights:
-    own = {name: each for name, each in joined.items() if name != COPY}
+    once = {name: each for name, each in joined.items() if name != COPY}
     dtype = joined[WORDS].dtype
-    shapes = {name: each.shape for name, each in own.items()} | {TYPES: (1, hidden)}
-    dtypes = {name: each.dtype for name, each in own.items()} | {TYPES: dtype}
+    shapes = {name: each.shape for name, each in once.items()} | {TYPES: (1, hidden)}
+    dtypes = {name: each.dtype for name, each in once.items()} | {TYPES: dtype}
 
-    def part(name: str, dim: int, start: int, stop: int) -> Tensor:
+    def read_part(name: str, dim: int, start: int, stop: int) -> Tensor:
         if name == TYPES:
             shape = [stop - start if each == dim else size for each, size in enumerate((1, hidden))]
             return torch.zeros(shape, dtype=dtype, device="cpu")
         return joined[name].part(dim, start, stop)
 
     copies = {WORDS: COPY} if COPY in joined else {}
-    return Weights(origin, shapes, dtypes, part, dict.fromkeys(shapes, first), copies)
+    return Weights(origin, shapes, dtypes, read_part, dict.fromkeys(shapes, first), copies)
 
 
 def _notes(
     path: Path, tensors: dict[str, Tensor], found: dict[str, Any], unused: list[str]
 ) -> list[str]:
-    said = []
+    notes = []
     version = tensors.get(f"{ENCODER}version")
     if version is None or float(version.reshape(-1)[0]) < 2:
-        said.append(
-            f"{path} does not say sentence_encoder.version 2 or later, for which the original code "
-            f"silently leaves out the final layer norm; the norm is in the file, and is kept."
+        notes.append(
+            f"{path} lacks sentence_encoder.version 2 or later, without which the original code "
+            f"silently skips the final layer norm; the norm is in the file, and is kept."
         )
     if found.get("activation_dropout"):
-        said.append(
+        notes.append(
             f"{path} was trained with activation_dropout={found['activation_dropout']}, which "
-            f"models here do not have; it plays no part without training."
+            f"models here lack; it matters in training only."
         )
     if unused:
-        said.append(
-            f"{path} also has classification heads ({', '.join(unused)}), which are left out; name "
+        notes.append(
+            f"{path} also has classification heads ({', '.join(unused)}), which are skipped; name "
             f"one to import it in place of the language model's head."
         )
-    return said
+    return notes

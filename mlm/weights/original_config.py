@@ -1,4 +1,4 @@
-"""The settings that an original checkpoint was trained with, as values of `config.json`."""
+"""The settings of an original checkpoint, as values of `config.json`."""
 
 import argparse
 from collections import defaultdict
@@ -12,7 +12,8 @@ from omegaconf.base import ContainerMetadata, Metadata
 
 from mlm.errors import DataError
 
-# What a checkpoint of fairseq holds beside tensors: settings and numbers, none of it runs.
+_SCALAR = np.float64().__reduce__()[0]  # how numpy pickles a number
+# Classes in a checkpoint of fairseq beside tensors: settings and numbers, none of which is code.
 PLAIN: list[Any] = [
     argparse.Namespace,
     omegaconf.DictConfig,
@@ -26,8 +27,8 @@ PLAIN: list[Any] = [
     list,
     int,
     np.dtype,
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    (_SCALAR, "numpy.core.multiarray.scalar"),
     *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
 ]
 ACTIVATIONS = {
@@ -37,7 +38,7 @@ ACTIVATIONS = {
     "relu": "relu",
     "swish": "silu",
 }
-# Settings that make another model than the family's, and the values that do not.
+# Settings that change the architecture, with the values that are the family's.
 REQUIRED = {
     "no_scale_embedding": (True,),
     "encoder_learned_pos": (True,),
@@ -67,11 +68,12 @@ def settings(state: Mapping[str, Any]) -> dict[str, Any]:
 def config_values(
     path: Path, found: Mapping[str, Any], shape: Mapping[str, int], *, classifies: bool
 ) -> dict[str, Any]:
-    """Values of `config.json`: `shape` as the tensors have it, the rest as the settings say.
+    """Values of `config.json`: sizes from the tensors (`shape`), the rest from the settings.
 
     shape: vocab_size, hidden_size, num_hidden_layers, intermediate_size, max_position_embeddings
-    classifies: whether the model is one with a classification head. Raises DataError where the
-    settings are of another architecture, or of another size than the tensors.
+    classifies: whether the model has a classification head
+
+    Raises DataError where the settings are of another architecture or size than the tensors.
     """
     for name, allowed in REQUIRED.items():
         if name in found and found[name] not in allowed:
@@ -112,7 +114,7 @@ def _heads(path: Path, found: Mapping[str, Any], hidden: int) -> int:
     heads = found.get("encoder_attention_heads", PUBLISHED_HEADS.get(hidden))
     if not isinstance(heads, int) or heads < 1 or hidden % heads:
         raise DataError(
-            f"{path} says encoder_attention_heads={heads} of a hidden size of {hidden}, which must "
+            f"{path} has encoder_attention_heads={heads} and a hidden size of {hidden}, which must "
             f"be a multiple of it; give a checkpoint with the `args` or `cfg` of its training"
         )
     return heads
@@ -123,11 +125,11 @@ def _activation(path: Path, found: Mapping[str, Any], classifies: bool) -> str:
     if name not in ACTIVATIONS:
         raise DataError(
             f"{path} was trained with activation_fn={name}, and {', '.join(ACTIVATIONS)} are "
-            f"served; give a checkpoint with one of these"
+            f"supported; give a checkpoint with one of these"
         )
     if not classifies and name != "gelu":
         raise DataError(
-            f"{path} was trained with activation_fn={name}, in the language model's head, too, "
+            f"{path} was trained with activation_fn={name}, also in the language model's head, "
             f"where the type xlm-roberta-xl always has gelu; name a classification head to import "
             f"that one, or give another checkpoint"
         )

@@ -1,9 +1,9 @@
 """The files of an original checkpoint, and their tensors joined over tensor-parallel ranks.
 
-Ranks saved `<name>-model_part-<rank>.pt` each. Megatron's column-parallel layers (query, key,
-value, fc1, both heads' dense) and the word embeddings are cut along dim 0, weight and bias, and its
-row-parallel ones (out_proj, fc2) along dim 1, without the bias; every rank holds the rest whole,
-the decoder's bias too.
+Each rank saved `<name>-model_part-<rank>.pt`. Megatron's column-parallel layers (query, key, value,
+fc1, the dense layer of both heads) and the word embeddings are split along dim 0, weight and bias;
+the weights of its row-parallel ones (out_proj, fc2) along dim 1. Every rank holds the rest whole,
+including the decoder's bias.
 """
 
 import re
@@ -23,7 +23,7 @@ SPLIT = {
     0: re.compile(r".*(embed_tokens|lm_head)\.weight|.*((q|k|v)_proj|fc1|dense)\.(weight|bias)"),
     1: re.compile(r".*(self_attn\.out_proj|fc2)\.weight"),
 }
-APART = 0.5  # relative, between ranks' copies of one tensor: more is another model's
+APART = 0.5  # relative difference of two ranks' copies above which they are of two models
 
 State = dict[str, Any]
 
@@ -31,8 +31,8 @@ State = dict[str, Any]
 def checkpoint_files(path: Path) -> list[Path]:
     """The files of a checkpoint, one or one for each tensor-parallel rank; raises DataError.
 
-    path: a file, one of the parts, the name that all parts begin with and `.pt`, or a folder that
-        has `model.pt`, or else one checkpoint
+    path: a file, one of the parts, the common beginning of the parts' names and `.pt`, or a folder
+        with `model.pt` or with a single checkpoint
     """
     folder, wanted = (path, "model.pt") if path.is_dir() else (path.parent, path.name)
     found: dict[str, dict[int, Path]] = {}
@@ -49,7 +49,7 @@ def checkpoint_files(path: Path) -> list[Path]:
         (wanted,) = found
     if wanted not in found:
         raise DataError(
-            f"{path} is no checkpoint of the original code, and {folder} has "
+            f"{path} is not a checkpoint of the original code, and {folder} has "
             f"{', '.join(sorted(found)) or 'no .pt file'}; give such a file, one of its parts, or "
             f"a folder with one of them"
         )
@@ -58,14 +58,14 @@ def checkpoint_files(path: Path) -> list[Path]:
         if rank not in parts:
             some = next(iter(parts.values()))
             raise DataError(
-                f"{some} is one of several parts, and that of rank {rank} is not beside it; copy "
-                f"it there, too"
+                f"{some} is one of several parts, and the part of rank {rank} is missing; copy it "
+                f"into the same folder"
             )
     return [parts[rank] for rank in range(len(parts))]
 
 
 class PartFiles:
-    """The files of one checkpoint, opened; raises DataError where they are not that."""
+    """The opened files of one checkpoint; raises DataError where they are of several."""
 
     def __init__(self, path: Path):
         self.files = checkpoint_files(path)
@@ -81,7 +81,7 @@ class PartFiles:
 
 
 class JoinedTensor:
-    """One tensor, whole in every part or cut along `dim`."""
+    """One tensor, whole in every part or split along `dim`."""
 
     def __init__(self, name: str, files: list[Path], tensors: list[Tensor]):
         self.name, self.files, self.tensors = name, files, tensors
@@ -104,29 +104,30 @@ class JoinedTensor:
             self._compare()
             return self.tensors[0].narrow(dim, start, stop - start).clone()
         shape = [*self.shape[:dim], stop - start, *self.shape[dim + 1 :]]
-        made = torch.empty(shape, dtype=self.dtype, device="cpu")
+        whole = torch.empty(shape, dtype=self.dtype, device="cpu")
         each = self.tensors[0].shape[self.dim]
         for rank, tensor in enumerate(self.tensors):
             if dim != self.dim:
-                made.narrow(self.dim, rank * each, each).copy_(
+                whole.narrow(self.dim, rank * each, each).copy_(
                     tensor.narrow(dim, start, stop - start)
                 )
                 continue
             low, high = max(start, rank * each), min(stop, (rank + 1) * each)
             if low < high:
-                made.narrow(dim, low - start, high - low).copy_(
+                whole.narrow(dim, low - start, high - low).copy_(
                     tensor.narrow(dim, low - rank * each, high - low)
                 )
-        return made
+        return whole
 
     def _compare(self) -> None:
-        """What ranks hold whole drifts a little in training; other models' are far apart."""
+        """Copies on several ranks drift apart a little in training; those of two models are far
+        apart. Raises DataError for such."""
         first = self.tensors[0].float()
         for file, tensor in zip(self.files[1:], self.tensors[1:], strict=True):
             if (tensor.float() - first).norm() > APART * first.norm():
                 raise DataError(
                     f"{file} has another {self.name} than {self.files[0]}, and every part of a "
-                    f"checkpoint holds that one whole; give the parts of one checkpoint"
+                    f"checkpoint holds that tensor whole; give the parts of one checkpoint"
                 )
 
 
@@ -147,7 +148,8 @@ def _state(file: Path) -> State:
 
 
 def _named(file: Path, model: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors without what stands before `sentence_encoder` and `lm_head`, which has changed."""
+    """Tensors without the prefix of `sentence_encoder` and `lm_head`, which depends on the
+    version."""
     named = {re.sub(r"^(encoder|decoder)\.", "", name): each for name, each in model.items()}
     if not any(name.startswith(ENCODER) for name in named):
         raise DataError(
@@ -163,13 +165,12 @@ def _check(parts: PartFiles) -> None:
     for file, state, tensors in zip(files, states, parts.tensors, strict=True):
         if "fsdp_metadata" in state:
             raise DataError(
-                f"{file} is a shard of data-parallel ranks (FSDP), and is not read; give a "
+                f"{file} is a shard of data-parallel ranks (FSDP), which is unsupported; give a "
                 f"checkpoint that the original code has consolidated"
             )
         for name in parts.tensors[0].keys() ^ tensors.keys():
             raise DataError(
-                f"{name} is in one of {files[0]} and {file} and not in the other; give the parts "
-                f"of one checkpoint"
+                f"{name} is in only one of {files[0]} and {file}; give the parts of one checkpoint"
             )
         if (steps := _steps(state)) != _steps(states[0]):
             raise DataError(
@@ -180,7 +181,7 @@ def _check(parts: PartFiles) -> None:
     if query is not None and query.shape[0] * len(files) != query.shape[1]:
         raise DataError(
             f"{files[0]} is one of {query.shape[1] // max(query.shape[0], 1)} parts, as its "
-            f"tensors show, and {len(files)} are there; copy all of them beside it, and no others, "
+            f"tensors show, and {len(files)} are there; copy exactly these beside it, "
             f"each with its rank in the name (-model_part-1.pt)"
         )
 

@@ -1,4 +1,4 @@
-"""The weights in a checkpoint, read in parts and written one by one, on this process alone."""
+"""The weights of a checkpoint, read in parts and written one by one, by a single process."""
 
 import errno
 import math
@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from mlm.errors import DataError, UserError
 from mlm.weights.memory import release_free_memory
@@ -38,40 +41,41 @@ def open_weights(folder: Path) -> Weights:
     }
     shapes = {name: tuple(item.size) for name, item in found.items()}
 
-    def part(name: str, dim: int, start: int, stop: int) -> Tensor:
+    def read_part(name: str, dim: int, start: int, stop: int) -> Tensor:
         shape = list(shapes[name])
         offsets = [0] * len(shape)
         if shape:
             shape[dim], offsets[dim] = stop - start, start
-        made = torch.empty(shape)
+        value = torch.empty(shape)
         box = Box(tuple(offsets), tuple(shape))
-        tile = Tile(PREFIX + name, shapes[name], box, lambda: made)
+        tile = Tile(PREFIX + name, shapes[name], box, lambda: value)
         try:
-            with alone():
-                dcp.load({}, storage_reader=reader, planner=LoadTiles([tile]), no_dist=True)
-        except (OSError, dcp.api.CheckpointException) as error:
+            with without_distributed():
+                load({}, storage_reader=reader, planner=LoadTiles([tile]), no_dist=True)
+        except (OSError, CheckpointException) as error:
             reason = str(causes_of(error)[0]).splitlines()[0]
             raise DataError(
                 f"{folder} cannot be read ({reason}); choose another checkpoint"
             ) from error
-        return made
+        return value
 
-    return Weights(folder, shapes, dict.fromkeys(shapes, torch.float32), part)
+    return Weights(folder, shapes, dict.fromkeys(shapes, torch.float32), read_part)
 
 
 def write_weights(weights: Weights, folder: Path, show: Show | None = None) -> None:
-    """Writes weights into `folder` as a checkpoint holds them, in fp32, a part in memory at a time.
+    """Writes weights into `folder` as a checkpoint holds them, in fp32, with one part in memory.
 
-    show: is called with how many numbers are written, of how many. Raises DataError where one
-    cannot be read, and OSError where it cannot be written.
+    show: is called with the count of numbers that are written, and with the total
+
+    Raises DataError for a weight that cannot be read, and OSError where one cannot be written.
     """
-    # No copies ahead: all parts go through the planner's one buffer.
-    writer = dcp.FileSystemWriter(folder, per_thread_copy_ahead=0)
+    # No copies ahead, since all parts go through one buffer of the planner.
+    writer = FileSystemWriter(folder, per_thread_copy_ahead=0)
     planner = SaveTiles(_parts(weights, show or (lambda done, total: None)))
     try:
-        with alone():
-            dcp.save({}, storage_writer=writer, planner=planner, no_dist=True)
-    except dcp.api.CheckpointException as error:
+        with without_distributed():
+            save({}, storage_writer=writer, planner=planner, no_dist=True)
+    except CheckpointException as error:
         cause = cause_of(error, folder)
         if isinstance(cause, UserError | OSError | KeyboardInterrupt):
             raise cause from None
@@ -79,7 +83,7 @@ def write_weights(weights: Weights, folder: Path, show: Show | None = None) -> N
 
 
 def _parts(weights: Weights, show: Show) -> Iterator[Tile]:
-    """All weights, each cut along its first dim and read when it is to be written."""
+    """All weights, each cut along its first dim; a part is read when it is written."""
     total = sum(math.prod(shape) for shape in weights.shapes.values())
     largest = max(
         (box.numel for shape in weights.shapes.values() for box in _cut(shape)), default=0
@@ -89,14 +93,14 @@ def _parts(weights: Weights, show: Show) -> Iterator[Tile]:
     def read(name: str, start: int, rows: int) -> Tensor:
         nonlocal done
         part = weights.part(name, 0, start, start + rows)
-        made = torch.from_numpy(buffer[: part.numel()]).view(part.shape).copy_(part)
+        buffered = torch.from_numpy(buffer[: part.numel()]).view(part.shape).copy_(part)
         del part
-        # What torch's writer keeps settles where a part was, so that the next one finds no room
-        # there and takes new memory (measured: 1 GB for forty parts of 26 MB).
+        # Torch's writer allocates where a part was freed, so that the next part would not fit there
+        # and would take new memory (measured: 1 GB for forty parts of 26 MB).
         release_free_memory()
-        done += made.numel()
+        done += buffered.numel()
         show(done, total)
-        return made
+        return buffered
 
     for name, shape in weights.shapes.items():
         for box in _cut(shape):
@@ -112,30 +116,30 @@ def _cut(shape: tuple[int, ...]) -> Iterator[Box]:
 
 
 def parts_of(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Beginnings and ends, along the first dim, of parts that are read and written at once."""
+    """Starts and ends, along the first dim, of the parts of a tensor that are read at once."""
     length, rows = (*shape, 1)[0], max(1, PART // max(1, math.prod(shape[1:])))
     return [(start, min(start + rows, length)) for start in range(0, length, rows)]
 
 
 def cause_of(error: BaseException, folder: Path) -> BaseException:
-    """The operating system's error behind a checkpoint that was not written, if it is one."""
+    """Why a checkpoint was not written: the operating system's error, if there is one."""
     causes = causes_of(error)
     found = next((cause for cause in causes if isinstance(cause, OSError)), None)
-    # On a full disk torch's writer only sees that a file is shorter than what it wrote.
+    # On a full disk torch's writer only reports that a file is shorter than what it wrote.
     if found is None and shutil.disk_usage(folder).free < FULL:
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return found or causes[0]
 
 
 def causes_of(error: BaseException) -> list[BaseException]:
-    """What went wrong on the ranks, where that is what torch's error is made of."""
-    if isinstance(error, dcp.api.CheckpointException):
+    """The errors of the ranks that an error of torch's checkpoints wraps."""
+    if isinstance(error, CheckpointException):
         return [item[0] for item in error.failures.values()]
     return [error]
 
 
-class _Reader(dcp.FileSystemReader):
-    """Reads the list of all tensors once, not again for each of them."""
+class _Reader(FileSystemReader):
+    """Reads the list of all tensors once instead of once per tensor."""
 
     known: Metadata | None = None
 
@@ -146,8 +150,8 @@ class _Reader(dcp.FileSystemReader):
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """Torch's checkpoints on this process only, without a word about it."""
+def without_distributed() -> Iterator[None]:
+    """Torch's checkpoints in this process only, without its warning about that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as asked
         yield

@@ -1,7 +1,7 @@
 """Tensors of a checkpoint in tiles: each rank writes and reads its own, and no more.
 
-torch.distributed.checkpoint has no word for a piece of a flattened slice of a tensor, which is what
-a data rank of ZeRO holds. Such a piece is a few boxes of the whole tensor, and boxes it knows.
+A data rank of ZeRO holds a piece of a flattened slice of a tensor, and torch.distributed.checkpoint
+cannot express that. It can express boxes, and such a piece is a few boxes of the full tensor.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -29,14 +29,14 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from mlm.errors import DataError
 from parallel.sharding import Box
 
-PART = 1 << 24  # numbers that are read and written at once
+PART = 1 << 24  # numbers that are read or written at once
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A box of the fp32 tensor `label`, whose whole shape is `full`.
+    """A box of the fp32 tensor `label`, whose full shape is `full`.
 
-    tensor: gives what is to be written, or filled, of the shape of the box
+    tensor: returns the tensor to write or to fill, of the shape of the box
     """
 
     label: str
@@ -53,12 +53,14 @@ class Tile:
         return MetadataIndex(self.label, torch.Size(self.box.offsets))
 
 
-class SaveTiles(dcp.DefaultSavePlanner):
-    """Writes tiles, one after another; together the ranks' tiles are every tensor once.
+class SaveTiles(DefaultSavePlanner):
+    """Writes tiles, one after another; the tiles of all ranks cover every tensor once.
 
-    Torch's writer keeps hold of every tensor that it was given until its file is closed, and copies
-    what does not fill its storage. So what it gets are views of memory that is there anyway, or of
-    one buffer. on_progress: is called for each tile.
+    Torch's writer refers to every tensor that it was given until its file is closed, and copies
+    those that do not fill their storage. So it gets views of memory that exists anyway, or of one
+    buffer.
+
+    on_progress: is called for each tile
     """
 
     def __init__(
@@ -89,9 +91,9 @@ class SaveTiles(dcp.DefaultSavePlanner):
         return view.view(tensor.shape).copy_(tensor)
 
 
-class LoadTiles(dcp.DefaultLoadPlanner):
-    """Fills tiles from wherever in a checkpoint their numbers are; raises DataError for a tensor
-    that it lacks, or has in another shape."""
+class LoadTiles(DefaultLoadPlanner):
+    """Fills tiles from wherever their numbers are in a checkpoint; raises DataError for a tensor
+    that is missing or has another shape."""
 
     def __init__(self, tiles: Iterable[Tile]) -> None:
         super().__init__()

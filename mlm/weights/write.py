@@ -1,4 +1,4 @@
-"""Weights written as the files of a Hugging Face folder, one in memory at a time."""
+"""Weights written as the files of a Hugging Face folder, one tensor in memory at a time."""
 
 import json
 import math
@@ -30,8 +30,9 @@ def write_weights(
     """Writes model.safetensors, or shards of it and their index.
 
     shapes: of every weight by its published name, a tied one under its first name only
-    read: gives one of them; dtypes: as which each is written, fp32 where nothing is said
-    shard_bytes: of a file at most, SHARD_BYTES where nothing is said
+    read: returns a weight by name
+    dtypes: that each is written in; None: fp32
+    shard_bytes: the largest size of a file; None: SHARD_BYTES
     """
     dtypes = dtypes or dict.fromkeys(shapes, torch.float32)
     shards = _shards(shapes, dtypes, SHARD_BYTES if shard_bytes is None else shard_bytes)
@@ -57,9 +58,10 @@ def write_safetensors(
     read: Callable[[str], Tensor],
     dtypes: Mapping[str, torch.dtype],
 ) -> None:
-    """A safetensors file: length of the header, header, tensors one after another.
+    """Writes a safetensors file: length of the header, header, tensors one after another.
 
-    `safetensors.save_file` would hold all of them in memory, and reports a full disk as its own.
+    `safetensors.save_file` would hold all of them in memory, and does not raise OSError on a full
+    disk.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -71,14 +73,14 @@ def write_safetensors(
             "data_offsets": [start, end],
         }
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8 bytes
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)))
         file.write(text)
         for name in shapes:
             tensor = read(name).detach().to("cpu", dtypes[name]).contiguous()
             assert tensor.shape == shapes[name], name
-            file.write(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+            file.write(tensor.view(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
 

@@ -132,7 +132,7 @@ DAMAGES = {
     "unknown dtype": (
         "single",
         header(lambda values: values[QUERY].update(dtype="F4")),
-        rf"{SINGLE} holds {QUERY} as F4, which is not read here; give weights of the dtypes F64",
+        rf"{SINGLE} holds {QUERY} as F4, which is unsupported; give weights of the dtypes F64",
     ),
     "shape": (
         "single",
@@ -174,7 +174,7 @@ DAMAGES = {
     "a shard lacks a tensor": (
         "shards",
         lose_a_tensor,
-        rf"model-0000\d-of-00005.safetensors has no {QUERY}, and the index beside it says it has",
+        rf"model-0000\d-of-00005.safetensors has no {QUERY}, and the index beside it lists it",
     ),
     "the index names a place": (
         "shards",
@@ -191,7 +191,7 @@ DAMAGES = {
     "bin with code": (
         "bin",
         torch_file(lambda: state() | {QUERY: Code()}),
-        rf"{BIN} names posix.system, which may be code, and nothing but plain tensors is read",
+        rf"{BIN} names posix.system, which may be code, and only plain tensors are read",
     ),
     "bin with a module": (
         "bin",
@@ -201,12 +201,12 @@ DAMAGES = {
     "plain pickle with code": (
         "bin",
         lambda folder: (folder / BIN).write_bytes(pickle.dumps({QUERY: Code()}, protocol=2)),
-        f"{BIN} .*(is no file of torch.save, or damaged|names posix.system)",
+        f"{BIN} .*(is not a file of torch.save, or is damaged|names posix.system)",
     ),
     "bin of something else": (
         "bin",
         torch_file(lambda: state() | {QUERY: 3}),
-        rf"{BIN} holds {QUERY}, of the type int, and a file of weights holds tensors only",
+        rf"{BIN} holds {QUERY}, of the type int, and a file of weights holds only tensors",
     ),
     "bin of a list": ("bin", torch_file(lambda: [1]), rf"{BIN} holds one list in place of weights"),
     "bin of another shape": (
@@ -236,7 +236,7 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path):
     weights = open_weights(model_folder(tmp_path))
     os.truncate(tmp_path / SINGLE, 20_000)
     last = list(weights.shapes)[-1]
-    with pytest.raises(DataError, match=rf"{SINGLE} ends in the midst of {last}; copy it again"):
+    with pytest.raises(DataError, match=rf"{SINGLE} ends in the middle of {last}; copy it again"):
         weights.read(last)
 
 

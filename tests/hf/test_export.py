@@ -135,7 +135,7 @@ def test_without_transformers_the_files_are_checked_and_it_is_said(tmp_path, mon
     hf.export(str(step), str(tmp_path / "out"))
     said = capsys.readouterr().out
     assert "read again: ids are equal on 31 lines" in said
-    assert said.rstrip().endswith("transformers is not installed, so it was not asked.")
+    assert said.rstrip().endswith("transformers is not installed, so it was not compared.")
     for path in exported().iterdir():
         expected = path.read_text("utf-8", "ignore").replace("exported", "out")
         assert (tmp_path / "out" / path.name).read_text("utf-8", "ignore") == expected
@@ -161,7 +161,7 @@ def test_large_models_are_written_in_shards(tmp_path, monkeypatch):
 
 
 def test_what_is_there_is_not_written_over(tmp_path):
-    with pytest.raises(UserError, match="exists, and nothing is written over; choose another"):
+    with pytest.raises(UserError, match="exists, and nothing is overwritten; choose another"):
         hf.export(str(trained_run()), str(tmp_path))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"out cannot be written: .*; free some space"):

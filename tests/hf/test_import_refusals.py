@@ -75,7 +75,9 @@ def test_a_given_tokenizer_is_that_of_the_folder(tmp_path, capsys):
     other = ModelProto.FromString(tokenizer().model)
     other.pieces[10].score, other.pieces[11].score = 0.0, -1.0
     (tmp_path / "other" / MODEL_FILE).write_bytes(other.SerializeToString())
-    with pytest.raises(DataError, match=r"other gives other ids than .*source.*; leave it out"):
+    with pytest.raises(
+        DataError, match=r"other gives other ids than .*source.*; remove this setting"
+    ):
         import_model(str(source), str(tmp_path / "out"), str(tmp_path / "other"))
     assert left_nothing(tmp_path, "source", "other")
     (source / MODEL_FILE).write_bytes(b"damaged")
@@ -115,7 +117,7 @@ def test_another_tokenizer_put_into_an_import_is_refused(tmp_path):
 def test_what_is_there_is_not_written_over(tmp_path):
     source = folder_of(model(MASKED), tmp_path / "source")
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="out exists, and nothing is written over; choose another"):
+    with pytest.raises(UserError, match="out exists, and nothing is overwritten; choose another"):
         import_model(str(source), str(tmp_path / "out"))
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot be written: .*; free some space"):
@@ -241,7 +243,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
             import_model(str(source), str(tmp_path / "out"))
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"would take 0\.0 GB .* and 0\.0 GB are free there"):
+    with pytest.raises(UserError, match=r"needs 0\.0 GB .* and 0\.0 GB are free there"):
         import_model(str(source), str(tmp_path / "out"))
     assert left_nothing(tmp_path, "source")
 
@@ -254,7 +256,10 @@ def test_no_checkpoint_at_all(tmp_path):
             "empty",
             r"empty has neither config\.json nor a \.pt file; give a Hugging Face folder",
         ),
-        ("missing", "missing is not there, and nothing is downloaded; give a Hugging Face folder"),
+        (
+            "missing",
+            "missing does not exist, and nothing is downloaded; give a Hugging Face folder",
+        ),
         ("model.safetensors", "safetensors is one file of a Hugging Face folder; give the folder"),
     ):
         with pytest.raises(DataError, match=sentence):

@@ -177,7 +177,7 @@ def test_a_corpus_of_empty_files_is_refused(tmp_path):
 
 def test_nothing_is_written_over(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="not an empty folder, and nothing is written over"):
+    with pytest.raises(UserError, match="not an empty folder, and nothing is overwritten"):
         train(corpus(), tmp_path, 400)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     with pytest.raises(UserError, match=r"cannot be written: [A-Z].*; free some space"):

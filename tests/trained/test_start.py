@@ -44,7 +44,7 @@ def test_what_cannot_be_pretrained_is_refused(tmp_path):
     made.pruned_heads, made.is_decoder = {}, True
     mlm.XLMRobertaXLForCausalLM(made, seed=1).save_pretrained(tmp_path / "decoder")
     assert (
-        "it was a decoder, and now each token sees those behind it"
+        "it was a decoder, and now each token also sees those after it"
         in starting_model(tmp_path / "decoder").message
     )
 
@@ -72,7 +72,7 @@ def test_shape_and_tokenizer_come_from_the_weights(ranks, capfd):
     arguments = ["train", *SMALL, f"data.corpus={corpus()}", f"weights={source}"]
     assert main([*arguments, "run.name=a", "model.hidden_dropout_prob=0.25"]) == 0
     out = capfd.readouterr().out
-    assert out.count(f"Beginning with the weights of {source}, an {MASKED}\n") == 1
+    assert out.count(f"Starting with the weights of {source}, an {MASKED}\n") == 1
     made = settings_of(ranks / "runs" / "a")
     assert made["weights"] == str(source)
     assert made["model"]["intermediate_size"] == 96

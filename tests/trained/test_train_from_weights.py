@@ -138,11 +138,9 @@ def test_a_step_of_nothing_gives_the_weights_back(tmp_path):
 def test_the_head_of_another_class_is_new(head, tmp_path):
     source = source_of(tmp_path / "source", head, num_labels=2)
     said = starting_model(source).message
-    assert said.startswith(
-        f"Beginning with the weights of {source}, an {head}; it has no lm_head, "
-    )
+    assert said.startswith(f"Starting with the weights of {source}, an {head}; it has no lm_head, ")
     left_out = "pooler" if head == "XLMRobertaXLModel" else "classifier"
-    assert said.endswith(f"its {left_out} is left out")
+    assert said.endswith(f"its {left_out} is skipped")
     made = starting(source, parallel={"tp": 2})
     run_ranks(2, built_and_saved, made, str(tmp_path / "run"))
     ours = open_weights(checkpoint.newest(tmp_path / "run"))
@@ -177,7 +175,7 @@ def test_the_command_line_from_a_folder_to_a_folder(tmp_path):
             "imported holds the model of source, an XLM",
         ),
         (shards, "Shards of 4 languages are in shards"),
-        (train, "Beginning with the weights of"),
+        (train, "Starting with the weights of"),
         (train, "All 1 steps are done"),
         (["export", "runs/on", "exported", "dtype=fp32"], "loaded in transformers"),
         (["fill", "exported", "kabu <mask>", "top=2"], "kabu"),

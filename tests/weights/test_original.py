@@ -39,7 +39,7 @@ def test_logits_are_those_of_transformers(parts, tmp_path):
     assert config["num_labels"] == 3
     assert config["classifier_dropout"] == 0.5
     (said,) = open_original(first).notes
-    assert "has classification heads (mnli), which are left out; name one to import" in said
+    assert "has classification heads (mnli), which are skipped; name one to import" in said
     for name in ("vocab_size", "num_attention_heads", "max_position_embeddings"):
         assert config[name] == TINY[name]
     assert config["hidden_dropout_prob"] == 0.25
@@ -68,7 +68,7 @@ def test_settings_are_found_where_newer_code_has_them(tmp_path):
             path = change(tmp_path, lambda values, cfg=cfg: values.update(args=None, cfg=cfg))
             assert open_original(path).config["hidden_dropout_prob"] == 0.25
     path = change(tmp_path, lambda values: values.update(args=None))
-    with pytest.raises(DataError, match=r"says encoder_attention_heads=None of a hidden size of 3"):
+    with pytest.raises(DataError, match=r"has encoder_attention_heads=None and a hidden size of 3"):
         open_original(path)
 
 
@@ -98,7 +98,7 @@ def test_the_final_norm_is_kept_where_the_original_would_drop_it(version, tmp_pa
             values["model"]["encoder.sentence_encoder.version"] = torch.tensor([version])
 
     original = open_original(change(tmp_path, set_version))
-    assert "silently leaves out the final layer norm; the norm is in the file" in original.notes[0]
+    assert "silently skips the final layer norm; the norm is in the file" in original.notes[0]
     expected = their_models()[0].roberta.encoder.LayerNorm.weight
     assert torch.equal(original.weights.read("roberta.encoder.LayerNorm.weight"), expected)
 
@@ -112,7 +112,7 @@ def test_other_activations(tmp_path):
         assert open_original(path, "mnli").config["hidden_act"] == ours
         with pytest.raises(DataError, match=f"activation_fn={name}, in the language model's head"):
             open_original(path)
-    with pytest.raises(DataError, match=r"activation_fn=tanh, and gelu, .* are served; give"):
+    with pytest.raises(DataError, match=r"activation_fn=tanh, and gelu, .* are supported; give"):
         open_original(change(tmp_path, act("tanh")))
     path = change(tmp_path, lambda values: setattr(values["args"], "activation_dropout", 0.1))
     assert "trained with activation_dropout=0.1, which models" in open_original(path).notes[0]
@@ -190,7 +190,7 @@ PART_DAMAGES = {
     ),
     "a tensor more": (
         model(lambda held: held.update({"encoder.more": torch.zeros(3)})),
-        r"more is in one of .*part-0.pt and .*part-1.pt and not in the other",
+        r"more is in only one of .*part-0.pt and .*part-1.pt; give",
     ),
     "another shape": (
         model(lambda held: held.update({FC1: held[FC1][:5].clone()})),
@@ -215,10 +215,12 @@ def test_parts_that_are_not_there(tmp_path):
     ):
         open_original(first)
     (tmp_path / "model-model_part-0.pt").unlink()
-    with pytest.raises(DataError, match=r"1.pt is one of several parts, and that of rank 0 is not"):
+    with pytest.raises(
+        DataError, match=r"1.pt is one of several parts, and the part of rank 0 is missing"
+    ):
         open_original(tmp_path)
     with pytest.raises(
-        DataError, match=r"gone is no checkpoint of the original code, and .* no .pt"
+        DataError, match=r"gone is not a checkpoint of the original code, and .* no .pt"
     ):
         open_original(tmp_path / "gone" / "gone")
     with pytest.raises(DataError, match=r"model.pt has no classification head xnli; it has mnli"):

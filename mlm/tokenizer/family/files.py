@@ -85,7 +85,7 @@ def open_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
     trained = open_checkpoint(path, verify=False)  # no weight of it is read
     if trained.tokenizer is None:
         raise DataError(f"{path} has no tokenizer; give the folder that `mlm tokenizer` wrote")
-    return trained.tokenizer, {"model_max_length": trained.tokens_of_a_text}
+    return trained.tokenizer, {"model_max_length": trained.text_tokens}
 
 
 def write_folder(tokenizer: Tokenizer, settings: Settings, folder: Path) -> tuple[str, ...]:

@@ -177,7 +177,7 @@ def test_an_error_in_any_language_leaves_nothing_behind(tmp_path, workers):
 
 def test_nothing_is_written_over(tmp_path):
     (tmp_path / "kept").touch()
-    with pytest.raises(UserError, match="nothing is written over; choose another folder"):
+    with pytest.raises(UserError, match="nothing is overwritten; choose another folder"):
         shards.write(corpus(), tokenizer(), tmp_path, workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
 
