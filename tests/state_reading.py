@@ -1,10 +1,19 @@
-"""Parameters of an engine as DeepSpeed itself gathers them, not as a checkpoint sees them."""
+"""The state of a run: its newest checkpoint, and parameters as DeepSpeed itself gathers them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from mlm import checkpoint
 from parallel.engine.interface import Engine
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The newest checkpoint of a run that has one."""
+    newest = checkpoint.newest(run)
+    assert newest is not None
+    return newest
 
 
 def whole_weights(engine: Engine) -> Iterator[tuple[str, nn.Parameter, Tensor]]:

@@ -16,6 +16,7 @@ from parallel.engine.interface import Engine, EngineSettings
 from parallel.groups import make_grid
 from parallel.layout import Layout
 from tests.memory import added_by
+from tests.state_reading import newest_checkpoint
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ def cost(config: ModelConfig, layout: Layout, folder: Path) -> Cost:
         found.append(added)
         seconds.append(took)
         del saver, save
-    step = checkpoint.newest(folder)
-    assert step is not None
+    step = newest_checkpoint(folder)
     for piece in engine.pieces():
         for tensor in piece.tensors.values():
             tensor.zero_()

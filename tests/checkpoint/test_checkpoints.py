@@ -10,15 +10,15 @@ from launch.cli import main
 from mlm import checkpoint
 from mlm.checkpoint.listing import entries
 from mlm.errors import CONFIG, DONE
-from tests.hf.export_fixtures import trained_run
+from tests.exported_run import trained_run
+from tests.state_reading import newest_checkpoint
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run with whole checkpoints of steps 1, 2, 3 and 4."""
     folder = shutil.copytree(trained_run(), tmp_path / "run")
-    kept = checkpoint.newest(folder)
-    assert kept is not None
+    kept = newest_checkpoint(folder)
     for step in (1, 2, 3, 4):
         shutil.copytree(kept, folder / "kept" / f"step-{step:08d}")
     shutil.rmtree(folder / "checkpoints")

@@ -3,10 +3,13 @@
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
 
 from mlm import checkpoint
 from mlm.config import TrainConfig, as_dict
@@ -15,6 +18,7 @@ from mlm.training.build import TrainingRun, build
 from mlm.training.schedule import learning_rate
 from mlm.training.world import agree
 from tests.ranks import run_ranks
+from tests.state_reading import newest_checkpoint
 from tests.training_fixtures import config, metrics, run
 
 pytestmark = pytest.mark.ranks
@@ -78,7 +82,7 @@ def go_on(made: TrainConfig, sources: list[Path], out: Path) -> list[list[float]
     """Losses behind each of the checkpoints, which are saved again before, in one engine."""
     built, losses = build(made, resuming=True), []
     for folder in sources:
-        found = checkpoint.newest(folder)
+        found = newest_checkpoint(folder)
         assert found is not None
         checkpoint.restore(built.engine, found, SAVED)
         save(built, made, out / folder.name)
@@ -88,11 +92,11 @@ def go_on(made: TrainConfig, sources: list[Path], out: Path) -> list[list[float]
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     """All tensors of a run's newest checkpoint, as torch itself loads them."""
-    folder = checkpoint.newest(run)
-    assert folder is not None
-    listed = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    state = {label: torch.empty(item.size) for label, item in listed.items()}
-    dcp.load(state, checkpoint_id=folder, no_dist=True)
+    folder = newest_checkpoint(run)
+    listed = FileSystemReader(folder).read_metadata().state_dict_metadata
+    sizes = {label: cast(TensorStorageMetadata, item).size for label, item in listed.items()}
+    state = {label: torch.empty(size) for label, size in sizes.items()}
+    load(state, checkpoint_id=folder, no_dist=True)
     return state
 
 

@@ -12,7 +12,7 @@ from mlm.hf.export import export
 from mlm.hf.importing import import_model
 from mlm.trained.opening import open_trained
 from tests.family.family_fixtures import TINY, our_model, tokens
-from tests.hf.import_fixtures import MASKED, folder_of, left_nothing, model
+from tests.published_folders import MASKED, folder_of, left_nothing, model
 
 CASES = [
     ("layer_norm_eps", "1e-5", "a number"),

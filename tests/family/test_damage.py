@@ -111,7 +111,11 @@ def unnamed_model() -> dict[str, torch.Tensor]:
 NARROW = torch.zeros(32, 16)
 DAMAGES = {
     "data missing": ("single", cut(SINGLE, end=-10), rf"{SINGLE} is cut short: .*, and \S+\.\S+ "),
-    "header cut": ("single", cut(SINGLE, end=700), rf"{SINGLE} is cut short: its list of tensors"),
+    "header cut": (
+        "single",
+        cut(SINGLE, end=700),
+        rf"{SINGLE} is cut short: it has 700 bytes, and its list",
+    ),
     "nothing in it": ("single", cut(SINGLE, end=0), rf"{SINGLE} does not begin as a safetensors"),
     "garbage": ("single", garbage(SINGLE), rf"{SINGLE} does not begin as a safetensors file does"),
     "header garbage": (

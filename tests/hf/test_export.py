@@ -22,7 +22,9 @@ from mlm.tokenizer.training import train
 from mlm.trained.opening import open_trained
 from mlm.weights import write
 from mlm.weights.stored import open_weights
-from tests.hf.export_fixtures import STEPS, exported, trained_run
+from tests.exported_run import STEPS, exported, trained_run
+from tests.published_folders import tokenizer_in
+from tests.state_reading import newest_checkpoint
 from tests.text_fixtures import paragraphs, tokenizer
 
 
@@ -53,7 +55,7 @@ def test_transformers_gives_the_logits_of_the_run():
 
 
 def test_weights_are_those_of_the_checkpoint_under_the_published_names():
-    held = open_weights(checkpoint.newest(trained_run()))
+    held = open_weights(newest_checkpoint(trained_run()))
     weights = {name: held.read(name) for name in held.shapes}
     with safe_open(exported() / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == set(weights)
@@ -131,7 +133,7 @@ def test_a_wrong_tokenizer_is_refused(tmp_path, monkeypatch):
 
 def test_without_transformers_the_files_are_checked_and_it_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(check, "find_spec", lambda name: None)
-    step = checkpoint.newest(trained_run())
+    step = newest_checkpoint(trained_run())
     hf.export(str(step), str(tmp_path / "out"))
     said = capsys.readouterr().out
     assert "read again: ids are equal on 31 lines" in said
@@ -194,7 +196,7 @@ def copied_run(tmp_path: Path, change) -> Path:
     """A copy of the run whose settings, in the manifest of its checkpoint, are changed."""
     run = tmp_path / "run"
     shutil.copytree(trained_run(), run)
-    path = checkpoint.newest(run) / checkpoint.MANIFEST
+    path = newest_checkpoint(run) / checkpoint.MANIFEST
     values = json.loads(path.read_text())
     change(values["config"])
     path.write_text(json.dumps(values))
@@ -209,7 +211,7 @@ def test_the_tokenizer_is_taken_from_where_it_still_is(tmp_path):
     with pytest.raises(DataError, match=r"the tokenizer of .*run is in none of gone, .*shards"):
         open_trained(run)
     shutil.copytree(tokenizer().model_path.parent, shards / "tokenizer")
-    assert open_trained(run).tokenizer.model_path.is_relative_to(shards)
+    assert tokenizer_in(run).model_path.is_relative_to(shards)
     other = tmp_path / "corpus"
     other.mkdir()
     (other / "en.txt").write_text("\n".join(paragraphs("en", 100)))
@@ -221,7 +223,7 @@ def test_the_tokenizer_is_taken_from_where_it_still_is(tmp_path):
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     run = copied_run(tmp_path, lambda config: None)
-    part = next(iter(checkpoint.newest(run).glob("*.distcp")))
+    part = next(iter(newest_checkpoint(run).glob("*.distcp")))
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
     part.write_bytes(content)

@@ -12,8 +12,8 @@ from mlm.hf import export as hf
 from mlm.hf.importing import import_model
 from mlm.trained.opening import open_trained
 from mlm.weights import write
-from tests.hf.export_fixtures import trained_run
-from tests.hf.import_fixtures import (
+from tests.exported_run import trained_run
+from tests.published_folders import (
     MASKED,
     POSITIONS,
     QUERY,

@@ -4,13 +4,13 @@ import lzma
 import shutil
 from functools import cache
 from itertools import islice
+from typing import Any
 
 import pytest
 import sentencepiece
 import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from sentencepiece import sentencepiece_model_pb2
 from transformers import AutoTokenizer
 
 from mlm.errors import UserError
@@ -19,7 +19,7 @@ from mlm.tokenizer.charsmap import normalizer, rules
 from mlm.tokenizer.published_files import backend, write_tokenizer
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.tokenizer.training import train
-from tests.hf.export_fixtures import exported
+from tests.exported_run import exported
 from tests.places import REAL
 from tests.text_fixtures import tokenizer
 
@@ -111,13 +111,12 @@ def test_a_tie_is_no_reason_to_refuse_and_other_ids_are(multilingual):
 
 
 @cache
-def normalizers() -> tuple[sentencepiece.SentencePieceNormalizer, object, list[str]]:
+def normalizers() -> tuple[sentencepiece.SentencePieceNormalizer, Any, list[str]]:
     """Sentencepiece's own, ours, and the strings that its rules are about."""
-    raw = tokenizer().model_path.read_bytes()
-    charsmap = sentencepiece_model_pb2.ModelProto.FromString(raw).normalizer_spec
-    found = rules(charsmap.precompiled_charsmap)
+    raw, charsmap = tokenizer().model_path.read_bytes(), tokenizer().charsmap
+    found = rules(charsmap)
     theirs = sentencepiece.SentencePieceNormalizer(model_proto=raw)
-    return theirs, normalizer(charsmap.precompiled_charsmap), sorted(found)
+    return theirs, normalizer(charsmap), sorted(found)
 
 
 PARTS = st.one_of(

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import mlm
-import tests.weights.original_fixtures as original
+import tests.original_checkpoints as original
 from mlm import checkpoint
 from mlm.errors import DataError, UserError
 from mlm.family.heads import HEADS as TABLE
@@ -21,7 +21,7 @@ from mlm.hf.importing import import_model
 from mlm.tokenizer.ids import MODEL_FILE
 from mlm.trained.fill import fill_masks
 from mlm.trained.opening import open_trained
-from tests.hf.import_fixtures import (
+from tests.published_folders import (
     HEADS,
     MASKED,
     QUERY,
@@ -32,7 +32,9 @@ from tests.hf.import_fixtures import (
     model,
     same_tensors,
     tensors,
+    tokenizer_in,
 )
+from tests.state_reading import newest_checkpoint
 from tests.text_fixtures import tokenizer
 
 
@@ -53,7 +55,7 @@ def test_every_head_comes_back_as_it_was(head, tmp_path, capsys):
     same_tensors(tmp_path / "exported", source)
     imported = open_trained(tmp_path / "imported")
     assert imported.head == head
-    assert imported.tokenizer.hash == tokenizer().hash
+    assert tokenizer_in(tmp_path / "imported").hash == tokenizer().hash
     before, after = (
         transformers.XLMRobertaXLConfig.from_pretrained(tmp_path / name).to_dict()
         for name in ("source", "exported")
@@ -100,7 +102,8 @@ def test_five_shards_come_back_bit_for_bit(dtype, tmp_path, capsys):
     same_tensors(tmp_path / "exported", source)
     config = json.loads((tmp_path / "exported" / "config.json").read_text())
     assert config["dtype"] == str(dtype).removeprefix("torch.")
-    manifest = checkpoint.read_manifest(checkpoint.newest(tmp_path / "imported"))
+    manifest = checkpoint.read_manifest(newest_checkpoint(tmp_path / "imported"))
+    assert manifest.imported is not None
     assert (manifest.step, manifest.imported.dtype) == (0, config["dtype"])
 
 
@@ -125,7 +128,7 @@ def test_a_folder_with_nothing_but_a_tokenizer_json_has_its_tokenizer(tmp_path, 
     round_trip(source, capsys)
     for name in ("source", "imported", "exported"):
         found = open_trained(tmp_path / name)
-        assert found.tokenizer.same_ids(tokenizer())
+        assert tokenizer_in(tmp_path / name).same_ids(tokenizer())
         assert found.text_tokens == 40
         filled = fill_masks(tmp_path / name, ["one <mask> two"], 3)
         assert filled == fill_masks(tmp_path / "full", ["one <mask> two"], 3)
@@ -134,7 +137,7 @@ def test_a_folder_with_nothing_but_a_tokenizer_json_has_its_tokenizer(tmp_path, 
     assert (again(text)["input_ids"], again.model_max_length) == (theirs(text)["input_ids"], 40)
     # The model itself, beside a tokenizer.json, is the same one, too.
     import_model(str(source), str(tmp_path / "given"), str(tokenizer().model_path.parent))
-    assert open_trained(tmp_path / "given").tokenizer.hash == tokenizer().hash
+    assert tokenizer_in(tmp_path / "given").hash == tokenizer().hash
 
 
 def test_a_bare_model_without_a_pooler_comes_back(tmp_path, capsys):

@@ -18,7 +18,7 @@ from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE, SPACE
 from mlm.tokenizer.published_files import backend, write_tokenizer
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.trained.opening import open_trained
-from tests.hf.import_fixtures import MASKED, folder_of, left_nothing, model
+from tests.published_folders import MASKED, folder_of, left_nothing, model, tokenizer_in
 from tests.text_fixtures import tokenizer
 from tests.tokenizer.tokenizer_fixtures import folder as large_folder
 
@@ -60,11 +60,11 @@ def test_files_of_one_tokenizer_are_imported(write, tmp_path, capsys):
     said = capsys.readouterr().out
     compared = f"ids are equal to those of {MODEL_FILE} and {JSON_FILE} on {len(lines())} lines, "
     assert compared in said
-    assert open_trained(tmp_path / "out").tokenizer.hash == tokenizer().hash
+    assert tokenizer_in(tmp_path / "out").hash == tokenizer().hash
     (source / MODEL_FILE).unlink()
     import_model(str(source), str(tmp_path / "alone"))
     assert f"ids are equal to those of {JSON_FILE} on" in capsys.readouterr().out
-    assert open_trained(tmp_path / "alone").tokenizer.same_ids(tokenizer())
+    assert tokenizer_in(tmp_path / "alone").same_ids(tokenizer())
 
 
 def test_lines_that_transformers_reads_otherwise_are_no_contradiction(tmp_path):

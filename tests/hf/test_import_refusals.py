@@ -2,10 +2,11 @@
 
 import json
 import shutil
+from typing import Any, cast
 
 import pytest
 import torch
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from sentencepiece import sentencepiece_model_pb2
 
 from mlm.errors import DataError, UserError
 from mlm.hf.export import export
@@ -14,7 +15,7 @@ from mlm.tokenizer.ids import MODEL_FILE
 from mlm.trained.fill import fill_masks
 from mlm.trained.opening import open_trained
 from mlm.weights import stored
-from tests.hf.import_fixtures import (
+from tests.published_folders import (
     MASKED,
     POSITIONS,
     QUERY,
@@ -24,6 +25,7 @@ from tests.hf.import_fixtures import (
     left_nothing,
     model,
     same_tensors,
+    tokenizer_in,
 )
 from tests.text_fixtures import tokenizer
 
@@ -66,13 +68,13 @@ def test_without_a_tokenizer_only_when_asked_for(tmp_path, capsys):
     with pytest.raises(UserError, match=r"has no tokenizer .*, so a text cannot be read; put one"):
         fill_masks(tmp_path / "out", ["<mask>"], 3)
     import_model(str(source), str(tmp_path / "with"), str(tokenizer().model_path.parent))
-    assert open_trained(tmp_path / "with").tokenizer.hash == tokenizer().hash
+    assert tokenizer_in(tmp_path / "with").hash == tokenizer().hash
 
 
 def test_a_given_tokenizer_is_that_of_the_folder(tmp_path, capsys):
     source = folder_of(model(MASKED), tmp_path / "source")
     shutil.copytree(tokenizer().model_path.parent, tmp_path / "other")
-    other = ModelProto.FromString(tokenizer().model)
+    other = cast(Any, sentencepiece_model_pb2).ModelProto.FromString(tokenizer().model)
     other.pieces[10].score, other.pieces[11].score = 0.0, -1.0
     (tmp_path / "other" / MODEL_FILE).write_bytes(other.SerializeToString())
     with pytest.raises(
@@ -82,7 +84,7 @@ def test_a_given_tokenizer_is_that_of_the_folder(tmp_path, capsys):
     assert left_nothing(tmp_path, "source", "other")
     (source / MODEL_FILE).write_bytes(b"damaged")
     import_model(str(source), str(tmp_path / "out"), str(tmp_path / "other"))
-    assert open_trained(tmp_path / "out").tokenizer.model == other.SerializeToString()
+    assert tokenizer_in(tmp_path / "out").model == other.SerializeToString()
 
 
 def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, capsys):
@@ -100,7 +102,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, capsys):
     assert left_nothing(tmp_path, "small", "pad", "added")
     large = folder_of(model(MASKED, vocab_size=2048), tmp_path / "large")
     import_model(str(large), str(tmp_path / "out"))
-    assert "2,048 embeddings and the tokenizer 400 ids: see that it" in capsys.readouterr().out
+    assert "2,048 embeddings and the tokenizer 400 ids: check that it" in capsys.readouterr().out
 
 
 def test_another_tokenizer_put_into_an_import_is_refused(tmp_path):
@@ -134,7 +136,7 @@ def test_what_is_there_is_not_written_over(tmp_path):
         ),
         (
             lambda held: held | {"roberta.extra.weight": torch.zeros(3)},
-            r"model.safetensors has roberta\.extra\.weight, which an .* of its config has not",
+            r"model.safetensors has roberta\.extra\.weight, which an .* of its config lacks",
         ),
         (
             lambda held: held | {QUERY: torch.zeros(16, 32)},

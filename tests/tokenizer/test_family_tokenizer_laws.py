@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mlm.errors import DataError, UserError
 from mlm.tokenizer.family.auto import AutoTokenizer, XLMRobertaTokenizer
 from mlm.tokenizer.ids import MODEL_FILE
-from tests.hf.export_fixtures import trained_run
+from tests.exported_run import trained_run
 from tests.places import ROOT
 from tests.text_fixtures import tokenizer
 from tests.tokenizer.tokenizer_fixtures import LIMIT, folder, ours, sample_lines

@@ -6,7 +6,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from mlm.errors import UserError
 from mlm.trained.fill import encode, fill, fill_masks
-from tests.hf.export_fixtures import exported, trained_run
+from tests.exported_run import exported, trained_run
 from tests.text_fixtures import LANGUAGES, paragraphs, tokenizer
 
 TEXTS = [

@@ -15,9 +15,10 @@ from mlm.hf.export import export
 from mlm.tokenizer.ids import MODEL_FILE
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.trained.start import starting_model
-from tests.hf.export_fixtures import trained_run
-from tests.hf.import_fixtures import MASKED, source_of
+from tests.exported_run import trained_run
 from tests.launch.launch_fixtures import ranks
+from tests.published_folders import MASKED, source_of
+from tests.state_reading import newest_checkpoint
 from tests.text_fixtures import corpus, shards_folder, tokenizer
 
 __all__ = ["ranks"]  # a fixture
@@ -153,7 +154,7 @@ def test_another_tokenizer_is_refused(ranks, tmp_path, capfd):
 
 def test_a_run_keeps_the_checkpoint_that_it_began_with(ranks, tmp_path, capfd):
     source = shutil.copytree(trained_run(), tmp_path / "source")
-    step = checkpoint.newest(source)
+    step = newest_checkpoint(source)
     base = ["train", *SMALL, f"data.shards={shards_folder()}", "run.name=a"]
     assert main([*base, f"weights={source}"]) == 0
     assert settings_of(ranks / "runs" / "a")["weights"] == str(step)

@@ -1,6 +1,7 @@
 """`mlm train weights=PATH`: continued pretraining of a trained model, in any layout."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from mlm.hf.importing import import_model
 from mlm.trained.start import starting_model
 from mlm.training.build import build
 from mlm.weights.stored import open_weights
-from tests.hf.import_fixtures import same_tensors, source_of, tensors
 from tests.launch.launch_fixtures import ranks
 from tests.launch.test_cli import start
+from tests.published_folders import same_tensors, source_of, tensors
 from tests.ranks import run_ranks
+from tests.state_reading import newest_checkpoint
 from tests.text_fixtures import corpus, tokenizer
 from tests.training_fixtures import config, metrics, run
 
@@ -30,7 +32,7 @@ SMALL = ["tracker=none", "train.device=cpu", "data.seq_len=32", "train.dtype=fp3
 
 def starting(weights: Path, **sections: Any) -> TrainConfig:
     data = {"tokenizer": str(tokenizer().model_path.parent)} | sections.pop("data", {})
-    return config(weights=str(weights), data=data, **sections)
+    return replace(config(data=data, **sections), weights=str(weights))
 
 
 def built_and_saved(made: TrainConfig, run: str) -> None:
@@ -66,15 +68,15 @@ def test_five_shards_into_ranks_and_out_again_are_bit_equal(parallel, dtype, tmp
 
 def read_by_rank(made: TrainConfig) -> int:
     """The numbers that a rank has read of the weights when its engine is built."""
-    from mlm.weights import files
+    from mlm.weights.files import _BinaryFile
 
-    counted, real = [], files._read_into
+    counted, read_into = [], _BinaryFile.read_into
 
-    def reading(file, into, place):
-        counted.append(len(into))
-        return real(file, into, place)
+    def counting(self: _BinaryFile, buffer: memoryview, place: int) -> bool:
+        counted.append(len(buffer))
+        return read_into(self, buffer, place)
 
-    files._read_into = reading
+    _BinaryFile.read_into = counting
     build(made)
     return sum(counted) // 4
 
@@ -110,11 +112,11 @@ def test_layouts_go_on_alike_and_a_resumed_run_needs_the_weights_no_more(tmp_pat
     # Again, as if killed after step 4, and without the source.
     made = starting(source, model=DRY)
     shutil.copytree(tmp_path / "one", tmp_path / "again")
-    shutil.rmtree(checkpoint.newest(tmp_path / "again"))
+    shutil.rmtree(newest_checkpoint(tmp_path / "again"))
     shutil.rmtree(source)
     assert run(tmp_path / "again", made)["code"] == DONE
     assert [row["loss"] for row in metrics(tmp_path / "again")] == losses["one"]
-    ours, theirs = (open_weights(checkpoint.newest(tmp_path / n)) for n in ("again", "one"))
+    ours, theirs = (open_weights(newest_checkpoint(tmp_path / n)) for n in ("again", "one"))
     assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.shapes)
     outcome = run(tmp_path / "new", made)
     assert outcome["code"] == CONFIG
@@ -143,10 +145,10 @@ def test_the_head_of_another_class_is_new(head, tmp_path):
     assert said.endswith(f"its {left_out} is skipped")
     made = starting(source, parallel={"tp": 2})
     run_ranks(2, built_and_saved, made, str(tmp_path / "run"))
-    ours = open_weights(checkpoint.newest(tmp_path / "run"))
+    ours = open_weights(newest_checkpoint(tmp_path / "run"))
     theirs = {name.removeprefix("roberta."): tensor for name, tensor in tensors(source).items()}
     run_ranks(1, built_and_saved, config(), str(tmp_path / "fresh"))
-    fresh = open_weights(checkpoint.newest(tmp_path / "fresh"))
+    fresh = open_weights(newest_checkpoint(tmp_path / "fresh"))
     for name in ours.shapes:
         own = theirs.get(name.removeprefix("roberta."))
         assert torch.equal(ours.read(name), fresh.read(name) if own is None else own), name

@@ -6,7 +6,7 @@ import torch
 from mlm.errors import DataError
 from mlm.weights.original import open_original
 from mlm.weights.original_config import REQUIRED, config_values
-from tests.weights.original_fixtures import change, checkpoint_of, original_states, write
+from tests.original_checkpoints import change, checkpoint_of, original_states, write
 
 FC1 = "encoder.sentence_encoder.layers.1.fc1.weight"
 

@@ -12,7 +12,7 @@ from mlm.errors import DataError
 from mlm.weights import files
 from mlm.weights.source import open_weights
 from tests.family.family_fixtures import our_model
-from tests.hf.import_fixtures import MASKED, tensors
+from tests.published_folders import MASKED, tensors
 
 INDEX, BIN = "model.safetensors.index.json", "pytorch_model.bin"
 

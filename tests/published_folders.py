@@ -11,6 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mlm.tokenizer.ids import MODEL_FILE
+from mlm.tokenizer.tokenizer import Tokenizer
+from mlm.trained.opening import open_trained
 from tests.family.family_fixtures import randomise, their_model
 from tests.text_fixtures import tokenizer
 
@@ -86,6 +88,13 @@ def same_tensors(one: Path, other: Path) -> None:
     for name, tensor in theirs.items():
         assert ours[name].dtype == tensor.dtype, name
         assert torch.equal(ours[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def tokenizer_in(folder: Path) -> Tokenizer:
+    """The tokenizer of a trained model that has one."""
+    found = open_trained(folder).tokenizer
+    assert found is not None
+    return found
 
 
 def left_nothing(folder: Path, *names: str) -> bool:
