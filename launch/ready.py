@@ -81,12 +81,14 @@ def _with_data(
     """The config with its data prepared and its vocabulary known, and the data's hashes."""
     from rich.console import Console
 
-    from mlm.data.prepare import check_data, prepare, with_tokenizer
+    from mlm.data.checks import check_data, with_tokenizer
+    from mlm.data.prepare import prepare
 
     if config.data.shards is None:
-        config = prepare(config, Path(config.run.dir) / run_folder.PREPARED, Console())
+        data = prepare(config.data, Path(config.run.dir) / run_folder.PREPARED, Console())
     else:
-        config = with_tokenizer(config)
+        data = with_tokenizer(config.data)
+    config = replace(config, data=data)
     facts = check_data(config)
     _check_size(config, overrides)
     try:

@@ -1,8 +1,8 @@
-"""Random bits as a function of a key and a counter, and nothing else.
+"""Random bits as a function of a key and a counter alone.
 
 SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), read by position: output n of the generator whose
-state starts at `key`. Written out here, since numpy promises no generator's methods to stay the
-same between its versions, and a run must see the same order and masks after an upgrade.
+state starts at `key`. Written out here, since numpy does not promise that the methods of a
+generator stay the same between versions, and a run keeps its order and masks after an upgrade.
 """
 
 import math
@@ -14,9 +14,9 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
-def bits(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
+def bits(keys: np.ndarray | np.uint64, counters: np.ndarray | np.uint64) -> np.ndarray:
     """64 uniform bits, uint64, for each pair of a key and a counter, both uint64 and broadcast."""
-    z = (counters + np.uint64(1)) * _GAMMA + keys
+    z = np.asarray((counters + np.uint64(1)) * _GAMMA + keys)
     shifted = z >> np.uint64(30)
     for shift, factor in ((27, _FIRST), (31, _SECOND)):
         z = np.bitwise_xor(z, shifted, out=z)
@@ -26,20 +26,20 @@ def bits(keys: np.ndarray, counters: np.ndarray) -> np.ndarray:
 
 
 def chained(key: int, number: int) -> int:
-    """A key of a key and a number: cheaper than `parallel.keys.key`, and as good."""
+    """A key derived from a key and a number: cheaper than `parallel.keys.key`, and as good."""
     return int(bits(np.array([key], np.uint64), np.array([number], np.uint64))[0])
 
 
 def permutation(count: int, key: int) -> np.ndarray:
-    """The numbers below `count` in an order that `key` decides, int64."""
+    """The numbers below `count` in an order that `key` determines, (count,) int64."""
     return permutations(count, np.array([key], np.uint64))[0]
 
 
 def permutations(count: int, keys: np.ndarray) -> np.ndarray:
-    """The same for each of `keys`: (keys, count) int64.
+    """A permutation for each of `keys`: (keys, count) int64.
 
-    Random bits are sorted, of which the low ones are the number itself: so none are equal, and
-    there is no need to sort indirectly, which takes several times as long.
+    Sorts random bits whose low bits are the number itself: no two are equal, and no indirect sort
+    is needed, which would take several times as long.
     """
     low = np.uint64((1 << (count - 1).bit_length()) - 1)
     numbers = np.arange(count, dtype=np.uint64)
@@ -49,11 +49,11 @@ def permutations(count: int, keys: np.ndarray) -> np.ndarray:
 
 
 class Shuffle:
-    """The numbers below `count` in an order that `key` decides, of which nothing is stored.
+    """The numbers below `count` in an order that `key` determines, without storing it.
 
-    A Feistel network over pairs (Luby and Rackoff, 1988) whose halves are added modulo their
-    sizes; what falls outside is sent through again (Black and Rogaway, CT-RSA 2002, section 3), so
-    any place costs the same, and no memory, however many there are.
+    A Feistel network over pairs (Luby and Rackoff, 1988) whose halves are added modulo their sizes;
+    results of `count` or more pass through it again (Black and Rogaway, CT-RSA 2002, section 3). So
+    every place costs the same, and no memory, for any count.
     """
 
     ROUNDS = 8
@@ -70,7 +70,7 @@ class Shuffle:
         return self._inside(places, self._forth)
 
     def places(self, numbers: np.ndarray) -> np.ndarray:
-        """The places of numbers below `count`, int64: the inverse."""
+        """The places of numbers below `count`, int64, of the same shape: the inverse."""
         return self._inside(numbers, self._back)
 
     def _inside(self, given: np.ndarray, step: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

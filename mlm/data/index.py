@@ -1,10 +1,9 @@
 """The index of a shards folder: totals in `index.json`, and arrays of what its shards hold.
 
-`shards.npy` has a row per shard; `samples.npy` has a column per sample of a shard, which is about
-1 MiB of ids. They stand in the order of languages, of the splits ("train", "heldout") in each, and
-of shards and samples in each split. Both are memory-mapped, and nothing copies them: opening costs
-the same, in time and memory, for one shard or a million. `Index.hash` is what an order of samples,
-and with it a run, is bound to.
+`shards.npy` has a row per shard; `samples.npy` has a column per sample, the part of a shard that
+holds about 1 MiB of ids. Both are ordered by language, then by split ("train", "heldout"), shard
+and sample. They are memory-mapped and never copied: opening costs the same time and memory for one
+shard or a million. An order of samples, and thus a run, is bound to `Index.hash`.
 """
 
 import hashlib
@@ -30,14 +29,14 @@ FILE, SHARDS_FILE, SAMPLES_FILE = "index.json", "shards.npy", "samples.npy"
 SHARD = np.dtype(
     [("bytes", "<i8"), ("tokens", "<i8"), ("documents", "<i8"), ("sha256", "u1", (32,))]
 )
-# The rows of samples.npy, int64, each of which is contiguous. shard: its row; offset: of the ids in
-# their tar, in bytes; start: tokens in all samples before; check: XXH3 of the ids, as 64 bits.
+# The rows of samples.npy, int64, each contiguous. shard: its row; offset: of the ids in their tar,
+# in bytes; start: the tokens of all samples before; check: the XXH3 of the ids, as 64 bits.
 SAMPLE_FIELDS = ("shard", "offset", "tokens", "start", "check")
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Of one split of one language. `bytes` and `characters` are of its text."""
+    """The totals of one split of one language. `bytes` and `characters` are those of its text."""
 
     bytes: int = 0
     characters: int = 0
@@ -49,7 +48,7 @@ class Totals:
 
 def ids_check(ids: np.ndarray) -> int:
     """The hash of a sample's ids, int32, that the index keeps: XXH3, as an int64."""
-    hashed = xxhash.xxh3_64_intdigest(np.ascontiguousarray(ids, "<i4"))
+    hashed = xxhash.xxh3_64_intdigest(np.ascontiguousarray(ids, "<i4").data)
     return hashed - (1 << 64 if hashed >> 63 else 0)
 
 
@@ -65,8 +64,11 @@ def write_index(
     shards: np.ndarray,
     samples: np.ndarray,
 ) -> None:
-    """Writes index.json and its arrays: `totals` of train and heldout, by language, in order;
-    `shards` (shards,) of `SHARD`; `samples` (fields, samples)."""
+    """Writes index.json and its arrays.
+
+    totals: of train and heldout, by language, in order; shards: (shards,) of `SHARD`; samples:
+    (fields, samples)
+    """
     np.save(folder / SHARDS_FILE, shards.astype(SHARD, copy=False))
     np.save(folder / SAMPLES_FILE, np.ascontiguousarray(samples, "<i8"))  # field after field
     index = {
@@ -85,7 +87,7 @@ class Index:
     """An open index. `languages` and the lists of totals are in the order of the rows."""
 
     def __init__(self, folder: Path | str, raw: bytes, arrays: Path | None = None) -> None:
-        """arrays: the folder of the arrays, where that is another; `folder` is what errors name."""
+        """folder: named in errors; raw: index.json; arrays: the folder of the arrays, if another"""
         content = json.loads(raw)
         if content["version"] != VERSION:
             raise DataError(
@@ -102,11 +104,12 @@ class Index:
             split: [Totals(**row[split]) for row in content["languages"]] for split in SPLITS
         }
         self._array_hashes: dict[str, str] = content["arrays"]
-        self._parts = [
+        # By language and split, as the rows of the arrays.
+        self._splits = [
             self.totals[split][n] for n in range(len(self.languages)) for split in SPLITS
         ]
-        self._first_shard = _running(part.shards for part in self._parts)
-        self._first_sample = _running(part.samples for part in self._parts)
+        self._first_shard = _starts(split.shards for split in self._splits)
+        self._first_sample = _starts(split.samples for split in self._splits)
         self._map()
 
     def _map(self) -> None:
@@ -116,10 +119,10 @@ class Index:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The index of a shards folder; raises DataError where it is missing or not whole."""
+        """The index of a shards folder; raises DataError where it is missing or damaged."""
         folder = Path(folder)
         try:
-            return cls.parsed(folder, (folder / FILE).read_bytes())
+            return cls.parse(folder, (folder / FILE).read_bytes())
         except OSError as error:
             raise DataError(
                 f"{folder} has no {FILE} that can be read ({error.strerror}); give a folder that "
@@ -127,8 +130,8 @@ class Index:
             ) from None
 
     @classmethod
-    def parsed(cls, folder: Path | str, raw: bytes, arrays: Path | None = None) -> Self:
-        """The index whose `index.json` is `raw`; raises DataError where it is none."""
+    def parse(cls, folder: Path | str, raw: bytes, arrays: Path | None = None) -> Self:
+        """The index whose `index.json` is `raw`; raises DataError where it is not one."""
         try:
             return cls(folder, raw, arrays)
         except DataError:
@@ -150,41 +153,39 @@ class Index:
         return [part.tokens for part in self.totals["heldout"]]
 
     def first_tokens(self, split: str) -> np.ndarray:
-        """Where a split of each language begins among the tokens of all, (languages,) int64."""
-        starts = _running(part.tokens for part in self._parts)[SPLITS.index(split) : -1]
+        """The number of tokens before a split of each language, (languages,) int64."""
+        starts = _starts(part.tokens for part in self._splits)[SPLITS.index(split) : -1]
         return np.array(starts[:: len(SPLITS)], np.int64)
 
     def sample_rows(self, split: str, language: int) -> slice:
-        """Where the samples of a split of a language stand in the rows of `samples`."""
-        part = len(SPLITS) * language + SPLITS.index(split)
-        return slice(self._first_sample[part], self._first_sample[part + 1])
+        """The samples of a split of a language, as a slice of the columns of `samples`."""
+        n = len(SPLITS) * language + SPLITS.index(split)
+        return slice(self._first_sample[n], self._first_sample[n + 1])
 
     def split_of(self, shard: int) -> tuple[int, str]:
-        """The language and the split that a shard is of."""
-        part = self._part_of(shard)
-        return part // len(SPLITS), SPLITS[part % len(SPLITS)]
+        """The language and the split of a shard."""
+        n = self._split_number(shard)
+        return n // len(SPLITS), SPLITS[n % len(SPLITS)]
 
     def shard_name(self, shard: int) -> str:
-        """The file name of the tar that a row of `shards` is about."""
+        """The file name of a shard, by its row."""
         language, split = self.split_of(shard)
-        before = self._first_shard[self._part_of(shard)]
+        before = self._first_shard[self._split_number(shard)]
         return shard_name(self.languages[language], split, shard - before)
 
     def shard_row(self, name: str) -> int:
-        """The row of a shard by its file name; raises DataError where it is none of these."""
-        for part, first in enumerate(self._first_shard[:-1]):
-            head = shard_name(self.languages[part // len(SPLITS)], SPLITS[part % len(SPLITS)], 0)
+        """The row of a shard, by its file name; raises DataError where there is none."""
+        for n, first in enumerate(self._first_shard[:-1]):
+            head = shard_name(self.languages[n // len(SPLITS)], SPLITS[n % len(SPLITS)], 0)
             stem, _, number = name.removesuffix(".tar").rpartition("-")
             if stem == head.rpartition("-")[0] and number.isdigit():
                 row = first + int(number)
-                if row < self._first_shard[part + 1]:
+                if row < self._first_shard[n + 1]:
                     return row
-        raise DataError(
-            f"{name} is none of the shards of {self.folder}; give the folder that has it"
-        )
+        raise DataError(f"{name} is not a shard of {self.folder}; give the folder that has it")
 
     def shard_path(self, shard: int) -> Path:
-        """Its path."""
+        """The path of a shard, by its row."""
         return Path(self.folder) / self.shard_name(shard)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
@@ -198,9 +199,9 @@ class Index:
             )
 
     def verify(self, deep: bool = False) -> None:
-        """Raises DataError, naming the file, unless all shards are there with their sizes.
+        """Raises DataError, naming the file, unless all shards exist with their sizes.
 
-        `deep` reads them all, and checks their hashes and that every id is one of the tokenizer's.
+        deep: reads all shards, and checks their hashes and that the tokenizer has every id
         """
         self.verify_arrays()
         for bad in self.bad_shards():
@@ -213,13 +214,13 @@ class Index:
             self._verify_ids()
 
     def verify_arrays(self) -> None:
-        """Raises DataError unless the arrays are those that index.json was written with."""
+        """Raises DataError unless the arrays are those written with index.json."""
         for name, hash in self._array_hashes.items():
             if _hash(self._arrays / name) != hash:
                 raise _changed(self._arrays / name, "its hash is not the one in index.json")
 
     def bad_shards(self) -> Iterator[BadShard]:
-        """The shards that are missing, or have another size."""
+        """The shards that are missing or have another size."""
         for row, size in enumerate(self.shards["bytes"].tolist()):
             path = self.shard_path(row)
             try:
@@ -241,7 +242,7 @@ class Index:
             if len(ids) != tokens or ids.min() < 0 or ids.max() >= self.vocab_size:
                 raise _changed(path, f"it has ids outside the {self.vocab_size} of the tokenizer")
 
-    def _part_of(self, shard: int) -> int:
+    def _split_number(self, shard: int) -> int:
         return bisect_right(self._first_shard, shard) - 1
 
     def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
@@ -250,8 +251,8 @@ class Index:
         except (OSError, ValueError, EOFError) as error:
             raise _changed(self._arrays / name, f"it cannot be read ({error})") from None
         if (shape[-1] and mapped.dtype != dtype) or mapped.shape != shape:
-            raise _changed(self._arrays / name, f"it has not the shape {shape} of index.json")
-        return np.asarray(mapped)  # still mapped, without memmap's slow indexing
+            raise _changed(self._arrays / name, f"it does not have the shape {shape} of index.json")
+        return np.asarray(mapped)  # still a map, without the slow indexing of np.memmap
 
 
 def _changed(path: Path, what: str) -> DataError:
@@ -261,7 +262,8 @@ def _changed(path: Path, what: str) -> DataError:
     )
 
 
-def _running(counts: Iterable[int]) -> list[int]:
+def _starts(counts: Iterable[int]) -> list[int]:
+    """The sum of the counts before each one, and the sum of all at the end."""
     return [0, *np.cumsum(np.fromiter(counts, dtype=np.int64)).tolist()]
 
 

@@ -1,4 +1,4 @@
-"""Batches made in a thread while the ones before are used."""
+"""Values computed in a background thread, ahead of their use."""
 
 from collections import deque
 from collections.abc import Callable
@@ -11,7 +11,7 @@ Made = TypeVar("Made")
 class Prefetcher(Generic[Made]):
     """`make(start)`, `make(start + 1)`, ... in order, up to `depth` of them ahead of `next`.
 
-    One background thread makes them. A context: leaving it is `close`.
+    One background thread computes them. A context: leaving it calls `close`.
     """
 
     def __init__(self, make: Callable[[int], Made], start: int, depth: int = 2) -> None:
@@ -23,14 +23,14 @@ class Prefetcher(Generic[Made]):
             self._request()
 
     def next(self) -> Made:
-        """The next one, waiting for it if need be. What `make` raised is raised here, each time."""
+        """The next value, once it is there; raises what `make` raised, in every further call."""
         made = self._ahead[0].result()
         self._ahead.popleft()
         self._request()
         return made
 
     def close(self) -> None:
-        """Ends the thread after what it is making; the rest is dropped."""
+        """Ends the thread after the value it is computing; the others are dropped."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> "Prefetcher[Made]":

@@ -1,7 +1,7 @@
 """`mlm audit`: what a run was trained on, computed from its seed and the index of its shards."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from mlm import checkpoint
 from mlm.config import TrainConfig, load
 from mlm.data.audit.exposure import Exposure
 from mlm.data.audit.ledger import LEDGER, read_ledger
-from mlm.data.prepare import with_tokenizer
+from mlm.data.checks import with_tokenizer
 from mlm.data.reading.remote import open_index
 from mlm.errors import DataError, UserError
 from mlm.health.incidents import read_incidents, skipped_shards, skipped_steps
@@ -47,7 +47,8 @@ class Audit:
             before = json.loads((run / "data.json").read_text("utf-8"))["index"]
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
             raise UserError(f"{run} is not a run folder; give one") from None
-        self.config = with_tokenizer(load(TrainConfig, settings))
+        config = load(TrainConfig, settings)
+        self.config = replace(config, data=with_tokenizer(config.data))
         data, self.batch = self.config.data, self.config.train.global_batch_size
         self.index = open_index(str(data.shards), data.cache)
         if self.index.hash != before:
@@ -62,7 +63,7 @@ class Audit:
         incidents = read_incidents(run)
         self.bad_shards = skipped_shards(incidents)
         for shard, since in self.bad_shards.items():
-            self.batches.reader.leave_out(shard, since)
+            self.batches.reader.skip_shard(shard, since)
         # Incidents may skip steps that the run has not reached yet.
         steps = skipped_steps(incidents)
         self.skipped = sorted(step for step in steps if step < len(self.ledger))
@@ -72,7 +73,7 @@ class Audit:
             self.batch,
             len(self.ledger),
             self.skipped,
-            self.batches.reader.left_out,
+            self.batches.reader.skipped_shards,
         )
 
     def _check_ledger(self) -> None:

@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mlm.data.index import SAMPLE_FIELDS, SHARD, Totals, write_index
 from mlm.data.order.mix import ROUND, shares
-from mlm.data.writing.journal import Added, Journal
-from mlm.data.writing.tars import Ids, TokenTars
+from mlm.data.writing.journal import Journal, SplitCounts
+from mlm.data.writing.tars import SplitIds, TokenTars
 from mlm.tokenizer.ids import BOS, EOS, FIRST_PIECE
 from tests.bench.data_contenders import CONTENDERS, SEQ_LEN
 
@@ -62,7 +62,7 @@ def write(folder: Path, languages: int, rounds: int) -> int:
         journal = Journal(folder / f"l{n:02d}.jsonl")
         with TokenTars(folder / "ours", f"l{n:02d}", "train", journal) as tars:
             for part in np.array_split(ids.ravel(), -(-ids.size // (1 << 20))):
-                tars.add(Ids(part, 0, Added(tokens=len(part))))
+                tars.add(SplitIds(part, 0, SplitCounts(tokens=len(part))))
         streams.append(tars)
         totals[f"l{n:02d}"] = tars.totals, Totals()
         first += count

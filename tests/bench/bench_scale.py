@@ -42,8 +42,8 @@ from mlm.config import TrainConfig
 from mlm.data.batches.batches import HeldOutBatches, TrainingBatches
 from mlm.data.index import SAMPLE_FIELDS, SHARD, Index, Totals, write_index
 from mlm.data.order.mix import shares
-from mlm.data.writing.journal import Added, Journal
-from mlm.data.writing.tars import SAMPLE_IDS, Ids, TokenTars
+from mlm.data.writing.journal import Journal, SplitCounts
+from mlm.data.writing.tars import SAMPLE_IDS, SplitIds, TokenTars
 from mlm.tasks.pretraining.batches import training_batches
 
 LANGUAGES, SAMPLES, VOCAB, ROWS = 100, 10, 250002, 8
@@ -59,7 +59,7 @@ def write(folder: Path, shards: int) -> None:
     with TokenTars(folder, "one", "train", Journal(folder / "one.jsonl")) as tars:
         for _ in range(SAMPLES):
             ids = random.integers(4, VOCAB - 1, SAMPLE_IDS, dtype=np.int32)
-            tars.add(Ids(ids, 0, Added(tokens=len(ids))))
+            tars.add(SplitIds(ids, 0, SplitCounts(tokens=len(ids))))
     (folder / "one-000000.tar").rename(folder / TAR)
     weights = np.geomspace(1, 1000, LANGUAGES)
     totals = {}

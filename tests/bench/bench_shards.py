@@ -31,7 +31,7 @@ from tempfile import TemporaryDirectory
 from mlm.data.writing import shards, staging
 from mlm.data.writing.heldout import first_pass
 from mlm.data.writing.tars import TokenTars
-from mlm.data.writing.tokenizing import Batch, Work, encoded
+from mlm.data.writing.tokenizing import TextBatch, TextBatches, encoded
 from mlm.text.corpus import languages, sample_corpus
 from mlm.text.documents import documents
 from mlm.text.sources import Text
@@ -74,14 +74,14 @@ def cpu(call: Callable[[], None]) -> float:
 def compare(text: Text, tokenizer: Tokenizer, holder: Path, rounds: int) -> None:
     """One core, in turn."""
     found = first_pass("all", text, OneCore())
-    batches: list[Batch] = []
+    batches: list[TextBatch] = []
 
     def read() -> None:  # anew each time: strings that were encoded once keep their UTF-8
-        batches[:] = Work(text, found, [0, 0]).batches()
+        batches[:] = TextBatches(text, found, [0, 0])
 
     def theirs(**options) -> None:
         for batch in batches:
-            lines = [line for part in batch.parts for line in part.lines]
+            lines = [line for split in batch.splits for line in split.lines]
             tokenizer._processor.encode(lines, num_threads=1, **options)
 
     def tokenizing(folder: Path) -> None:
@@ -97,8 +97,8 @@ def compare(text: Text, tokenizer: Tokenizer, holder: Path, rounds: int) -> None
     def whole(folder: Path) -> None:
         (folder / staging.WORK).mkdir()
         options = shards.Options()
-        look = shards._first_pass(OneCore(), folder, "all", text, options)
-        shards._write_language(OneCore(), folder, "all", text, options, look, tokenizer.model_path)
+        found = shards._first_pass(OneCore(), folder, "all", text, options)
+        shards._write_language(OneCore(), folder, "all", text, options, found, tokenizer.model_path)
 
     calls = {
         "numpy": lambda folder: theirs(out_type="numpy"),

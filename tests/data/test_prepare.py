@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mlm.data.prepare import check_data, corpus_key, prepare, with_tokenizer
+from mlm.data.checks import check_data, with_tokenizer
+from mlm.data.prepare import corpus_key
 from mlm.errors import DataError, UserError
-from tests.launch.launch_fixtures import quiet, small, write_corpus
+from tests.launch.launch_fixtures import prepared, small, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -15,20 +16,20 @@ def corpus(tmp_path_factory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("text"))
 
 
-def test_data_is_prepared_once_for_the_same_bytes_and_settings(corpus, tmp_path):
-    first = prepare(small(corpus), tmp_path, quiet())
-    made = Path(first.data.shards, "index.json").stat().st_mtime_ns
-    again = prepare(replace(small(corpus), seed=9), tmp_path, quiet())
+def test_prepare_makes_data_once_for_equal_bytes_and_settings(corpus, tmp_path):
+    first = prepared(small(corpus), tmp_path)
+    made = Path(str(first.data.shards), "index.json").stat().st_mtime_ns
+    again = prepared(replace(small(corpus), seed=9), tmp_path)
     assert again.data == first.data
-    assert Path(again.data.shards, "index.json").stat().st_mtime_ns == made
-    other = prepare(small(corpus, alpha=0.7), tmp_path, quiet())
-    assert Path(other.data.shards) != Path(first.data.shards)
-    given = prepare(small(corpus, tokenizer=first.data.tokenizer), tmp_path, quiet())
+    assert Path(str(again.data.shards), "index.json").stat().st_mtime_ns == made
+    other = prepared(small(corpus, alpha=0.7), tmp_path)
+    assert Path(str(other.data.shards)) != Path(str(first.data.shards))
+    given = prepared(small(corpus, tokenizer=first.data.tokenizer), tmp_path)
     assert given.data.tokenizer == first.data.tokenizer
     assert check_data(given) == check_data(first)
 
 
-def test_a_corpus_is_known_by_its_names_and_bytes(corpus, tmp_path):
+def test_corpus_key_is_of_names_and_bytes(corpus, tmp_path):
     def key(folder: Path, *made_by) -> str:
         return corpus_key(folder, list(made_by), lambda done, total: None)
 
@@ -44,20 +45,20 @@ def test_a_corpus_is_known_by_its_names_and_bytes(corpus, tmp_path):
     assert len({key(tmp_path / "a", 1), key(tmp_path / "b", 1), key(corpus, 1)}) == 3
 
 
-def test_shards_bring_their_tokenizer_along(corpus, tmp_path):
-    made = prepare(small(corpus), tmp_path, quiet())
-    shards = replace(made, data=replace(made.data, corpus=None, tokenizer=None))
-    assert check_data(with_tokenizer(shards)) == check_data(made)
-    for path in Path(made.data.shards, "tokenizer").iterdir():
+def test_with_tokenizer_finds_the_tokenizer_in_the_shards(corpus, tmp_path):
+    made = prepared(small(corpus), tmp_path)
+    shards = replace(made.data, corpus=None, tokenizer=None)
+    assert check_data(replace(made, data=with_tokenizer(shards))) == check_data(made)
+    for path in Path(str(made.data.shards), "tokenizer").iterdir():
         path.unlink()
-    Path(made.data.shards, "tokenizer").rmdir()
+    Path(str(made.data.shards), "tokenizer").rmdir()
     with pytest.raises(UserError, match=r"holds no tokenizer; add data.tokenizer=DIR"):
         with_tokenizer(shards)
 
 
-def test_a_tokenizer_of_other_shards_is_refused(corpus, tmp_path):
-    made = prepare(small(corpus), tmp_path, quiet())
-    other = prepare(small(corpus, vocab_size=150), tmp_path, quiet())
+def test_check_data_refuses_the_tokenizer_of_other_shards(corpus, tmp_path):
+    made = prepared(small(corpus), tmp_path)
+    other = prepared(small(corpus, vocab_size=150), tmp_path)
     mixed = replace(made, data=replace(made.data, tokenizer=other.data.tokenizer))
     with pytest.raises(DataError, match="tokenizer"):
         check_data(mixed)

@@ -14,8 +14,8 @@ from launch.launcher import Outcome
 from launch.launchers.lost_shards import explained
 from mlm.batch.micro_batch import IGNORED
 from mlm.data.audit.ledger import read_ledger
+from mlm.data.checks import check_data
 from mlm.data.index import Index
-from mlm.data.prepare import check_data
 from mlm.data.reading.reader import TokenReader
 from mlm.errors import DATA, DONE, FAILED, BadShard, DataError
 from mlm.health.bad_shards import BadShards
@@ -159,7 +159,7 @@ def test_a_bad_shard_is_left_out_by_all_ranks_alike(folder, good, tmp_path, faul
     without, whole = (
         training_batches(made(where), Index.open(where), 8) for where in (folder, good)
     )
-    without.reader.leave_out(shard, since)
+    without.reader.skip_shard(shard, since)
     index, row, seen = whole.reader.index, whole.reader.index.shard_row(shard), 0
     starts, shards_of = index.samples["start"], index.samples["shard"]
     for step in range(8):
@@ -190,7 +190,7 @@ def test_a_name_has_its_row_and_others_have_none(good):
     for row in range(len(index.shards)):
         assert index.shard_row(index.shard_name(row)) == row
     for name in ("xx-000000.tar", f"{index.languages[0]}-999999.tar", "", "readme"):
-        with pytest.raises(DataError, match="is none of the shards"):
+        with pytest.raises(DataError, match="is not a shard of"):
             index.shard_row(name)
 
 
@@ -248,9 +248,9 @@ def test_rows_that_touch_a_shard_are_left_out_from_its_step_on(folder):
     index = made.index
     language = max(range(len(index.languages)), key=lambda n: index.train_tokens[n])
     own = [r for r in range(len(index.shards)) if index.split_of(r) == (language, "train")]
-    made.leave_out(index.shard_name(own[1]), 7)
-    made.leave_out(index.shard_name(own[1]), 5)
-    made.leave_out(index.shard_name(own[1]), 9)
+    made.skip_shard(index.shard_name(own[1]), 7)
+    made.skip_shard(index.shard_name(own[1]), 5)
+    made.skip_shard(index.shard_name(own[1]), 9)
     first = 1400  # where it begins, in the language; it has 1400 ids
     starts = np.array([0, first - 31, first - 30, first, first + 1399, first + 1400])
     gone = [False, False, True, True, True, False]
@@ -284,13 +284,13 @@ def test_a_shard_counts_once_however_often_it_is_found(folder):
     )
     settings = made(folder, on_bad_shard="skip", max_bad_shards=2).data
     reader = TokenReader(Index.open(folder))
-    shards = BadShards(settings, reader.leave_out, kept)
+    shards = BadShards(settings, reader.skip_shard, kept)
     for step, name, count in ((9, first, 1), (5, first, 1), (7, second, 2), (3, first, 2)):
         said = shards.skip(step, BadShard(name, 0, "it is bad; copy it"))
         assert said == f"Skipped from step {step + 1} on, {count} so far: it is bad"
     with pytest.raises(DataError, match=r"3 shards are bad, and data\.max_bad_shards=2 may be"):
         shards.skip(3, BadShard(third, 0, "it is bad; copy it"))
-    assert sorted(reader.left_out.values()) == [3, 7]
+    assert sorted(reader.skipped_shards.values()) == [3, 7]
 
 
 @pytest.mark.parametrize("damaged", [False, True])

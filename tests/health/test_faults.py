@@ -18,11 +18,10 @@ import psutil
 import pytest
 
 from mlm import checkpoint
-from mlm.data.prepare import prepare
 from mlm.errors import DATA, DONE, FAILED, REQUEUE
 from mlm.health import heartbeat
 from tests.checkpoint.test_resume import exact
-from tests.launch.launch_fixtures import SMALL, quiet, small, write_corpus
+from tests.launch.launch_fixtures import SMALL, prepared, small, write_corpus
 from tests.places import ROOT
 from tests.training_fixtures import evaluations, metrics
 
@@ -36,7 +35,7 @@ STALL = 8  # seconds of the watchdog
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    made = prepare(small(write_corpus(folder / "text")), folder / "made", quiet())
+    made = prepared(small(write_corpus(folder / "text")), folder / "made")
     return Path(str(made.data.shards))
 
 

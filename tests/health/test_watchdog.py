@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from mlm.config import as_dict
-from mlm.data.prepare import prepare
 from mlm.data.reading.reader import TokenReader
 from mlm.errors import DONE, FAILED
 from mlm.health import heartbeat
@@ -23,7 +22,7 @@ from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from parallel.groups import ProcessGrid
 from parallel.layout import Layout
 from parallel.recorder import Recorder
-from tests.launch.launch_fixtures import SMALL, quiet, small, write_corpus
+from tests.launch.launch_fixtures import SMALL, prepared, small, write_corpus
 from tests.launch.test_stopping import dead, wait_for
 from tests.places import ROOT
 from tests.ranks import run_ranks
@@ -237,7 +236,7 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
 @pytest.mark.ranks
 def test_a_rank_that_is_stopped_ends_the_job(tmp_path):
     """Through the command, torchrun and all: it ends by itself, and nothing of it stays."""
-    made = prepare(small(write_corpus(tmp_path / "text")), tmp_path / "made", quiet())
+    made = prepared(small(write_corpus(tmp_path / "text")), tmp_path / "made")
     given = [text for text in SMALL if not text.startswith("data.vocab_size")]
     given += [f"data.shards={made.data.shards}", "run.name=a", "parallel.dp=2"]
     given += ["train.steps=100000", "train.log_every=1", "eval.every=0", "watchdog.seconds=8"]

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from rich.console import Console
 from launch.cli import main
 from launch.launchers import local
 from mlm.config import TrainConfig, as_dict, load
+from mlm.data.prepare import prepare
 
 SMALL = ["model=tiny", "data.vocab_size=200", "data.seq_len=32", "tracker=none", "train.device=cpu"]
 
@@ -34,6 +36,11 @@ def small(corpus: Path, **data) -> TrainConfig:
 
 def quiet() -> Console:
     return Console(file=io.StringIO())
+
+
+def prepared(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The settings with tokenizer and shards of their corpus, made under a folder."""
+    return replace(config, data=prepare(config.data, folder, quiet()))
 
 
 # Ranks that only say how they ended: `CODE SENTENCE` come from the environment.

@@ -10,8 +10,7 @@ import pytest
 import yaml
 
 from launch.cli import main
-from mlm.data.prepare import prepare
-from tests.launch.launch_fixtures import SMALL, quiet, small, write_corpus
+from tests.launch.launch_fixtures import SMALL, prepared, small, write_corpus
 from tests.places import ROOT
 
 
@@ -70,7 +69,7 @@ def test_a_sweep_is_refused_under_torchrun(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.ranks
 def test_ranks_of_torchrun_train_what_rank_0_composed(corpus, tmp_path):
-    made = prepare(small(corpus), tmp_path / "made", quiet())
+    made = prepared(small(corpus), tmp_path / "made")
     steps = ["train.steps=2", "train.global_batch_size=8", "eval.every=0", "checkpoint.every=0"]
     done = torchrun(
         tmp_path, f"data.shards={made.data.shards}", "run.name=a", "parallel.tp=2", *steps

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-import mlm.data.prepare
+import mlm.data.checks
 import mlm.tasks.pretraining.batches
 import mlm.tasks.pretraining.task
 import mlm.training.build
@@ -91,8 +91,8 @@ def engine_settings(made) -> dict:
     recording("Masking", mlm.tasks.pretraining.batches)
     recording("TrainingBatches", mlm.tasks.pretraining.batches)
     recording("masked_lm_layers", mlm.tasks.pretraining.task)
-    recording("SampleOrder", mlm.data.prepare)
-    recording("Mix", mlm.data.prepare)
+    recording("SampleOrder", mlm.data.checks)
+    recording("Mix", mlm.data.checks)
     task: Any = build(made).task
     found["blocks"] = len(task.heldout)
     found["SampleOrder"] = [found["SampleOrder"][2], *found["SampleOrder"][4:]]

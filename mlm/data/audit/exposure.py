@@ -13,11 +13,11 @@ from mlm.tokenizer.ids import EOS
 
 @dataclass(frozen=True)
 class Document:
-    """One of a language's training documents, in the order of its stream.
+    """A training document of a language.
 
-    start, tokens: where in the stream it lies, its `</s>` included
-    least, most: how often its tokens were seen; they differ where a run ended, or a block was left
-        out, inside it
+    start, tokens: its place in the language's stream, and its length, `</s>` included
+    least, most: how often its tokens were seen; they differ where a run ended or a block was
+        skipped inside the document
     """
 
     start: int
@@ -29,8 +29,8 @@ class Document:
 class Exposure:
     """What the first `steps` steps of a run have seen.
 
-    left_out: steps, from 0, whose batches are not trained on; bad_shards: rows of shards whose
-    samples are not trained on, and the steps from which on
+    skipped: steps, from 0, whose batches were not trained on; bad_shards: rows of shards, and the
+    first step from which their samples were not trained on
     """
 
     def __init__(
@@ -39,14 +39,14 @@ class Exposure:
         reader: TokenReader,
         batch: int,
         steps: int,
-        left_out: Collection[int] = (),
+        skipped: Collection[int] = (),
         bad_shards: Mapping[int, int] | None = None,
     ) -> None:
         self.order, self.reader, self.batch, self.steps = order, reader, batch, steps
-        self._left_out = sorted(step for step in left_out if step < steps)
+        self._skipped = sorted(step for step in skipped if step < steps)
         self._bad = {row: step for row, step in (bad_shards or {}).items() if step < steps}
         self._drawn = [
-            order.samples(np.arange(step * batch, (step + 1) * batch)) for step in self._left_out
+            order.samples(np.arange(step * batch, (step + 1) * batch)) for step in self._skipped
         ]
 
     def samples(self) -> np.ndarray:
@@ -74,7 +74,7 @@ class Exposure:
             np.subtract.at(counts, blocks[languages == language], 1)
         for (first, last), since in self._bad_blocks(language).items():
             kept = self._before(language, since)[first:last]
-            for step, (languages, blocks) in zip(self._left_out, self._drawn, strict=True):
+            for step, (languages, blocks) in zip(self._skipped, self._drawn, strict=True):
                 if step < since:
                     here = blocks[(languages == language) & (blocks >= first) & (blocks < last)]
                     np.subtract.at(kept, here - first, 1)
@@ -82,12 +82,12 @@ class Exposure:
         return counts
 
     def documents(self, language: int) -> Iterator[Document]:
-        """A language's documents, whose tokens are read to find them.
+        """A language's documents, in the order of its stream; reads all of its tokens.
 
-        Of what cannot be read there are none, and of a document that goes on in it the rest.
+        Skips samples that cannot be read; of a document that is partly in one, the rest counts.
         """
         size = self.order.seq_len - 1
-        # What is behind the last whole block is in no sample.
+        # Tokens after the last whole block are in no sample.
         counts = np.append(self.blocks(language), 0)
         for start, end in self._spans(language):
             first, last = start // size, (end - 1) // size
@@ -95,7 +95,7 @@ class Exposure:
             yield Document(start, end - start, int(seen.min()), int(seen.max()))
 
     def _before(self, language: int, steps: int) -> np.ndarray:
-        """`blocks` of the first `steps`, nothing left out."""
+        """`blocks` of the first `steps` with nothing skipped."""
         total = int(self.order.blocks[language])
         drawn = int(self.order.samples_per_language(steps * self.batch)[language])
         epochs, rest = divmod(drawn, total)
@@ -104,8 +104,8 @@ class Exposure:
         return counts
 
     def _bad_blocks(self, language: int) -> dict[tuple[int, int], int]:
-        """The blocks, from the first to the one behind the last, that bad shards are part of, and
-        the steps from which on they are left out."""
+        """The blocks (first, last + 1) with tokens of bad shards, and the first step without
+        them."""
         index, size = self.reader.index, self.order.seq_len - 1
         begin = int(index.first_tokens("train")[language])
         shards = index.samples["shard"]
@@ -120,7 +120,7 @@ class Exposure:
         return found
 
     def _spans(self, language: int) -> Iterator[tuple[int, int]]:
-        """Where the documents of a language's stream begin and end."""
+        """The begin and end of each document in a language's stream."""
         index, start, place = self.reader.index, 0, 0
         for tokens in index.samples["tokens"][index.sample_rows("train", language)].tolist():
             try:
@@ -134,5 +134,5 @@ class Exposure:
                 yield start, end
                 start = end
             place += tokens
-        if place > start:  # a document's end could not be read
+        if place > start:  # the end of a document could not be read
             yield start, place

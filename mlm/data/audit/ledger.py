@@ -1,8 +1,8 @@
 """The ledger of a run, `ledger.bin`: a hash of each batch that it was trained on, 8 bytes a step.
 
-The hash of a batch is the sum of those of its rows, modulo 2^64, and so the same however the rows
-were divided over ranks and micro-batches; that of a row is one of its sample number, its masked
-ids, its masked positions and its targets. 0 stands for a batch that was left out.
+The hash of a row covers its sample number, its masked ids, its masked positions and its targets.
+The hash of a batch is the sum of those of its rows, modulo 2^64, and thus the same for every
+division into ranks and micro-batches. 0 stands for a batch that was skipped.
 """
 
 from functools import lru_cache
@@ -20,22 +20,22 @@ class Ledger:
     """Writes the ledger, on one rank. Raises OSError."""
 
     def __init__(self, run: Path, steps: int) -> None:
-        """Keeps the rows of the first `steps`; later ones are written again."""
+        """Keeps the entries of the first `steps`, and drops later ones."""
         self.file = (run / LEDGER).open("r+b" if (run / LEDGER).exists() else "w+b", buffering=0)
         self.back(steps)
 
     def back(self, steps: int) -> None:
-        """Goes on behind the first `steps`."""
+        """Drops the entries after the first `steps`."""
         self.file.truncate(steps * ROW.itemsize)
         self.file.seek(0, 2)
 
     def add(self, digest: int) -> None:
-        """The batch of the next step: int64, as `total` gives it."""
+        """Appends the hash of the next step's batch: int64, as `total` returns it."""
         self.file.write(np.array(digest, np.int64).astype(ROW).tobytes())
 
 
 def read_ledger(run: Path) -> np.ndarray:
-    """The hashes of the steps of a run, (steps,) uint64; none where it has no ledger."""
+    """The hashes of the steps of a run, (steps,) uint64; empty where it has no ledger."""
     path = run / LEDGER
     if not path.is_file() or path.stat().st_size < ROW.itemsize:
         return np.empty(0, ROW)
@@ -55,11 +55,11 @@ def row_digests(
 
 
 def total(digests: np.ndarray) -> int:
-    """The hash of a batch of those of its rows: their sum modulo 2^64, as an int64."""
+    """The hash of a batch from those of its rows: their sum modulo 2^64, as an int64."""
     return int(digests.sum(dtype=np.uint64).astype(np.int64))
 
 
 @lru_cache(4)
 def _weights(count: int) -> np.ndarray:
-    """Odd, so that no word that differs is lost."""
+    """Odd factors, so that every difference in a word changes the hash."""
     return bits(np.zeros(1, np.uint64), np.arange(count, dtype=np.uint64)) | np.uint64(1)

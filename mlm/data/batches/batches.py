@@ -17,7 +17,7 @@ from mlm.errors import DataError
 from mlm.tokenizer.ids import BOS, EOS, PAD
 from parallel.keys import key
 
-ROWS = 128  # that are made at once: more do not fit in a core's cache
+ROWS = 128  # computed at a time: more do not fit in a core's cache
 
 
 class TrainingBatches:
@@ -35,7 +35,7 @@ class TrainingBatches:
     ) -> None:
         """Batch sizes count sequences; the global one is a multiple of the other.
 
-        isolated: whether documents in a row are kept from each other
+        isolated: whether attention stays inside each document of a row
         """
         assert global_batch_size % micro_batch_size == 0, (global_batch_size, micro_batch_size)
         self.order = order
@@ -54,15 +54,15 @@ class TrainingBatches:
         return self.of_step(step, [k])[0]
 
     def of_step(self, step: int, numbers: Sequence[int]) -> list[MicroBatch]:
-        """Micro-batches of a step by their numbers in it; together they cost less than alone."""
-        some = max(1, ROWS // self.micro_batch_size)
+        """Micro-batches of a step by their numbers in it; together they cost less than singly."""
+        at_a_time = max(1, ROWS // self.micro_batch_size)
         return [
             batch
-            for first in range(0, len(numbers), some)
-            for batch in self._made(step, numbers[first : first + some])
+            for first in range(0, len(numbers), at_a_time)
+            for batch in self._make(step, numbers[first : first + at_a_time])
         ]
 
-    def _made(self, step: int, numbers: Sequence[int]) -> list[MicroBatch]:
+    def _make(self, step: int, numbers: Sequence[int]) -> list[MicroBatch]:
         assert all(0 <= k < self.micro_batches for k in numbers), numbers
         size, seq_len = self.micro_batch_size, self.order.seq_len
         firsts = step * self.global_batch_size + np.array(numbers) * size
@@ -83,9 +83,10 @@ class TrainingBatches:
 class HeldOutBatches:
     """The held-out blocks that every evaluation scores, with the same masks each time.
 
-    Of each language its first `blocks_per_language` blocks, or all where that is 0. The last block
-    of a language may be short, and is padded; with fewer than two tokens that can be masked it is
-    left out. Masks are keyed by language and block, not by the run's seed, so that runs compare.
+    These are the first `blocks_per_language` blocks of each language, or all where that is 0. The
+    last block of a language may be short, and is padded; it is skipped if fewer than two of its
+    tokens can be masked. Masks are keyed by language and block, so that runs with different seeds
+    are comparable.
     """
 
     def __init__(
@@ -108,11 +109,11 @@ class HeldOutBatches:
             )
 
     def __len__(self) -> int:
-        """Micro-batches; the last is filled up with rows that have no targets."""
+        """The number of micro-batches; the last is filled up with rows that have no targets."""
         return -(-len(self.languages) // self.micro_batch_size)
 
     def micro_batch(self, k: int) -> MicroBatch:
-        """Micro-batch `k`; from `len` on all rows are without targets, to even out ranks."""
+        """Micro-batch `k`; from `len` on, its rows have no targets, to give all ranks as many."""
         first = k * self.micro_batch_size
         rows = range(first, min(first + self.micro_batch_size, len(self.languages)))
         size = self.micro_batch_size
@@ -120,11 +121,11 @@ class HeldOutBatches:
         ids[:, 0] = BOS
         lengths, languages = np.ones(size, np.int64), np.zeros(size, np.int64)
         keys = np.zeros(size, np.uint64)
-        for at, row in enumerate(rows):
-            languages[at], lengths[at] = self.languages[row], self.tokens[row] + 1
-            ids[at, 1 : lengths[at]] = self.block(row)
-            name = self.reader.index.languages[languages[at]]
-            keys[at] = key("evaluation", name, int(self.blocks[row]))
+        for n, row in enumerate(rows):
+            languages[n], lengths[n] = self.languages[row], self.tokens[row] + 1
+            ids[n, 1 : lengths[n]] = self.block(row)
+            name = self.reader.index.languages[languages[n]]
+            keys[n] = key("evaluation", name, int(self.blocks[row]))
         starts = document_starts(ids, lengths) if self.isolated else None
         return _micro_batch(languages, self.masking(ids, lengths, keys), lengths, starts)
 
@@ -138,9 +139,9 @@ class HeldOutBatches:
         rows, size = [], self.seq_len - 1
         for language, tokens in enumerate(self.reader.index.heldout_tokens):
             whole, rest = divmod(tokens, size)
-            # Not one more than are scored, of which a large corpus has millions.
-            few = min(whole, blocks_per_language or whole)
-            found = [(language, block, size) for block in range(few)]
+            # No more than are scored: a large corpus has millions of blocks.
+            scored = min(whole, blocks_per_language or whole)
+            found = [(language, block, size) for block in range(scored)]
             if len(found) == whole and rest and self._can_mask(language, whole * size, rest):
                 found.append((language, whole, rest))
             rows += found[:blocks_per_language] if blocks_per_language else found
@@ -155,7 +156,7 @@ class HeldOutBatches:
 def document_starts(ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """Where in its row the document of each token starts, as in `Visibility`; int64.
 
-    A document ends with its `</s>`; that no mask ever hides, so masked ids give the same.
+    A document ends with its `</s>`, which is never masked, so masked ids give the same.
     """
     places = np.arange(ids.shape[1])
     first = np.zeros(ids.shape, np.int64)

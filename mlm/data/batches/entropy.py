@@ -1,4 +1,4 @@
-"""The unigram entropy of held-out tokens: what a model that knows only frequencies would lose."""
+"""The unigram entropy of held-out tokens: the loss of a model that knows only frequencies."""
 
 import numpy as np
 
@@ -9,11 +9,11 @@ from mlm.data.batches.masking import maskable
 def unigram_entropy(heldout: HeldOutBatches) -> tuple[float, dict[str, float]]:
     """Nats per token of the blocks that an evaluation scores: overall, and by language.
 
-    H = -sum p ln p, with p the share of an id among all tokens of these blocks that can be masked
-    (special ids are left out). Overall it is of all languages' tokens together, so it stands beside
-    the evaluation loss: no model that gives every position the same probabilities, whatever they
-    are, has a lower expected loss on these tokens. By language it is of that language's tokens
-    alone; of few tokens it is a low estimate, since each id's share is taken from them.
+    H = -sum p ln p, where p is the share of an id among all tokens of these blocks that can be
+    masked (no special ids). The overall value is of the tokens of all languages, and comparable
+    with the evaluation loss: a model with the same probabilities at every position cannot have a
+    lower expected loss on these tokens. A language's value is of its own tokens alone; for few
+    tokens it is too low, since the shares are estimated from the same tokens.
     """
     vocab_size = heldout.masking.vocab_size
     overall = np.zeros(vocab_size, np.int64)

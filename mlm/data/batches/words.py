@@ -1,9 +1,8 @@
 """Where words begin among sentencepiece's pieces.
 
-A piece that begins with sentencepiece's word mark begins a word, and so does one where letters and
-punctuation meet. Scripts that are written without spaces have no marks inside a sentence: there a
-change of script begins a word, and a run of pieces of one script is cut so that a word has about as
-many characters as words of that script have.
+A word begins at a piece with sentencepiece's word mark, and where letters and punctuation meet.
+Scripts written without spaces have no marks inside a sentence: there, a word begins at a change of
+script, and a run of pieces of one script is cut into words of that script's typical length.
 """
 
 import unicodedata
@@ -26,15 +25,15 @@ UNSPACED = {
     "myanmar": (4, ((0x1000, 0x109F), (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F))),
     "khmer": (4, ((0x1780, 0x17FF), (0x19E0, 0x19FF))),
 }  # fmt: skip
-_SPACED, _PUNCTUATION, _SPECIAL, _ANY = range(4)  # and from 4 on those of UNSPACED
+_SPACED, _PUNCTUATION, _SPECIAL, _ANY = range(4)  # character classes; 4 and above: UNSPACED
 _RUN = np.array([0] * 4 + [size for size, _ in UNSPACED.values()], np.int64)
 
 
 class Words:
-    """Says of ids where words begin."""
+    """Finds where words begin in rows of ids."""
 
     def __init__(self, pieces: Sequence[str]) -> None:
-        """pieces: the piece of every id, the special ones first and `<mask>` last"""
+        """pieces: the piece of every id, special ones first and `<mask>` last"""
         size = len(pieces)
         self._marked = np.array([piece.startswith(SPACE) for piece in pieces])
         first, last = np.empty(size, np.uint8), np.empty(size, np.uint8)
@@ -46,17 +45,17 @@ class Words:
             elif id < FIRST_PIECE or id == size - 1:
                 first[id] = last[id] = _SPECIAL
             else:
-                first[id], last[id] = _kind(text[0]), _kind(text[-1])
+                first[id], last[id] = _character_class(text[0]), _character_class(text[-1])
             characters[id] = 1 if id == UNK else len(text)
         self._first, self._last, self._characters = first, last, characters
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """Where a word begins: (rows, seq_len) bool of ids (rows, seq_len). A row's first id does,
-        and every special one."""
+        """Whether a word begins: (rows, seq_len) bool for ids (rows, seq_len). True for the first
+        id of a row and for every special id."""
         begins = self._marked[ids]
         first, last = self._first[ids], self._last[ids]
         begins[:, 0] = True
-        # What is unknown goes with its neighbours, and a mark alone with the piece behind it.
+        # An unknown id belongs to its neighbours, and a mark alone to the piece after it.
         known = (first[:, 1:] != _ANY) & (last[:, :-1] != _ANY)
         begins[:, 1:] |= known & (first[:, 1:] != last[:, :-1])
         begins |= first == _SPECIAL
@@ -71,8 +70,7 @@ class Words:
         return begins
 
 
-def _kind(character: str) -> int:
-    """Which of the kinds above a character is of."""
+def _character_class(character: str) -> int:
     if unicodedata.category(character)[0] in "PSZ":
         return _PUNCTUATION
     point = ord(character)

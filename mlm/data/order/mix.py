@@ -1,9 +1,9 @@
 """How often each language is drawn: whole numbers of samples in each round of a run.
 
-In a round a language has a quota, in proportion to `weight * n^alpha` over its n training tokens
-(XLM-R, section 3.1). Quotas change where a schedule changes alpha and where a language has been
-repeated as often as it may be; between such changes they stay the same, so that how often a
-language was drawn before any round is arithmetic, and costs the same for any round.
+In a round, a language has a quota proportional to `weight * n^alpha` for its n training tokens
+(XLM-R, section 3.1). Quotas change where a schedule changes alpha, and where a language reaches its
+maximum of epochs. Between such changes they are constant, so the number of a language's samples
+before any round is arithmetic, at the same cost for any round.
 """
 
 from bisect import bisect_right
@@ -15,12 +15,12 @@ from itertools import pairwise
 import numpy as np
 
 ROUND = 1 << 16  # samples
-PIECES = 32  # into which a straight line of a schedule is cut, at most
+STEPS = 32  # by which a line of a schedule is approximated, at most
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Rounds from `first` on, up to the next phase.
+    """The rounds from `first` to the next phase.
 
     quotas: (languages,) int64, samples of each in a round; before: (languages,) int64, samples of
     each in all rounds before `first`
@@ -39,19 +39,23 @@ class Mix:
         train_tokens: Sequence[int],
         alphas: Sequence[tuple[int, float]],
         weights: Sequence[float] | None = None,
-        most: Sequence[int | None] | None = None,
+        max_samples: Sequence[int | None] | None = None,
     ) -> None:
-        """alphas: (sample, alpha) points from sample 0 on, between which alpha is on straight
-        lines, and behind the last of which it stays; weights: of each language, 0 for one that is
-        left out; most: samples that each may have in all, None where there is no limit"""
+        """The mix of languages with these training tokens.
+
+        alphas: (sample, alpha) points from sample 0 on, between which alpha is linear, and after
+            which it is constant
+        weights: factors of the languages, 0 for one that is skipped
+        max_samples: the most samples of each language in the run, None where there is no limit
+        """
         tokens = np.asarray(train_tokens, np.float64)
         factors = np.ones(len(tokens)) if weights is None else np.asarray(weights, np.float64)
-        at_most = [None] * len(tokens) if most is None else list(most)
+        limits = list(max_samples or [None] * len(tokens))
         self.phases: list[Phase] = []
-        self._build(tokens, factors, at_most, _by_round(alphas))
+        self._build(tokens, factors, limits, _by_round(alphas))
         self._firsts = [phase.first for phase in self.phases]
         last = self.phases[-1]
-        # Where all have had what they may have, there is an end.
+        # The run ends where all languages have reached their limits.
         self.samples = None if last.quotas.any() else int(last.before.sum())
 
     def phase(self, round: int) -> Phase:
@@ -71,21 +75,21 @@ class Mix:
         self,
         tokens: np.ndarray,
         factors: np.ndarray,
-        at_most: list[int | None],
+        limits: list[int | None],
         alphas: list[tuple[int, float]],
     ) -> None:
         round, done = 0, np.zeros(len(tokens), np.int64)
         while True:
             place = bisect_right([first for first, _ in alphas], round) - 1
             left = np.array(
-                [ROUND if most is None else most - n for most, n in zip(at_most, done, strict=True)]
+                [ROUND if most is None else most - n for most, n in zip(limits, done, strict=True)]
             )
             quotas = _within(factors * tokens ** alphas[place][1], left)
             self.phases.append(Phase(round, quotas, done))
             rounds = [first - round for first, _ in alphas[place + 1 : place + 2]]
             rounds += [
                 max(1, int(rest // quota))
-                for most, rest, quota in zip(at_most, left, quotas, strict=True)
+                for most, rest, quota in zip(limits, left, quotas, strict=True)
                 if most is not None and quota
             ]
             if not rounds or not quotas.any():
@@ -96,13 +100,13 @@ class Mix:
 def shares(weights: np.ndarray, total: int = ROUND) -> np.ndarray:
     """`total` divided in proportion to positive weights, int64, by the largest remainder.
 
-    One whose part is below one gets one, so none is left out, as long as there are enough.
+    A share below one becomes one, so that none is zero, provided that `total` suffices.
     """
     small = np.zeros(len(weights), bool)
     enough = len(weights) <= total
     while True:
         exact = weights / weights[~small].sum() * (total - small.sum())
-        # Rounded, so that the last bits of a machine's power function decide nothing.
+        # Rounded, so that the last bits of a machine's power function have no effect.
         exact = np.where(small, 1.0, np.round(exact, 6))
         if not (exact < 1).any() or not enough:
             break
@@ -116,7 +120,10 @@ def shares(weights: np.ndarray, total: int = ROUND) -> np.ndarray:
 def limits(
     blocks: Sequence[int], names: Sequence[str], epochs: float | None, of: Mapping[str, float]
 ) -> list[int | None]:
-    """Samples that each language may have, from epochs that all, or some, may have at most."""
+    """The most samples of each language, None where there is no limit.
+
+    blocks: of each language; epochs: the most of any language; of: the most of some, by name
+    """
     found = (of.get(name, epochs) for name in names)
     return [
         None if most is None else int(Fraction(str(most)) * int(count))
@@ -125,7 +132,7 @@ def limits(
 
 
 def _within(weights: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """The quotas of a round, none above what is `left`; what one cannot have, the others get."""
+    """The quotas of a round, none above the samples `left`; the others get the difference."""
     quotas = np.zeros(len(weights), np.int64)
     open_ = (weights > 0) & (left > 0)
     while open_.any():
@@ -141,14 +148,14 @@ def _within(weights: np.ndarray, left: np.ndarray) -> np.ndarray:
 
 
 def _by_round(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """(round, alpha) from round 0 on: where alpha changes, and to what."""
+    """(round, alpha) from round 0 on: the rounds where alpha changes, and its new value."""
     found = {0: points[0][1]}
     for (begin, before), (end, after) in pairwise(points):
         first, last = -(-begin // ROUND), -(-end // ROUND)
-        pieces = min(PIECES, last - first)
-        for piece in range(pieces):
-            share = piece / pieces
-            found[first + piece * (last - first) // pieces] = before + (after - before) * share
+        steps = min(STEPS, last - first)
+        for step in range(steps):
+            share = step / steps
+            found[first + step * (last - first) // steps] = before + (after - before) * share
         found[last] = after
     rows = sorted(found.items())
     return rows[:1] + [row for last, row in pairwise(rows) if row[1] != last[1]]

@@ -1,11 +1,11 @@
 """The order of samples: a pure function of a sample's number, without state.
 
-The run is cut into rounds. In each, a language has a whole number of samples (`mix.py`), shuffled
-by a key of the round; so how often a language was drawn before any sample is arithmetic. The i-th
-drawing of a language takes block i of its epochs. A block is `seq_len - 1` tokens, block k being
-tokens [(seq_len - 1) k, (seq_len - 1)(k + 1)) of the stream. An epoch permutes chunks of 512
-blocks, and the blocks inside each window of chunks, so that reads stay near each other while
-neighbours get far apart. Neither time nor memory grow with the number or with the data.
+A run consists of rounds. In each, a language has a whole number of samples (`mix.py`), shuffled by
+a key of the round, so the number of a language's samples before any other is arithmetic. Draw i of
+a language takes block i of its epochs. Block k is tokens [(seq_len - 1) k, (seq_len - 1)(k + 1)) of
+the language's stream. An epoch permutes chunks of 512 blocks, and the blocks inside each window
+of chunks: reads stay close together while neighbouring blocks are drawn far apart. Neither time nor
+memory grows with the sample number or with the data.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from parallel.keys import key
 
 CHUNK = 512  # blocks, about 1 MiB of ids at 512 tokens
 ROUNDS_KEPT = 4
-FEW = 2048  # samples that are got sooner one by one than with all of their round
+FEW = 2048  # samples that take less time one by one than with all of their round
 
 
 class SampleOrder:
-    """Which block of which language every sample number stands for."""
+    """The language and the block of every sample number."""
 
     def __init__(
         self,
@@ -44,10 +44,10 @@ class SampleOrder:
         self._seed = seed
         self._window = shuffle_window
         self._keys = [key(seed, "blocks", name) for name in self.languages]
-        # A round is made at once, and one or two windows of each language are in use at a time.
-        self._drawn = lru_cache(ROUNDS_KEPT)(self._drawn_in)
-        self._round = lru_cache(ROUNDS_KEPT)(self._made_round)
-        self._asked: int | None = None  # the round that was last asked for
+        # All of a round is computed at once; one or two windows of a language are in use at a time.
+        self._drawn = lru_cache(ROUNDS_KEPT)(self._draw_round)
+        self._round = lru_cache(ROUNDS_KEPT)(self._blocks_of_round)
+        self._last_round: int | None = None  # of the last call of `samples`
         self._chunks = lru_cache(2 * len(self.languages))(self._shuffled_chunks)
         self._blocks = lru_cache(2 * len(self.languages))(self._shuffled_blocks)
 
@@ -66,8 +66,8 @@ class SampleOrder:
         return languages, blocks
 
     def drawn_blocks(self, language: int, first: int, count: int) -> np.ndarray:
-        """The blocks of `count` drawings of a language, the first being number `first` of them,
-        counted from 0 over all epochs; int64."""
+        """The blocks of draws `first` to `first + count` of a language, counted from 0 over all
+        epochs; (count,) int64."""
         total = int(self.blocks[language])
         if total <= min(count, self._window * CHUNK):
             return self._many_epochs(language, first, count)
@@ -81,7 +81,7 @@ class SampleOrder:
         return out
 
     def samples_per_language(self, samples_done: int) -> np.ndarray:
-        """How many of the first `samples_done` samples each language had, (languages,) int64."""
+        """The samples of each language among the first `samples_done`, (languages,) int64."""
         round, rest = divmod(samples_done, ROUND)
         counts = self.mix.before(round)
         if rest:
@@ -90,26 +90,25 @@ class SampleOrder:
         return counts
 
     def tokens_per_language(self, samples_done: int) -> np.ndarray:
-        """Tokens of text in them, without `<s>`; over a language's tokens, its epochs."""
+        """The tokens of text in these samples, without `<s>`, (languages,) int64."""
         return self.samples_per_language(samples_done) * (self.seq_len - 1)
 
     def _of_round(self, round: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Languages and blocks of places in a round."""
+        """Languages and blocks at places in a round."""
         drawn, draws, _ = self._drawn(round)
-        asked, self._asked = self._asked, round
-        if asked == round or len(places) > FEW:
+        last, self._last_round = self._last_round, round
+        if last == round or len(places) > FEW:
             return drawn[places], self._round(round)[places]
-        # Who asks of a round for the first time may not ask again, as an audit does not, and would
-        # pay for all of it.
+        # The first call for a round may be the only one, as in an audit: not worth all of a round.
         pairs = zip(drawn[places].tolist(), draws[places].tolist(), strict=True)
         blocks = [int(self.drawn_blocks(language, draw, 1)[0]) for language, draw in pairs]
         return drawn[places], np.array(blocks, np.int64)
 
-    def _drawn_in(self, round: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The language of each sample of a round, the how manieth of it the sample is, from 0 and
-        over the whole run, and the places of one language after the other."""
+    def _draw_round(self, round: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each sample of a round, its language and the number of its draw, from 0 over the whole
+        run; and the places of the samples, one language after another."""
         quotas, before = self.mix.quotas(round), self.mix.before(round)
-        size = int(quotas.sum())  # ROUND, but for the last one of a run that ends
+        size = int(quotas.sum())  # ROUND, or less in the last round of a mix that ends
         order = permutation(size, key(self._seed, "round", round))
         drawn = np.repeat(np.arange(len(self.languages), dtype=np.int32), quotas)[order]
         draws = np.empty(size, np.int64)
@@ -118,7 +117,7 @@ class SampleOrder:
         draws[places] = np.arange(size) + np.repeat(before - firsts, quotas)
         return drawn, draws, places
 
-    def _made_round(self, round: int) -> np.ndarray:
+    def _blocks_of_round(self, round: int) -> np.ndarray:
         """The block of each sample of a round."""
         quotas, before = self.mix.quotas(round), self.mix.before(round)
         _, _, places = self._drawn(round)
@@ -134,8 +133,8 @@ class SampleOrder:
         return blocks
 
     def _many_epochs(self, language: int, first: int, count: int) -> np.ndarray:
-        """`drawn_blocks` of a language that a window holds all of, so small that a round may have
-        thousands of its epochs: all of them at once."""
+        """`drawn_blocks` of a language that fits in one window, and may have thousands of epochs in
+        a round: all of them at once."""
         total = int(self.blocks[language])
         begin, place = divmod(first, total)
         epochs = np.arange(begin, begin + -(-(place + count) // total), dtype=np.uint64)
@@ -143,10 +142,10 @@ class SampleOrder:
         return permutations(total, keys).ravel()[place : place + count]
 
     def _window_at(self, language: int, epoch: int, place: int) -> tuple[int, int]:
-        """The window of a place in an epoch, and the place inside it.
+        """The window of a place in an epoch, and the place inside the window.
 
-        All windows have `window` chunks of 512 blocks, but for the last, and for that in which
-        the last, shorter chunk of the language came: what follows it begins earlier.
+        All windows have `window` chunks of 512 blocks, except for the last one, and for the one
+        with the language's last, shorter chunk: the windows after it begin earlier.
         """
         size = self._window * CHUNK
         missing = -int(self.blocks[language]) % CHUNK
@@ -156,7 +155,7 @@ class SampleOrder:
         return divmod(place, size)
 
     def _shuffled_chunks(self, language: int, epoch: int) -> tuple[Shuffle, int]:
-        """An epoch's order of a language's chunks, and the place of the last, shorter one in it."""
+        """An epoch's order of a language's chunks, and the place of the last, shorter chunk."""
         count = -(-int(self.blocks[language]) // CHUNK)
         chunks = Shuffle(count, key(self._seed, "chunks", self.languages[language], epoch))
         return chunks, int(chunks.places(np.array([count - 1]))[0])
@@ -168,12 +167,12 @@ class SampleOrder:
         chunks = np.sort(order(np.arange(first, min(first + self._window, order.count))))
         blocks = (chunks[:, None] * CHUNK + np.arange(CHUNK)).ravel()
         blocks = blocks[blocks < self.blocks[language]]
-        own = chained(chained(self._keys[language], epoch), window)
-        return blocks[permutation(len(blocks), own)]
+        window_key = chained(chained(self._keys[language], epoch), window)
+        return blocks[permutation(len(blocks), window_key)]
 
 
 def _places_by(drawn: np.ndarray) -> np.ndarray:
-    """The places in a round at which each language was drawn, one language after the other."""
+    """The places in a round at which each language was drawn, one language after another."""
     return drawn.astype(np.uint16).argsort(kind="stable")  # a radix sort, in numpy
 
 
@@ -182,6 +181,6 @@ def _check_blocks(tokens: Sequence[int], names: Sequence[str], seq_len: int) -> 
     if fewest < seq_len - 1:
         raise DataError(
             f"the language {name} has {fewest} training tokens, and a block of data.seq_len="
-            f"{seq_len} takes {seq_len - 1}; choose data.seq_len={fewest + 1} or less, or add text "
-            f"to this language or leave it out"
+            f"{seq_len} takes {seq_len - 1}; choose data.seq_len={fewest + 1} or less, add text to "
+            f"this language, or remove it"
         )

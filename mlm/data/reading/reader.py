@@ -22,15 +22,15 @@ class TokenReader:
     def __init__(self, index: Index, store: Store | None = None) -> None:
         self.index = index
         self._store = FolderStore(index) if store is None else store
-        self._verified = lru_cache(self._store.kept)(self._verify)
+        self._verified = lru_cache(self._store.max_samples)(self._verify)
         self._first = {split: index.first_tokens(split) for split in SPLITS}
         self._starts, self._tokens = index.samples["start"], index.samples["tokens"]
-        self.left_out: dict[int, int] = {}  # rows of shards, and the steps from which on
+        self.skipped_shards: dict[int, int] = {}  # row of the shard: first step without it
 
-    def leave_out(self, shard: str, step: int) -> None:
-        """Skips the rows that a shard, given by its file name, is part of, from a step on."""
+    def skip_shard(self, shard: str, step: int) -> None:
+        """From a step on, skips the rows with tokens of a shard, given by its file name."""
         row = self.index.shard_row(shard)
-        self.left_out[row] = min(step, self.left_out.get(row, step))
+        self.skipped_shards[row] = min(step, self.skipped_shards.get(row, step))
 
     def read(self, split: str, language: int, start: int, count: int) -> np.ndarray:
         """Tokens `start` to `start + count` of a split's stream of a language, (count,) int32.
@@ -50,7 +50,7 @@ class TokenReader:
         Raises as `read`.
         """
         samples, places = self._locate(split, languages, starts)
-        skipped = [shard for shard, since in self.left_out.items() if since <= step]
+        skipped = [shard for shard, since in self.skipped_shards.items() if since <= step]
         if not skipped:
             return self._copy(samples, places, count, _BEGIN)
         kept = ~self._touch(skipped, samples, self._cross(samples, places, count))
@@ -81,7 +81,7 @@ class TokenReader:
     ) -> np.ndarray:
         """Rows of `head` and the `count` ids from a place in a sample on, (rows, head + count)."""
         cross = self._cross(samples, places, count)
-        self._store.fetch(samples, ~cross)
+        self._store.fetch(samples, cross)
         pieces = [_NOTHING]  # where there are no rows
         for sample, place in zip(samples.tolist(), places.tolist(), strict=True):
             piece = self._verified(sample)[place : place + count]

@@ -1,8 +1,8 @@
 """Shards behind a URL: their index, tokenizer and samples, through a cache on this machine.
 
-`<cache>/<first 16 hex digits of the index's hash>/` holds what an index is made of, its tokenizer
-and its samples. So an index that changes is another folder, and all ranks of a machine, and those
-of a later start, map the same files.
+`<cache>/<first 16 hex digits of the index's hash>/` holds the files of an index, its tokenizer and
+its samples. A changed index thus gets another folder, and all ranks of a machine, in every start of
+a run, map the same files.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from numpy.typing import DTypeLike
 
 from mlm.data.index import FILE, ID_BYTES, SAMPLES_FILE, SHARDS_FILE, Index
 from mlm.data.order.order import CHUNK
-from mlm.data.reading.remote_files import RemoteFolder, Threads, is_url
+from mlm.data.reading.remote_files import RemoteFolder, RequestThreads, is_url
 from mlm.data.reading.remote_store import RemoteStore, no_ranges
-from mlm.data.reading.sample_cache import FULL, SampleCache, held_in, on_disk, told
+from mlm.data.reading.sample_cache import FULL, SampleCache, bytes_below, cache_errors, disk_bytes
 from mlm.data.reading.store import FolderStore, Store
 from mlm.errors import BadShard, DataError, UserError
 from mlm.files.hashes import sha256
@@ -29,21 +29,21 @@ from mlm.tokenizer.ids import MODEL_FILE
 
 TOKENIZER = "tokenizer"
 HASH_DIGITS = 16
-PIECE = 1 << 26  # bytes of a large file that are asked for at a time
-LOOKED_AT = 1000  # shards whose sizes are compared before a start
+PIECE = 1 << 26  # bytes of a large file in one request
+SIZES_CHECKED = 1000  # shards whose sizes are compared before a start
 GB = 10**9
 
 
 def open_index(shards: str, cache: str | None) -> Index:
-    """The index of a shards folder, or of a URL by way of the folder `cache` (None: the user's).
+    """The index of a shards folder, or of a URL through the folder `cache` (None: the user's).
 
-    Raises DataError where it is missing or not whole, and UserError where it cannot be kept.
+    Raises DataError where it is missing or damaged, and UserError where the cache is unwritable.
     """
-    return RemoteIndex.at(shards, cache) if is_url(shards) else Index.open(Path(shards))
+    return RemoteIndex.open_url(shards, cache) if is_url(shards) else Index.open(Path(shards))
 
 
 def open_store(index: Index, cache_gb: float) -> Store:
-    """Where the samples of an index are read."""
+    """Where the samples of an index are read. cache_gb: the limit of the cache of remote ones"""
     if not isinstance(index, RemoteIndex):
         return FolderStore(index)
     cache = index.cache(cache_gb)
@@ -51,87 +51,87 @@ def open_store(index: Index, cache_gb: float) -> Store:
 
 
 def tokenizer_beside(index: Index, given: str | None = None) -> Path | None:
-    """The folder of the tokenizer of remote shards: the one that is given, or else that of the
-    cache with the one that lies beside them; None: none does."""
+    """The folder of the tokenizer of remote shards: the one that is given, or else a folder of the
+    cache with the tokenizer beside the shards; None where there is none."""
     assert isinstance(index, RemoteIndex)
-    if given is not None and Path(given).resolve() != index.kept / TOKENIZER:
+    if given is not None and Path(given).resolve() != index.cached / TOKENIZER:
         return Path(given).resolve()
     return index.tokenizer_folder()
 
 
 class RemoteIndex(Index):
-    """An index behind a URL, whose arrays lie in a folder of the cache. Made by `open_index`."""
+    """An index behind a URL, whose arrays are in the folder `cached`. Made by `open_index`."""
 
     def __init__(self, folder: Path | str, raw: bytes, arrays: Path | None = None) -> None:
         assert arrays is not None
-        self.files, self.kept = RemoteFolder(str(folder)), arrays
+        self.files, self.cached = RemoteFolder(str(folder)), arrays
         super().__init__(folder, raw, arrays)
 
     @classmethod
-    def at(cls, url: str, cache: str | None) -> "RemoteIndex":
+    def open_url(cls, url: str, cache: str | None) -> "RemoteIndex":
         files = RemoteFolder(url)
         raw = files.read(FILE)
         key = hashlib.sha256(raw).hexdigest()[:HASH_DIGITS]
-        return cls.parsed(files.url, raw, cache_folder(cache) / key)
+        return cls.parse(files.url, raw, cache_folder(cache) / key)
 
     def cache(self, gb: float) -> SampleCache:
-        """Where its samples are kept, with `gb` for all below it."""
-        return SampleCache(self.kept.parent, self.kept.name, int(gb * GB))
+        """The cache of its samples, in a cache folder limited to `gb`."""
+        return SampleCache(self.cached.parent, self.cached.name, int(gb * GB))
 
     @property
     def sample_bytes(self) -> int:
-        """Of its largest samples, on a disk."""
+        """The bytes on disk of its largest sample."""
         rows = [self.sample_rows("train", n) for n in range(len(self.languages))]
         tokens = [int(self.samples["tokens"][row.start]) for row in rows if row.stop > row.start]
-        return on_disk(max(tokens, default=1) * ID_BYTES)
+        return disk_bytes(max(tokens, default=1) * ID_BYTES)
 
     def tokenizer_folder(self) -> Path | None:
-        """A folder of the cache with the tokenizer that lies beside the shards; None: none does."""
+        """A folder of the cache with the tokenizer beside the shards; None where there is none."""
         name = f"{TOKENIZER}/{MODEL_FILE}"
         try:
-            _keep(self.files, name, self.kept, self.tokenizer_hash, again=True)
+            _fetch(self.files, name, self.cached, self.tokenizer_hash, verify=True)
         except BadShard:
             return None
-        return self.kept / TOKENIZER
+        return self.cached / TOKENIZER
 
     def verify(self, deep: bool = False) -> None:
         """Raises DataError, naming the file, unless arrays and shards are as they were written.
 
-        Of shards, the sizes of `LOOKED_AT` are compared, and all of them, with their hashes, if
-        `deep`. What is wrong with the arrays in the cache is set right.
+        Compares the sizes of `SIZES_CHECKED` shards, or the hashes of all if `deep`. Damaged arrays
+        in the cache are fetched again.
         """
         self.verify_arrays()
         for bad in self.bad_shards():
             raise bad
         if deep:
-            Threads().each(self._verify_hash, range(len(self.shards)))
+            RequestThreads().each(self._verify_hash, range(len(self.shards)))
 
     def verify_arrays(self) -> None:
-        for name in (SHARDS_FILE, SAMPLES_FILE):  # and no other: they become paths here
-            if _keep(self.files, name, self.kept, self._array_hashes[name], again=True):
+        for name in (SHARDS_FILE, SAMPLES_FILE):  # no names of the index: they would become paths
+            if _fetch(self.files, name, self.cached, self._array_hashes[name], verify=True):
                 self._map()
         if self.files.ignores_ranges(FILE):
             raise no_ranges(self.files.url)
 
     def bad_shards(self) -> Iterator[BadShard]:
-        """Those of `LOOKED_AT` shards, spread evenly, that are missing or have another size."""
+        """Of `SIZES_CHECKED` shards, spread evenly, those that are missing or have another size."""
         count = len(self.shards)
-        looked = np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(np.int64)
-        for bad in Threads().each(self._wrong_size, np.unique(looked).tolist()):
+        checked = np.linspace(0, count - 1, min(count, SIZES_CHECKED)).astype(np.int64)
+        for bad in RequestThreads().each(self._wrong_size, np.unique(checked).tolist()):
             if bad is not None:
                 yield bad
 
     def _array(self, name: str, dtype: DTypeLike, shape: tuple[int, ...]) -> np.ndarray:
-        _keep(self.files, name, self.kept, self._array_hashes[name])
+        _fetch(self.files, name, self.cached, self._array_hashes[name])
         try:
             return super()._array(name, dtype, shape)
-        except DataError:  # what lies in the cache is not whole any more
-            _keep(self.files, name, self.kept, self._array_hashes[name], again=True)
+        except DataError:  # the file in the cache is damaged
+            _fetch(self.files, name, self.cached, self._array_hashes[name], verify=True)
             return super()._array(name, dtype, shape)
 
     def _wrong_size(self, shard: int) -> BadShard | None:
-        # The last byte and the one behind it, of which there is none: one request, for any protocol
-        # and with the rights that reading takes.
+        # The last byte and the one after it, which should not exist: one request, in any protocol,
+        # with no rights other than those of reading.
         name, size = self.shard_name(shard), int(self.shards["bytes"][shard])
         try:
             found = len(self.files.read(name, size - 1, size + 1))
@@ -156,40 +156,41 @@ class RemoteIndex(Index):
 
 
 def cache_folder(given: str | None) -> Path:
-    """The folder of the cache, absolute: the one that is given, or the user's."""
+    """The absolute path of the cache: the folder that is given, or the user's."""
     if given is not None:
         return Path(given).resolve()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "polymlm"
 
 
 def check_room(index: Index, languages: Iterable[int], tokens: int, window: int, gb: float) -> None:
-    """Raises UserError where the cache is smaller than what is read at a time, or than the disk.
+    """Raises UserError where the cache of a remote index is smaller than the samples in use at a
+    time, or larger than the disk.
 
-    languages: those that are trained on; tokens: of a block; window: chunks that are shuffled
+    languages: those trained on; tokens: of a block; window: chunks shuffled together
     """
     if not isinstance(index, RemoteIndex):
         return
     cache = index.cache(gb)
-    needed = int((_in_use(index, languages, tokens, window) + _bytes(index.kept)) / FULL)
+    needed = int((_in_use(index, languages, tokens, window) + _bytes(index.cached)) / FULL)
     if cache.limit < needed:
         raise UserError(
             f"data.cache_gb={gb} is less than the {_rounded_up(needed)} of the samples among which "
             f"data.shuffle_window={window} shuffles; give data.cache_gb={_rounded_up(needed)} or "
             f"more, or a smaller data.shuffle_window"
         )
-    held, own = held_in(cache.root), held_in(index.kept)
-    wanted = min(cache.limit - held, int(index.shards["bytes"].sum()) - own)
+    total, of_index = bytes_below(cache.root), bytes_below(index.cached)
+    wanted = min(cache.limit - total, int(index.shards["bytes"].sum()) - of_index)
     free = shutil.disk_usage(cache.root).free
     if wanted > free:
         raise UserError(
-            f"data.cache_gb={gb} is more than {cache.root} has room for, where {free / GB:.2f} are "
-            f"free and {held / GB:.2f} are the cache's; give data.cache_gb="
-            f"{_rounded_up(held + 0.9 * free)}, or another folder as data.cache"
+            f"data.cache_gb={gb} is more than {cache.root} has room for, with {free / GB:.2f} free "
+            f"and {total / GB:.2f} in the cache; give data.cache_gb="
+            f"{_rounded_up(total + 0.9 * free)}, or another folder as data.cache"
         )
 
 
 def _in_use(index: Index, languages: Iterable[int], tokens: int, window: int) -> int:
-    """Bytes of the samples that hold one window of each language, and of what it is scored on."""
+    """Bytes of the samples that hold one window of each language and its held-out blocks."""
     total = 0
     for language in languages:
         for split in ("train", "heldout"):
@@ -197,10 +198,10 @@ def _in_use(index: Index, languages: Iterable[int], tokens: int, window: int) ->
             count = rows.stop - rows.start
             if not count:
                 continue
-            size = int(index.samples["tokens"][rows.start])  # of all but the last
-            spanned = -(-CHUNK * tokens // size) + 1  # samples that a chunk may lie in
+            size = int(index.samples["tokens"][rows.start])  # of all samples but the last
+            spanned = -(-CHUNK * tokens // size) + 1  # samples that a chunk may span
             used = min(count, window * spanned if split == "train" else 2)
-            total += used * on_disk(size * ID_BYTES)
+            total += used * disk_bytes(size * ID_BYTES)
     return total
 
 
@@ -210,25 +211,27 @@ def _rounded_up(size: float) -> str:
 
 
 def _bytes(folder: Path) -> int:
-    """Of the files of an index, without its samples."""
+    """The bytes on disk of the files of an index, without its samples."""
     files = [path for path in folder.iterdir() if path.is_file()]
-    return sum(on_disk(path.stat().st_size) for path in files)
+    return sum(disk_bytes(path.stat().st_size) for path in files)
 
 
-def _keep(files: RemoteFolder, name: str, folder: Path, expected: str, again: bool = False) -> bool:
-    """Sees that a file of the URL is in a folder of the cache, whole: fetched by one process.
+def _fetch(
+    files: RemoteFolder, name: str, folder: Path, expected: str, verify: bool = False
+) -> bool:
+    """Fetches a file of the URL into a folder of the cache, unless it is there, by one process.
 
-    expected: its sha256; again: compare also what is there. Returns whether it was fetched. Raises
-    DataError, and UserError where it cannot be kept.
+    expected: its SHA-256; verify: of a file that is there as well. Returns whether it was fetched.
+    Raises DataError, and UserError where the cache cannot be written.
     """
     path = folder / name
-    if path.is_file() and not (again and sha256(path) != expected):
+    if path.is_file() and not (verify and sha256(path) != expected):
         return False
-    with told(folder.parent):
+    with cache_errors(folder.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("w") as file:
             lock(file)
-            if path.is_file() and sha256(path) == expected:  # another was first
+            if path.is_file() and sha256(path) == expected:  # another process was faster
                 return False
             if files.ignores_ranges(FILE):
                 raise no_ranges(files.url)
@@ -246,7 +249,7 @@ def _keep(files: RemoteFolder, name: str, folder: Path, expected: str, again: bo
 
 
 def _pieces(files: RemoteFolder, name: str) -> Iterable[bytes]:
-    """A file in its order, so that each piece is tried again by itself."""
+    """The bytes of a file in order, in pieces of which each is tried again by itself."""
     start, size = 0, PIECE
     while size == PIECE:
         piece = files.read(name, start, start + PIECE)

@@ -12,21 +12,21 @@ import fsspec
 
 from mlm.errors import BadShard, DataError, UserError
 
-WAITS = (0.25, 0.5, 1, 2, 4, 8)  # seconds before each further try of what failed
+WAITS = (0.25, 0.5, 1, 2, 4, 8)  # seconds before each further attempt
 PERMANENT = (FileNotFoundError, PermissionError, NotImplementedError, ImportError)
-TRY_AGAIN = (408, 425, 429)  # of the HTTP statuses below 500
-OUTSIDE = 416  # the HTTP status of a range behind the end, and its name in S3
+TEMPORARY = (408, 425, 429)  # HTTP statuses below 500 after which a request is tried again
+OUTSIDE = 416  # the HTTP status of a range after the end of a file, and its name in S3
 OUTSIDE_S3 = "InvalidRange"
-THREADS = 16  # requests at once, of a process
+THREADS = 16  # parallel requests of a process
 SECONDS_TO_CONNECT, SECONDS_TO_READ = 10, 30
-EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol: the extra of this package that brings it
+EXTRAS = {"s3": "s3", "s3a": "s3"}  # protocol: the extra of this package that installs it
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
 def is_url(place: str) -> bool:
-    """Whether shards are asked for by URL, and not as a folder of this machine."""
+    """Whether shards are given by URL; else they are in a folder of this machine."""
     return "://" in place
 
 
@@ -43,8 +43,8 @@ class RemoteFolder:
     def read(self, name: str, start: int = 0, end: int | None = None) -> bytes:
         """Bytes `start` to `end` of a file, or fewer where it ends before.
 
-        What may pass is tried again for some seconds. Raises BadShard for a file that is not there,
-        and DataError for all else, both with its URL and `start`.
+        Tries again for some seconds after temporary errors. Raises BadShard for a missing file and
+        DataError for all else, both with its URL and `start`.
         """
         began = time.monotonic()
         for wait in (*WAITS, None):
@@ -55,11 +55,11 @@ class RemoteFolder:
                     return b""
                 if wait is None or _permanent(error):
                     raise self._failed(name, start, error, time.monotonic() - began) from None
-                time.sleep(wait * random.uniform(0.75, 1.25))  # so that ranks do not come together
-        raise AssertionError("the last try returns or raises")
+                time.sleep(wait * random.uniform(0.75, 1.25))  # spreads the requests of ranks
+        raise AssertionError("the last attempt returns or raises")
 
     def ignores_ranges(self, name: str) -> bool:
-        """Whether the server sends all of a file, of 2 bytes or more, where 1 was asked for."""
+        """Whether the server sends all of a file, of 2 bytes or more, when 1 is requested."""
         return len(self.read(name, 0, 1)) > 1
 
     def _read(self, name: str, start: int, end: int | None) -> bytes:
@@ -69,7 +69,7 @@ class RemoteFolder:
         return files.cat_file(f"{root}/{name}", **limits)
 
     def _files(self) -> tuple[Any, str]:
-        """The filesystem of this process, whose event loop does not live on in a fork."""
+        """The filesystem of this process, since a fork has none of its event loop's threads."""
         with self._lock:
             if self._made is None or self._made[0] != os.getpid():
                 options = _options(self._protocol)
@@ -101,19 +101,20 @@ class RemoteFolder:
             )
         return DataError(
             f"{url} cannot be read at byte {start} ({_text(error)}), for {seconds:.0f} seconds; "
-            f"see that the server is there, then start the run again"
+            f"check that the server is reachable, then start the run again"
         )
 
 
-class Threads:
-    """Some threads of this process, made when they are first needed: a fork has none of them."""
+class RequestThreads:
+    """Threads for requests, started in each process at their first use: a fork has none of them."""
 
     def __init__(self, count: int = THREADS) -> None:
         self._count = count
         self._made: tuple[int, ThreadPoolExecutor] | None = None
 
     def each(self, function: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
-        """`function` of each item; raises what the first that failed did, once all have ended."""
+        """`function` of each item; once all have ended, raises the error of the first that
+        failed."""
         if self._made is None or self._made[0] != os.getpid():
             self._made = os.getpid(), ThreadPoolExecutor(self._count, "remote")
         futures = [self._made[1].submit(function, item) for item in items]
@@ -133,13 +134,13 @@ def _checked(url: str) -> str:
     if "@" in rest.partition("/")[0] and protocol in ("http", "https"):
         host = rest.partition("@")[2]
         raise UserError(
-            f"data.shards={protocol}://...@{host} has a password in it, which would come into the "
-            f"run's files; put it into ~/.netrc, and leave it out of the URL"
+            f"data.shards={protocol}://...@{host} has a password in it, which would be written to "
+            f"the run's files; put it into ~/.netrc, and remove it from the URL"
         )
     if protocol == "memory" or protocol not in fsspec.available_protocols():
         raise UserError(
-            f"data.shards={url} is of the protocol {protocol}, in which nothing can be read here; "
-            f"give a folder, or a URL of https, s3 or another protocol of fsspec"
+            f"data.shards={url} has the unsupported protocol {protocol}; give a folder, or a URL "
+            f"of https, s3 or another protocol of fsspec"
         )
     try:
         fsspec.get_filesystem_class(protocol)
@@ -153,7 +154,7 @@ def _checked(url: str) -> str:
 
 
 def _options(protocol: str) -> dict[str, Any]:
-    """What a filesystem is made with: time-outs, and files as they are, without compression."""
+    """Options of a filesystem: timeouts, and no compression of files in transit."""
     if protocol in ("http", "https"):
         import aiohttp
 
@@ -161,7 +162,7 @@ def _options(protocol: str) -> dict[str, Any]:
             total=None, sock_connect=SECONDS_TO_CONNECT, sock_read=SECONDS_TO_READ
         )
         return {
-            "headers": {"Accept-Encoding": "identity"},  # a compressed answer has no ranges
+            "headers": {"Accept-Encoding": "identity"},  # a compressed response has no ranges
             "client_kwargs": {"timeout": limits, "trust_env": True},  # proxies, ~/.netrc
         }
     if protocol in ("s3", "s3a"):
@@ -169,7 +170,7 @@ def _options(protocol: str) -> dict[str, Any]:
             "config_kwargs": {
                 "connect_timeout": SECONDS_TO_CONNECT,
                 "read_timeout": SECONDS_TO_READ,
-                # Some servers send a whole file's with a range of it; the index has our own.
+                # Some servers send the checksum of the whole file; the index has those of samples.
                 "response_checksum_validation": "when_required",
             }
         }
@@ -179,16 +180,16 @@ def _options(protocol: str) -> dict[str, Any]:
 def _permanent(error: Exception) -> bool:
     status = getattr(error, "status", None)
     if status is not None:
-        return 400 <= status < 500 and status not in TRY_AGAIN
+        return 400 <= status < 500 and status not in TEMPORARY
     return isinstance(error, (*PERMANENT, ValueError)) or _without_credentials(error)
 
 
 def _without_credentials(error: Exception) -> bool:
-    return "Credentials" in type(error).__name__  # of botocore, which is not imported for it
+    return "Credentials" in type(error).__name__  # a class of botocore, which may not be installed
 
 
 def _outside(error: Exception) -> bool:
-    """Whether it says that a range begins behind the end of its file."""
+    """Whether the range began after the end of the file."""
     if getattr(error, "status", None) == OUTSIDE:
         return True
     response = getattr(error.__cause__, "response", None)
@@ -196,6 +197,6 @@ def _outside(error: Exception) -> bool:
 
 
 def _text(error: Exception) -> str:
-    """What an error says, in one line, or else what it is."""
+    """The message of an error in one line, or its class."""
     status, text = getattr(error, "status", None), " ".join(str(error).split())
     return f"status {status}" if status is not None else text or type(error).__name__

@@ -1,7 +1,7 @@
-"""Samples of shards behind a URL, each fetched once by a machine and kept in its cache.
+"""Samples of shards behind a URL, each fetched once per machine and kept in its cache.
 
-A sample, about 1 MiB, is the unit: its bytes in its tar are what a request is for, and what comes
-is compared with the index before any rank sees it.
+A request is for the bytes of one sample in its tar, about 1 MiB, which are compared with the index
+before any rank reads them.
 """
 
 import threading
@@ -12,60 +12,60 @@ import numpy as np
 import torch
 
 from mlm.data.index import ID_BYTES, Index, ids_check
-from mlm.data.reading.remote_files import RemoteFolder, Threads
+from mlm.data.reading.remote_files import RemoteFolder, RequestThreads
 from mlm.data.reading.sample_cache import USED_AGAIN, SampleCache
-from mlm.data.reading.store import KEPT
+from mlm.data.reading.store import MAX_SAMPLES
 from mlm.errors import BadShard, DataError
 
-DOWNLOADS = 3  # of a sample that does not come as it was written
+DOWNLOADS = 3  # attempts at a sample that arrives other than it was written
 
 
 @dataclass
-class Mapped:
-    """The ids of a sample, and when it was last noted that they are used, in monotonic seconds."""
+class MappedSample:
+    """The ids of a sample, and when their last use was recorded, in monotonic seconds."""
 
     ids: np.ndarray
-    noted: float
+    recorded: float
 
 
 class RemoteStore:
     """The ids of an index's samples, mapped from the cache. Threads may share one."""
 
     def __init__(
-        self, index: Index, files: RemoteFolder, cache: SampleCache, kept: int = KEPT
+        self, index: Index, files: RemoteFolder, cache: SampleCache, max_samples: int = MAX_SAMPLES
     ) -> None:
-        """kept: samples that this and its reader hold on to, as those that are deleted from the
-        cache take their place on the disk until then"""
+        """max_samples: mapped at a time; a sample deleted from the cache takes space on the disk
+        as long as it is mapped"""
         self._index, self._files, self._cache = index, files, cache
-        self.kept = min(kept, KEPT)
-        self._maps: dict[int, Mapped] = {}
+        self.max_samples = min(max_samples, MAX_SAMPLES)
+        self._maps: dict[int, MappedSample] = {}
         self._lock = threading.Lock()
-        self._threads = Threads()
+        self._threads = RequestThreads()
 
     def ids(self, sample: int) -> np.ndarray:
-        """Those of a sample, (tokens,) int32, which agree with the index.
+        """The ids of a sample, (tokens,) int32, which have the hash of the index.
 
-        Raises BadShard where the shard is missing or bad, and DataError where it is out of reach.
+        Raises BadShard where the shard is missing or bad, and DataError where it is unreachable.
         """
         found = self._maps.get(sample)
         if found is None:
-            found = Mapped(self._load(sample), time.monotonic())
+            found = MappedSample(self._load(sample), time.monotonic())
             with self._lock:
                 self._maps[sample] = found
-                while len(self._maps) > self.kept:
+                while len(self._maps) > self.max_samples:
                     del self._maps[next(iter(self._maps))]
         return found.ids
 
-    def fetch(self, samples: np.ndarray, whole: np.ndarray) -> None:
-        """Fetches those that are not here, at once, and notes that the others are used."""
+    def fetch(self, samples: np.ndarray, cross: np.ndarray) -> None:
+        """Fetches the missing samples in parallel, and records a use of the others."""
         missing, now = [], time.monotonic()
-        for sample in np.unique(np.append(samples, samples[~whole] + 1)).tolist():
+        for sample in np.unique(np.append(samples, samples[cross] + 1)).tolist():
             found = self._maps.get(sample)
             if found is None:
                 missing.append(sample)
-            elif now - found.noted > USED_AGAIN:
+            elif now - found.recorded > USED_AGAIN:
                 self._cache.used(sample)
-                found.noted = now
+                found.recorded = now
         if missing:
             self._threads.each(self.ids, missing)
 
@@ -74,18 +74,18 @@ class RemoteStore:
         if found is not None:
             return found
         with self._cache.lock(sample):
-            found = self._mapped(sample)  # which another has fetched while we waited
+            found = self._mapped(sample)  # another process may have fetched it meanwhile
             if found is not None:
                 return found
             ids = self._downloaded(sample)
             self._cache.put(sample, ids.tobytes())
             found = self._mapped(sample)
-        return ids if found is None else found  # it may have been deleted for others already
+        return ids if found is None else found  # it may be deleted again, for other samples
 
     def _mapped(self, sample: int) -> np.ndarray | None:
-        """A sample of the cache; None where it is not there. One that is not whole is deleted.
+        """A sample of the cache; None where it is missing. A damaged one is deleted.
 
-        Mapped by torch, since it keeps no file open for a map, of which 1024 is the usual limit.
+        Mapped by torch, which closes the file: the usual limit of open files is 1024.
         """
         path, tokens = self._cache.path(sample), int(self._index.samples["tokens"][sample])
         try:
@@ -107,7 +107,7 @@ class RemoteStore:
         fields = self._index.samples
         name = self._index.shard_name(int(fields["shard"][sample]))
         start, tokens = int(fields["offset"][sample]), int(fields["tokens"][sample])
-        size = tokens * ID_BYTES
+        size, content = tokens * ID_BYTES, b""
         for _ in range(DOWNLOADS):
             content = self._files.read(name, start, start + size)
             if len(content) > size:
@@ -132,7 +132,7 @@ class RemoteStore:
 
 def no_ranges(url: str) -> DataError:
     return DataError(
-        f"the server of {url} sends a whole file where a range of its bytes is asked for, and "
-        f"shards are read by ranges; use a server that has them (nginx, S3), or copy the shards "
-        f"to this machine"
+        f"the server of {url} sends a whole file when a range of its bytes is requested, and "
+        f"shards are read by ranges; use a server that supports them (nginx, S3), or copy the "
+        f"shards to this machine"
     )

@@ -1,8 +1,9 @@
 """A bounded folder of samples that the processes of a machine share.
 
-`<root>/<index>/samples/<sample>` is a sample, whole or not there; `<root>/<index>/locks/` has the
-locks under which one process fetches it; `<root>/bytes` is about what all below `root` takes, and
-its lock is that of taking more. A sample is used when its file's time says so; the oldest go first.
+`<root>/<index>/samples/<sample>` is a sample, which is whole if it exists; under the locks in
+`<root>/<index>/locks/` one process fetches it. `<root>/bytes` holds approximately the bytes of all
+files below `root`, and whoever adds to them holds its lock. A file's time is when the sample was
+last used, and the least recently used are deleted first.
 """
 
 import os
@@ -18,17 +19,17 @@ from mlm.files.locks import lock
 
 SAMPLES, LOCKS, BYTES = "samples", "locks", "bytes"
 LOCK_FILES = 256
-BLOCK = 4096  # bytes, of which a file takes a whole number
-ENTRY = 64  # bytes that a file's name takes in its folder, or so
-FULL = 0.9  # of the limit, that stays when room is made
-USED_AGAIN = 60  # seconds after which a use is noted anew
+BLOCK = 4096  # bytes; a file takes a whole number of blocks
+ENTRY = 64  # bytes that a file's name takes in its folder, approximately
+FULL = 0.9  # share of the limit that remains in use after samples were deleted
+USED_AGAIN = 60  # seconds after which another use of a sample is recorded
 
 
 class SampleCache:
-    """The samples of one index in it. Threads and processes may use the same at once."""
+    """The samples of one index in the cache. Threads and processes may share a cache."""
 
     def __init__(self, root: Path, index: str, limit: int) -> None:
-        """limit: bytes that all below `root`, of every index, may take"""
+        """limit: bytes that all files below `root`, of every index, may take"""
         self.root, self.limit = root, limit
         self._samples, self._locks = root / index / SAMPLES, root / index / LOCKS
 
@@ -40,17 +41,17 @@ class SampleCache:
         return self._locked(self._locks / f"{sample % LOCK_FILES:02x}")
 
     def used(self, sample: int) -> None:
-        """Notes that a sample is in use, unless that was noted just now."""
-        with suppress(FileNotFoundError):  # deleted since; a map of it goes on
+        """Records a use of a sample, unless one was recorded just now."""
+        with suppress(FileNotFoundError):  # deleted since; maps of it stay valid
             if time.time() - self.path(sample).stat().st_mtime > USED_AGAIN:
                 os.utime(self.path(sample))
 
     def put(self, sample: int, content: bytes) -> None:
-        """Writes a sample; the caller holds its lock. Raises UserError where it has no room."""
+        """Writes a sample; the caller holds its lock. Raises UserError where there is no room."""
         part = self.path(sample).with_suffix(f".{os.getpid()}-{get_ident()}")
-        with told(self.root):
+        with cache_errors(self.root):
             self._samples.mkdir(parents=True, exist_ok=True)
-            self._make_room(on_disk(len(content)) + ENTRY)
+            self._make_room(disk_bytes(len(content)) + ENTRY)
             try:
                 part.write_bytes(content)
                 part.replace(self.path(sample))
@@ -60,11 +61,11 @@ class SampleCache:
 
     def drop(self, sample: int) -> None:
         """Deletes a sample."""
-        with told(self.root):
+        with cache_errors(self.root):
             self.path(sample).unlink(missing_ok=True)
 
     def _make_room(self, wanted: int) -> None:
-        """Counts `wanted` bytes as taken, and deletes the oldest samples if they do not fit."""
+        """Counts `wanted` bytes as taken, and first deletes old samples if they do not fit."""
         with self._locked(self.root / BYTES) as file:
             text = file.read(32)
             taken = int(text) if text.isdigit() else None
@@ -75,7 +76,8 @@ class SampleCache:
             file.truncate()
 
     def _delete(self, wanted: int) -> int:
-        """Counts what is taken, and deletes the oldest samples until `wanted` bytes fit well."""
+        """Deletes the least recently used samples if `wanted` bytes do not fit, until they fit
+        easily; returns the bytes that are then taken, counted file by file."""
         rows = sorted(_walk(self.root))
         taken = sum(bytes for _, bytes, _ in rows)
         if taken + wanted <= self.limit:
@@ -90,36 +92,36 @@ class SampleCache:
         if taken + wanted > self.limit:
             raise UserError(
                 f"the cache {self.root} holds {taken:,} bytes of indexes, and data.cache_gb leaves "
-                f"no room for a sample beside them; give it more, or delete the folders of indexes "
-                f"that are not used any more"
+                f"no room for a sample besides; increase it, or delete the folders of indexes that "
+                f"are no longer used"
             )
         return taken
 
     @contextmanager
     def _locked(self, path: Path) -> Iterator[IO[str]]:
-        with told(self.root):
+        with cache_errors(self.root):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
             file = path.open("r+")
         with file:
-            with told(self.root):
+            with cache_errors(self.root):
                 lock(file)
             yield file
 
 
-def held_in(folder: Path) -> int:
-    """Bytes on the disk of all below a folder, counted file by file."""
+def bytes_below(folder: Path) -> int:
+    """The bytes on disk of a folder and everything below it, counted file by file."""
     return sum(bytes for _, bytes, _ in _walk(folder))
 
 
-def on_disk(size: int) -> int:
-    """The bytes that a file of a size takes."""
+def disk_bytes(size: int) -> int:
+    """The bytes on disk of a file of `size` bytes."""
     return -(-size // BLOCK) * BLOCK
 
 
 @contextmanager
-def told(root: Path) -> Iterator[None]:
-    """Raises UserError, in one sentence, for what the disk of the cache refuses."""
+def cache_errors(root: Path) -> Iterator[None]:
+    """Raises UserError for every OSError inside."""
     try:
         yield
     except OSError as error:
@@ -130,11 +132,11 @@ def told(root: Path) -> Iterator[None]:
 
 
 def _walk(top: Path) -> Iterator[tuple[int, int, str]]:
-    """Time of use, bytes on the disk and path of all below a folder, and of the folder."""
+    """Modification time (ns), bytes on disk and path of a folder and of everything below it."""
     waiting = [str(top)]
     while waiting:
         folder = waiting.pop()
-        with suppress(FileNotFoundError):  # deleted as we look
+        with suppress(FileNotFoundError):  # deleted meanwhile
             found = os.stat(folder)
             yield found.st_mtime_ns, found.st_blocks * 512, folder
             with os.scandir(folder) as entries:
@@ -144,4 +146,4 @@ def _walk(top: Path) -> Iterator[tuple[int, int, str]]:
                         continue
                     with suppress(FileNotFoundError):
                         stat = entry.stat(follow_symlinks=False)
-                        yield stat.st_mtime_ns, on_disk(stat.st_size), entry.path
+                        yield stat.st_mtime_ns, disk_bytes(stat.st_size), entry.path

@@ -1,4 +1,4 @@
-"""Where the ids of an index's shards are got from; here a folder, whose tars are mapped."""
+"""Where a reader gets the ids of samples; here from a folder, whose tars are mapped."""
 
 import os
 from functools import lru_cache
@@ -11,32 +11,34 @@ from mlm.data.index import ID_BYTES, Index
 from mlm.errors import BadShard
 
 MAX_MAPS = 8192  # tars; the system allows 65,530 maps in a process
-KEPT = 16384  # samples that a reader knows to be good, of which 2 windows of 16 chunks a language
+MAX_SAMPLES = 16384  # verified samples of a reader: two windows of 16 chunks for 512 languages
 
 
 class Store(Protocol):
-    """Gives the ids of the samples of an index. kept: how many of them a reader may hold on to"""
+    """The samples of an index. max_samples: how many of them a reader may keep in use"""
 
-    kept: int
+    max_samples: int
 
     def ids(self, sample: int) -> np.ndarray:
-        """Those of a sample, by its row in the index, (tokens,) int32; not compared with its hash.
+        """The ids of a sample, by its row in the index, (tokens,) int32, not verified.
 
-        Raises BadShard where they are not to be had.
+        Raises BadShard where its shard is missing or has another size.
         """
         ...
 
-    def fetch(self, samples: np.ndarray, whole: np.ndarray) -> None:
-        """Gets ready what `ids` will be asked for: `samples` (rows,), and those behind them where
-        `whole` (rows,) is false. Raises as it does."""
+    def fetch(self, samples: np.ndarray, cross: np.ndarray) -> None:
+        """Prepares calls of `ids`, and raises as it does.
+
+        samples: (rows,); cross: (rows,) bool, whether the sample that follows is needed as well
+        """
         ...
 
 
 class FolderStore:
-    """The tars of a folder, mapped where they lie: the system's page cache is what the ranks of a
-    machine share, and nothing is copied but the tokens asked for."""
+    """The tars of a folder, memory-mapped: the ranks of a machine share the system's page cache,
+    and only the tokens of a batch are copied."""
 
-    kept = KEPT
+    max_samples = MAX_SAMPLES
 
     def __init__(self, index: Index) -> None:
         self._index = index
@@ -48,13 +50,14 @@ class FolderStore:
         tar = self._tar(int(fields["shard"][sample]))
         return tar[first : first + int(fields["tokens"][sample])]
 
-    def fetch(self, samples: np.ndarray, whole: np.ndarray) -> None:
-        """Nothing: what is mapped is there."""
+    def fetch(self, samples: np.ndarray, cross: np.ndarray) -> None:
+        """Nothing: maps need no preparation."""
 
     def _open(self, shard: int) -> np.ndarray:
-        """A whole tar as int32: tars are cut in 512 bytes and npy headers in 64, so ids align.
+        """A whole tar as int32: tar blocks have 512 bytes and npy headers a multiple of 64, so ids
+        are aligned.
 
-        Mapped by torch, since it keeps no file open for a map, of which 1024 is the usual limit.
+        Mapped by torch, which closes the file: the usual limit of open files is 1024.
         """
         path, size = self._index.shard_path(shard), int(self._index.shards["bytes"][shard])
         try:

@@ -1,4 +1,4 @@
-"""What became of a corpus's text: how much was read, kept, and dropped for which reason."""
+"""The report of `mlm shards`: how much text was read, kept, and dropped for which reason."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,23 +6,23 @@ from typing import Any
 from rich.table import Table
 
 from mlm.data.index import SPLITS
-from mlm.data.writing.journal import Added, Read
+from mlm.data.writing.journal import ReadCounts, SplitCounts
 
 REASONS = ("duplicate", "no tokens", "bad line")
 Counts = dict[str, Any]
 
 
-def report_of(parts: dict[str, tuple[Read, tuple[Added, Added]]]) -> Counts:
-    """Documents and characters by language, and of all; bad lines count as lines.
+def report_of(counts: dict[str, tuple[ReadCounts, tuple[SplitCounts, SplitCounts]]]) -> Counts:
+    """Documents and characters by language, and in total; bad lines are counted as lines.
 
-    The characters that were read are those that were kept and dropped, without bad lines. A
-    document whose paragraphs are in both splits counts in both.
+    The characters read are those kept and those dropped, without bad lines. A document with
+    paragraphs in both splits is counted in both.
     """
-    languages = {name: _of_language(*part) for name, part in parts.items()}
+    languages = {name: _of_language(*of) for name, of in counts.items()}
     return {"total": _sum(list(languages.values())), "languages": languages}
 
 
-def _of_language(read: Read, added: tuple[Added, Added]) -> Counts:
+def _of_language(read: ReadCounts, added: tuple[SplitCounts, SplitCounts]) -> Counts:
     kept = {
         name: _counts(split.documents, split.characters)
         for name, split in zip(SPLITS, added, strict=True)
@@ -55,7 +55,7 @@ def _sum(rows: list[Counts]) -> Counts:
 
 
 def table(report: Counts) -> Table:
-    """The languages of which something was dropped, and the total."""
+    """A row for each language with dropped text, and one for the total."""
     shown = Table("language", *("documents", *SPLITS), *REASONS)
     for column in shown.columns[1:]:
         column.justify = "right"

@@ -1,12 +1,12 @@
-"""The first look at a language's text: what is held out of training, and what occurs twice.
+"""The first pass over a language's text: what is held out of training, and what occurs twice.
 
-Held out is about 1 % of the documents, decided by nothing but the text itself: those whose hash
-falls below a hundredth of its range, or the one with the smallest where none does. Where there are
-fewer than 20 different documents, the same of paragraphs, at least one and at most a tenth of them.
-Text that occurs twice is on one side.
+About 1 % of the documents are held out, chosen by their text alone: those whose hash falls below a
+hundredth of its range, or the one with the smallest hash where none does. With fewer than 20
+different documents, paragraphs are chosen in the same way, at least one and at most a tenth of
+them. Text that occurs twice is always in one split.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -23,39 +23,41 @@ from mlm.text.streams import is_remote
 PURPOSE = "heldout"
 THRESHOLD = (1 << HASH_BITS) // 100
 FEW_DOCUMENTS = 20
-TOLD = 1 << 20  # characters that are reported at once
+REPORTED = 1 << 20  # characters between two reports of progress
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The rule of one language: texts of this unit whose hash is at most `cutoff` are held out."""
+class HeldOutRule:
+    """The rule of one language: units of text whose hash is at most `cutoff` are held out."""
 
-    paragraphs: bool  # the unit: paragraphs where this is true, else documents
+    paragraphs: bool  # whether the unit is a paragraph; else it is a document
     cutoff: int
 
     def holds(self, text: bytes) -> bool:
-        """Whether a text of the unit, with a line end behind each paragraph, is held out."""
+        """Whether a unit of text, with a line end after each paragraph, is held out."""
         return bytes_hash(text, PURPOSE) <= self.cutoff
 
     def split(self, document: list[str]) -> tuple[list[str], list[str]]:
         """The paragraphs of `document` that are trained on, and those that are held out."""
         assert self.paragraphs, "documents are held out as a whole"
-        parts: tuple[list[str], list[str]] = ([], [])
+        splits: tuple[list[str], list[str]] = ([], [])
         for paragraph in document:
-            parts[text_hash([paragraph], PURPOSE) <= self.cutoff].append(paragraph)
-        return parts
+            splits[text_hash([paragraph], PURPOSE) <= self.cutoff].append(paragraph)
+        return splits
 
 
 @dataclass(frozen=True)
 class FirstPass:
     """What is known of a language's text before any of it is tokenized.
 
-    repeated: numbers of documents that occurred before, counted from 0 as they are read, where they
-    are looked for, (repeated documents,) int64, sorted; characters: about; digest: of all documents
-    in order, where nothing else tells whether a second reading gives the same, else 0
+    repeated: the numbers of documents that occurred before, (repeated documents,) int64, ascending,
+    counted from 0 as they are read; empty unless they were searched for
+    characters: approximately
+    digest: of all documents in order, where only this shows that a second reading is the same; else
+    0
     """
 
-    rule: HeldOut
+    rule: HeldOutRule
     repeated: np.ndarray
     characters: int
     digest: int = 0
@@ -70,15 +72,15 @@ def first_pass(
 ) -> FirstPass:
     """Reads all of a language's text. Raises DataError where all of it is one paragraph.
 
-    `report(characters)` is called now and then, and may raise to end this early.
+    `report(characters)` is called from time to time, and may raise to stop the pass.
     """
     bad = BadLines() if skip_bad_lines else None
     remote = any(is_remote(source.place) for source in text)
-    every, count = find_repeated or remote, _Count(report)
+    read_all, count = find_repeated or remote, _Count(report)
     few: set[int] = set()
     smallest, digests, digest = 1 << HASH_BITS, bytearray(), xxhash.xxh3_64()
     for document in documents(text, bad):
-        count.add(sum(map(len, document)) if every else 0)
+        count.add(sum(map(len, document)) if read_all else 0)
         raw = joined(document).encode()
         hashed = bytes_hash(raw, PURPOSE)
         smallest = min(smallest, hashed)
@@ -88,41 +90,44 @@ def first_pass(
             digest.update(raw)
         if find_repeated:
             digests += xxhash.xxh3_128_digest(raw)
-        if not every and len(few) == FEW_DOCUMENTS and smallest < THRESHOLD:
-            break  # whatever comes, these two decide
-    for part in () if every else check(text, BadLines() if skip_bad_lines else None):
-        count.add(part)
+        if not read_all and len(few) == FEW_DOCUMENTS and smallest < THRESHOLD:
+            break  # the documents that follow cannot change the rule
+    for characters in () if read_all else check(text, BadLines() if skip_bad_lines else None):
+        count.add(characters)
     if len(few) == FEW_DOCUMENTS:
-        rule = HeldOut(paragraphs=False, cutoff=max(smallest, THRESHOLD - 1))
+        rule = HeldOutRule(paragraphs=False, cutoff=max(smallest, THRESHOLD - 1))
     else:
-        rule = _of_paragraphs(language, text, skip_bad_lines)
-    seen = digest.intdigest() if remote else 0
-    return FirstPass(rule, _repeated(digests), count.characters, seen)
+        rule = _paragraph_rule(language, text, skip_bad_lines)
+    return FirstPass(
+        rule, _repeated(digests), count.characters, digest.intdigest() if remote else 0
+    )
 
 
 class _Count:
-    """Characters, which are reported some at a time."""
+    """Counts characters, and reports many at a time."""
 
     def __init__(self, report: Callable[[int], None]) -> None:
-        self.characters = self._told = 0
+        self.characters = self._reported = 0
         self._report = report
 
     def add(self, characters: int) -> None:
         self.characters += characters
-        news = self.characters - self._told
-        news = news if news >= TOLD else 0
-        self._told += news
-        self._report(news)
+        new = self.characters - self._reported
+        new = new if new >= REPORTED else 0
+        self._reported += new
+        self._report(new)  # also 0, since the report may ask to stop
 
 
 def joined(document: list[str]) -> str:
-    """A document as it is hashed, with a line end behind each paragraph."""
+    """A document as it is hashed, with a line end after each paragraph."""
     return "\n".join(document) + "\n"
 
 
-def _of_paragraphs(language: str, text: Text, skip_bad_lines: bool) -> HeldOut:
+def _paragraph_rule(language: str, text: Text, skip_bad_lines: bool) -> HeldOutRule:
     read = documents(text, BadLines() if skip_bad_lines else None)
-    hashes = _different(text_hash([one], PURPOSE) for one in chain.from_iterable(read))
+    paragraphs = (text_hash([paragraph], PURPOSE) for paragraph in chain.from_iterable(read))
+    # As an array of uint64, the hashes of a large file fit in memory.
+    hashes = np.unique(np.fromiter(paragraphs, dtype=np.uint64))
     if len(hashes) < 2:
         raise DataError(
             f"the language {language} ({shown(text)}) has {len(hashes)} different paragraphs, and "
@@ -130,18 +135,13 @@ def _of_paragraphs(language: str, text: Text, skip_bad_lines: bool) -> HeldOut:
         )
     below = int(np.searchsorted(hashes, np.uint64(THRESHOLD)))
     count = min(max(below, 1), max(len(hashes) // 10, 1))
-    return HeldOut(paragraphs=True, cutoff=int(hashes[count - 1]))
-
-
-def _different(hashes: Iterable[int]) -> np.ndarray:
-    """Sorted, each once; uint64, so that a large file's fit in memory."""
-    return np.unique(np.fromiter(hashes, dtype=np.uint64))
+    return HeldOutRule(paragraphs=True, cutoff=int(hashes[count - 1]))
 
 
 def _repeated(digests: bytearray) -> np.ndarray:
-    """The numbers of 128-bit hashes that occurred before, sorted."""
+    """The indices of 128-bit hashes that occurred before, ascending."""
     low, high = np.frombuffer(digests, "<u8").reshape(-1, 2).T
-    order = np.lexsort((low, high))  # stable: of equal ones the first stays first
+    order = np.lexsort((low, high))  # stable, so the first of equal hashes stays first
     low, high = low[order], high[order]
-    again = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
-    return np.sort(order[1:][again])
+    equal = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
+    return np.sort(order[1:][equal])

@@ -1,8 +1,9 @@
-"""What is finished of one split of a language, kept so that a killed process can go on.
+"""The finished tars of one split of a language, recorded so that a killed command can resume.
 
-A line of JSON for each whole tar, on the disk once the tar is. It has the tar's rows for the index
-and a point from which the split's documents are to be tokenized again: a document's number, and
-what was added before it. Documents that straddle the end of the tar lie behind that point.
+A line of JSON per finished tar, written once the tar is on the disk. It holds the tar's rows for
+the index, and the point from which the split's documents are tokenized again: the number of a
+document, and the counts of all documents before it. Documents that straddle the end of the tar come
+after that point.
 """
 
 import sys
@@ -13,8 +14,8 @@ from mlm.files.jsonl import append_row, read_rows, repair
 
 
 @dataclass(frozen=True)
-class Added:
-    """Documents that were added to a split, and those that were not, since they have no tokens."""
+class SplitCounts:
+    """What was added to a split, and the documents that were dropped since they have no tokens."""
 
     bytes: int = 0
     characters: int = 0
@@ -23,13 +24,13 @@ class Added:
     empty_documents: int = 0
     empty_characters: int = 0
 
-    def __add__(self, other: "Added") -> "Added":
-        return Added(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: "SplitCounts") -> "SplitCounts":
+        return SplitCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass
-class Read:
-    """What was read of a language, and dropped before any of it was tokenized."""
+class ReadCounts:
+    """What was read of a language, and what was dropped before tokenization."""
 
     documents: int = 0
     repeated_documents: int = 0
@@ -39,49 +40,45 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """A whole tar. row: bytes, tokens, documents, sha256; samples: rows as `SAMPLE_FIELDS`"""
+class FinishedTar:
+    """row: bytes, tokens, documents, sha256; samples: a row of `SAMPLE_FIELDS` for each"""
 
     row: tuple[int, int, int, bytes]
     samples: list[tuple[int, ...]]
 
 
 class Journal:
-    """Of one split. `start` and `added` are the point to go on from, where `start` lies behind all
-    documents once the split is `done`."""
+    """The journal of one split. It resumes from document `start`, with the counts `added` of those
+    before it; once the split is `done`, `start` is past all documents."""
 
     def __init__(self, path: Path) -> None:
-        """Reads what is there; a last line that was cut short is taken away."""
+        """Reads the journal, and removes a last line that was only written in part."""
         self._path = path
-        self.shards: list[Shard] = []
-        self.start, self.added, self.done = 0, Added(), False
+        self.tars: list[FinishedTar] = []
+        self.start, self.added, self.done = 0, SplitCounts(), False
         repair(path)
-        for row in read_rows(path):
-            self._take(row)
+        for line in read_rows(path):
+            self._take(line)
 
-    def shard(self, shard: Shard, start: int, added: Added) -> None:
-        """Adds a whole tar, and the point to go on from."""
-        size, tokens, documents, sha256 = shard.row
-        fields = [size, tokens, documents, sha256.hex()]
-        row = {"shard": fields, "samples": shard.samples, "start": start}
-        append_row(self._path, row | _point(added))
-        self.shards.append(shard)
+    def add_tar(self, tar: FinishedTar, start: int, added: SplitCounts) -> None:
+        """Records a finished tar, and the point to resume from."""
+        size, tokens, documents, sha256 = tar.row
+        row = [size, tokens, documents, sha256.hex()]
+        line = {"shard": row, "samples": tar.samples, "start": start, "added": asdict(added)}
+        append_row(self._path, line)
+        self.tars.append(tar)
 
-    def end(self, added: Added) -> None:
-        """Marks the split as finished."""
-        append_row(self._path, {"done": True} | _point(added))
+    def end(self, added: SplitCounts) -> None:
+        """Records that the split is finished."""
+        append_row(self._path, {"done": True, "added": asdict(added)})
         self.start, self.done = sys.maxsize, True
 
     def _take(self, line: dict) -> None:
-        self.added = Added(**line["added"])
+        self.added = SplitCounts(**line["added"])
         if line.get("done"):
             self.start, self.done = sys.maxsize, True
             return
         size, tokens, documents, sha256 = line["shard"]
         row = (size, tokens, documents, bytes.fromhex(sha256))
-        self.shards.append(Shard(row, [tuple(row) for row in line["samples"]]))
+        self.tars.append(FinishedTar(row, [tuple(sample) for sample in line["samples"]]))
         self.start = line["start"]
-
-
-def _point(added: Added) -> dict:
-    return {"added": asdict(added)}

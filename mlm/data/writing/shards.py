@@ -1,8 +1,7 @@
 """Token shards: WebDataset tars of ids, and their index, from a corpus and a tokenizer.
 
-A language is one job: a first pass finds what is held out, a second one tokenizes and writes. What
-is written depends on text and tokenizer only, to the byte, and not on the number of workers, nor on
-whether it was written in one go.
+A language is one job: a first pass decides what is held out, a second one tokenizes and writes. The
+bytes depend on text and tokenizer alone: any number of workers and restarts writes the same.
 """
 
 import json
@@ -17,40 +16,40 @@ from mlm.data.index import SAMPLE_FIELDS, SHARD, SPLITS, Totals, write_index
 from mlm.data.writing import staging, tars
 from mlm.data.writing.drops import report_of
 from mlm.data.writing.heldout import FirstPass, first_pass
-from mlm.data.writing.journal import Added, Read
+from mlm.data.writing.journal import ReadCounts, SplitCounts
 from mlm.data.writing.tars import TokenTars
-from mlm.data.writing.tokenizing import Work, tokenized
-from mlm.data.writing.workers import SMALL, Report, Workers
+from mlm.data.writing.tokenizing import TextBatches, tokenized
+from mlm.data.writing.workers import SMALL, JobProgress, Workers
 from mlm.files.folders import kept_folder
 from mlm.text.corpus import languages, passed_over
 from mlm.text.sources import Text
 from mlm.tokenizer.tokenizer import Tokenizer
 
-Progress = Callable[[int, int | None], None]
+OnProgress = Callable[[int, int | None], None]
 SHARD_FIELD, START_FIELD = SAMPLE_FIELDS.index("shard"), SAMPLE_FIELDS.index("start")
-VERSION = 2  # of what a staging folder holds; one more when an older one cannot be gone on with
+VERSION = 2  # of a staging folder's content; increased when older content cannot be resumed from
 REPORT = "report.json"
-FEW = 5  # names that are said of files that are passed over
+LISTED = 5  # skipped files that a message names
 
 
 @dataclass(frozen=True)
 class Options:
-    """Which text is left out. A copy: a document with the same paragraphs as one before it in its
-    language. A bad line: no UTF-8, or no JSON object with a text."""
+    """Which text is dropped. A copy is a document with the paragraphs of an earlier one in its
+    language. A bad line is not UTF-8, or not a JSON object with a text."""
 
     drop_copies: bool = False
     skip_bad_lines: bool = False
 
 
 @dataclass(frozen=True)
-class Written:
-    """One language's part of the index: totals by split, and rows that count from 0.
+class LanguageShards:
+    """One language's rows of the index, with shards and tokens counted from 0 in the language.
 
-    shards: (shards,) of `SHARD`; samples: (fields, samples) int64
+    added, totals: of each split; shards: (shards,) of `SHARD`; samples: (fields, samples) int64
     """
 
-    read: Read
-    added: tuple[Added, Added]
+    read: ReadCounts
+    added: tuple[SplitCounts, SplitCounts]
     totals: tuple[Totals, Totals]
     shards: np.ndarray
     samples: np.ndarray
@@ -61,59 +60,65 @@ def write(
     tokenizer: Tokenizer,
     out: Path,
     workers: int | None = None,
-    on_progress: Progress | None = None,
+    on_progress: OnProgress | None = None,
     options: Options = Options(),
     say: Callable[[str], None] = lambda sentence: None,
     complete: Callable[[Path], None] = lambda folder: None,
 ) -> None:
     """Writes the shards of a corpus, their index and a report into the new folder `out`.
 
-    `workers` cores, None for all of them. `on_progress(done, total)` counts characters, in the
-    first pass with None for the total. `complete(folder)` may add files before the folder gets its
-    name. `say` gets sentences. Raises DataError for text that cannot be used, UserError where `out`
-    has something in it or cannot be written. `out` is there whole or not at all; after a kill or an
-    error, whole shards stay beside it, and the same call goes on from them.
+    workers: cores to use, None for all of them
+    on_progress: called with the characters done and their total, which the first pass does not know
+    say: called with sentences for the user
+    complete: called with the folder before it gets its name, to add files
+
+    Raises DataError for text that cannot be used, and UserError where `out` is not empty or cannot
+    be written. `out` exists whole or not at all; after a kill or an error, finished shards stay
+    beside it, and the same call resumes from them.
     """
-    sources, over = languages(corpus), passed_over(corpus)
-    if over:
-        few = ", ".join(over[:FEW]) + (f" and {len(over) - FEW} more" if len(over) > FEW else "")
-        say(f"Passed over in {corpus}, as no text by their names: {few}")
-    belongs_to = {
+    sources, skipped = languages(corpus), passed_over(corpus)
+    if skipped:
+        more = f" and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
+        say(f"Skipped in {corpus}, not text by their names: {', '.join(skipped[:LISTED])}{more}")
+    made_with = {
         "version": VERSION,
         "tokenizer": tokenizer.hash,
         **asdict(options),
         "sample_ids": tars.SAMPLE_IDS,
         "shard_samples": tars.SHARD_SAMPLES,
     }
-    with kept_folder(out, staging.anything_finished, staging.WORK) as folder:
-        stage = staging.Staging(folder, belongs_to, say)
+    with kept_folder(out, staging.has_finished_shards, staging.WORK) as folder:
+        stage = staging.Staging(folder, made_with, say)
         known = stage.match(sources)
-        if staging.anything_finished(folder):
-            say(f"Going on from the shards that an earlier command left in {folder}")
+        if staging.has_finished_shards(folder):
+            say(f"Resuming from the shards that an earlier command left in {folder}")
         try:
-            parts = _parts(sources, known, tokenizer, folder, workers, on_progress, options)
+            written = _languages(sources, known, tokenizer, folder, workers, on_progress, options)
             stage.check_unchanged(sources)
-            _write_index(folder, tokenizer, parts)
-            report = report_of({name: (part.read, part.added) for name, part in parts.items()})
-            report["passed over"] = over
+            _write_index(folder, tokenizer, written)
+            report = report_of({name: (of.read, of.added) for name, of in written.items()})
+            report["skipped files"] = skipped
             (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
             complete(folder)
         except BaseException:
-            if staging.anything_finished(folder):
-                say(f"Whole shards stay in {folder}; the same command goes on from them")
+            if staging.has_finished_shards(folder):
+                say(f"Finished shards stay in {folder}; the same command resumes from them")
             raise
 
 
-def _parts(
+def _languages(
     sources: dict[str, Text],
     known: dict[str, FirstPass],
     tokenizer: Tokenizer,
     folder: Path,
     workers: int | None,
-    on_progress: Progress | None,
+    on_progress: OnProgress | None,
     options: Options,
-) -> dict[str, Written]:
-    """Writes the shards of all languages, the largest first; the first pass of some is `known`."""
+) -> dict[str, LanguageShards]:
+    """Writes the shards of all languages, the largest first.
+
+    known: the results of first passes that need not be made again
+    """
     sizes = {language: _size(text) for language, text in sources.items()}
     with Workers(workers, len(sources), sum(sizes.values())) as pool:
         jobs = {
@@ -121,109 +126,111 @@ def _parts(
             for language in sorted(sources, key=lambda language: -sizes[language])
         }
         new = {language: job for language, job in jobs.items() if language not in known}
-        looked = None if on_progress is None else lambda done: on_progress(done, None)
-        found = known | pool.each(_first_pass, new, looked)
+        first = None if on_progress is None else lambda done: on_progress(done, None)
+        found = known | pool.each(_first_pass, new, first)
         total = sum(each.characters for each in found.values())
         jobs = {
             language: (*jobs[language], found[language], tokenizer.model_path)
             for language in sorted(jobs, key=lambda language: -found[language].characters)
         }
-        report = None if on_progress is None else lambda done: on_progress(done, total)
-        written = pool.each(_write_language, jobs, report)
+        second = None if on_progress is None else lambda done: on_progress(done, total)
+        written = pool.each(_write_language, jobs, second)
     return {language: written[language] for language in sources}
 
 
 def _size(text: Text) -> int:
-    """Bytes of a language's sources; where that is not known, enough to be worth a process."""
+    """Bytes of a language's sources; a source of unknown size counts as worth a process."""
     return sum(source.size() or SMALL for source in text)
 
 
-def _write_index(folder: Path, tokenizer: Tokenizer, written: dict[str, Written]) -> None:
+def _write_index(folder: Path, tokenizer: Tokenizer, written: dict[str, LanguageShards]) -> None:
     """Joins the rows of all languages, which count from 0 in each."""
     shards = tokens = 0
-    for part in written.values():
-        part.samples[SHARD_FIELD] += shards
-        part.samples[START_FIELD] += tokens
-        shards += len(part.shards)
-        tokens += sum(of.tokens for of in part.totals)
+    for of in written.values():
+        of.samples[SHARD_FIELD] += shards
+        of.samples[START_FIELD] += tokens
+        shards += len(of.shards)
+        tokens += sum(split.tokens for split in of.totals)
     write_index(
         folder,
         tokenizer,
-        {language: part.totals for language, part in written.items()},
-        np.concatenate([part.shards for part in written.values()]),
-        np.concatenate([part.samples for part in written.values()], axis=1),
+        {language: of.totals for language, of in written.items()},
+        np.concatenate([of.shards for of in written.values()]),
+        np.concatenate([of.samples for of in written.values()], axis=1),
     )
 
 
 def _first_pass(
-    report: Report, folder: Path, language: str, text: Text, options: Options
+    progress: JobProgress, folder: Path, language: str, text: Text, options: Options
 ) -> FirstPass:
-    found = first_pass(language, text, report, options.drop_copies, options.skip_bad_lines)
-    staging.save(folder / staging.WORK, language, found)
+    found = first_pass(language, text, progress, options.drop_copies, options.skip_bad_lines)
+    staging.save_first_pass(folder / staging.WORK, language, found)
     return found
 
 
 def _write_language(
-    report: Report,
+    progress: JobProgress,
     folder: Path,
     language: str,
     text: Text,
     options: Options,
     found: FirstPass,
     model_path: Path,
-) -> Written:
+) -> LanguageShards:
     work = folder / staging.WORK
     with ExitStack() as stack:
-        # Left in turn, the last first: once what is held out is finished, so is the rest.
+        # The last is closed first: where the held-out split is finished, the other is as well.
         heldout, train = (
             stack.enter_context(
                 TokenTars(folder, language, split, staging.journal(work, language, split))
             )
             for split in reversed(SPLITS)
         )
-        streams = [train, heldout]
-        if all(stream.done for stream in streams):
+        writers = [train, heldout]
+        if all(writer.done for writer in writers):
             read = staging.load_read(work, language)
-            report(found.characters)
+            progress(found.characters)
         else:
             tokenizer = Tokenizer.load(model_path.parent)
-            read, digest = _add_all(report, text, found, options, tokenizer, streams)
+            read, digest = _add_all(progress, text, found, options, tokenizer, writers)
             if found.digest and digest != found.digest:
                 staging.forget(work, language)
                 raise staging.changed(language, text)
             staging.save_read(work, language, read)
-    totals = (streams[0].totals, streams[1].totals)
+    totals = (train.totals, heldout.totals)
     shards = [
-        (*rest, np.frombuffer(sha256, np.uint8))
-        for each in streams
-        for *rest, sha256 in each.shards
+        (*counts, np.frombuffer(sha256, np.uint8))
+        for writer in writers
+        for *counts, sha256 in writer.shards
     ]
-    rows = [row for stream in streams for row in stream.samples]
+    rows = [row for writer in writers for row in writer.samples]
     samples = np.array(rows, np.int64).reshape(-1, len(SAMPLE_FIELDS)).T
     samples[SHARD_FIELD, totals[0].samples :] += totals[0].shards
     samples[START_FIELD, totals[0].samples :] += totals[0].tokens
-    added = (streams[0].added, streams[1].added)
-    return Written(read, added, totals, np.array(shards, SHARD), samples)
+    added = (train.added, heldout.added)
+    return LanguageShards(read, added, totals, np.array(shards, SHARD), samples)
 
 
 def _add_all(
-    report: Report,
+    progress: JobProgress,
     text: Text,
     found: FirstPass,
     options: Options,
     tokenizer: Tokenizer,
-    streams: list[TokenTars],
-) -> tuple[Read, int]:
-    """Tokenizes what the streams of the splits do not have yet, and adds it; what was read, and the
-    digest of all of it."""
-    starts = [stream.start for stream in streams]
-    work, left = Work(text, found, starts, options.skip_bad_lines), found.characters
-    with closing(tokenized(work, tokenizer, report.threads)) as batches:
-        for characters, ids in batches:
-            for stream, each in zip(streams, ids, strict=True):
-                if each.added != Added():
-                    stream.add(each)
-            report(min(characters, left))
+    writers: list[TokenTars],
+) -> tuple[ReadCounts, int]:
+    """Tokenizes what the writers of the splits do not have yet, and adds it.
+
+    Returns the counts of what was read, and the digest of all of it.
+    """
+    starts = [writer.start for writer in writers]
+    read, left = TextBatches(text, found, starts, options.skip_bad_lines), found.characters
+    with closing(tokenized(read, tokenizer, progress.threads)) as batches:
+        for characters, by_split in batches:
+            for writer, ids in zip(writers, by_split, strict=True):
+                if ids.added != SplitCounts():
+                    writer.add(ids)
+            progress(min(characters, left))
             left -= min(characters, left)
-    report(left)  # line ends and the like, which the first pass counted
-    return work.read, work.digest.intdigest()
+    progress(left)  # line ends and the like, which the first pass counted
+    return read.counts, read.digest.intdigest()

@@ -1,4 +1,4 @@
-"""The tars of one split of one language, as they are written."""
+"""Writing the tars of one split of a language."""
 
 import hashlib
 import os
@@ -6,55 +6,56 @@ import tarfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO, cast
 
 import numpy as np
-import webdataset
+from webdataset.writer import TarWriter
 
 from mlm.data.index import Totals, ids_check, shard_name
-from mlm.data.writing.journal import Added, Journal, Shard
+from mlm.data.writing.journal import FinishedTar, Journal, SplitCounts
 from mlm.tokenizer.ids import EOS
 
 SAMPLE_IDS = 1 << 18  # of int32: 1 MiB
-SHARD_SAMPLES = 255  # with their headers just below 256 MiB
-WRITE = 1 << 20  # bytes at a time: tarfile writes 10 kB, and calls of the system cost more
+SHARD_SAMPLES = 255  # just below 256 MiB, headers included
+BUFFER = 1 << 20  # bytes: tarfile writes 10 kB at a time, and system calls cost more than copies
 OWNER = {"mtime": 0, "user": "polymlm", "group": "polymlm", "mode": 0o644}  # equal bytes each time
 
 
 @dataclass(frozen=True)
-class Ids:
-    """Tokenized documents, one behind another, each ended by `</s>`.
+class SplitIds:
+    """The token ids of some documents of a split, one after another, each ended by `</s>`.
 
-    first: the number of the document that the batch of text began with; added: what comes to the
-    totals of the split
+    ids: (tokens,) int32; first: the number of the first document of the batch of text that they
+    are from; counts: of these documents
     """
 
-    ids: np.ndarray  # (tokens,) int32
+    ids: np.ndarray
     first: int
-    added: Added
+    added: SplitCounts
 
 
 class TokenTars:
     """Cuts a stream of token ids into samples of 1 MiB, and writes them into tars of 256 MiB.
 
-    A context: what is left over is written at its end. Then `shards` and `samples` are rows for
-    the index, where shards count from 0 in this split. Tars that the journal has are kept: of the
-    documents from `start` on, which are to be added again, the ids that lie in them are left out.
+    A context: at its end, the remaining ids are written. Then `shards` and `samples` are rows for
+    the index, with shards counted from 0 in this split. Tars in the journal are kept: the documents
+    from `start` on are added again, and the ids of theirs that are in these tars are skipped.
     """
 
     def __init__(self, folder: Path, language: str, split: str, journal: Journal) -> None:
         self._folder, self._language, self._split = folder, language, split
         self._journal = journal
-        self.start, self._added = journal.start, journal.added
-        self.shards = [shard.row for shard in journal.shards]
-        self.samples = [row for shard in journal.shards for row in shard.samples]
-        self._closed = sum(row[1] for row in self.shards)  # tokens in whole tars
-        self._left_out = self._closed - self._added.tokens
+        self.start, self.added = journal.start, journal.added
+        self.shards = [tar.row for tar in journal.tars]
+        self.samples = [row for tar in journal.tars for row in tar.samples]
+        self._finished_tokens = sum(row[1] for row in self.shards)
+        self._ids_to_skip = self._finished_tokens - self.added.tokens
         self._waiting: list[np.ndarray] = []
         self._waiting_ids = 0
-        self._before = self.start, self._added  # the batch that is being added
-        self._file: _Hashed | None = None
-        # Tokens, documents' ends and hashes of the samples of the open tar.
+        self._resume_point = self.start, self.added  # before the batch that is being added
+        self._file: _HashedFile | None = None
+        self._writer: TarWriter | None = None
+        # Of each sample of the open tar: its tokens, document ends and hash.
         self._written: list[tuple[int, int, int]] = []
 
     def __enter__(self) -> "TokenTars":
@@ -63,41 +64,36 @@ class TokenTars:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is not None:
             if self._file is not None:
-                self._file.give_up()
-        elif not self._journal.done:
+                self._file.abandon()
+        elif not self.done:
             if self._waiting_ids:
                 self._write(np.concatenate(self._waiting))
             self._close()
-            self._journal.end(self._added)
+            self._journal.end(self.added)
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to be added."""
+        """Whether the split was finished before this command."""
         return self._journal.done
 
     @property
-    def added(self) -> Added:
-        """What was added so far, here and before a restart."""
-        return self._added
-
-    @property
     def totals(self) -> Totals:
-        """What was added, and in how many samples and tars."""
+        """What was added, here and before a restart, and in how many samples and tars."""
         return Totals(
-            bytes=self._added.bytes,
-            characters=self._added.characters,
-            documents=self._added.documents,
-            tokens=self._added.tokens,
+            bytes=self.added.bytes,
+            characters=self.added.characters,
+            documents=self.added.documents,
+            tokens=self.added.tokens,
             samples=len(self.samples),
             shards=len(self.shards),
         )
 
-    def add(self, batch: Ids) -> None:
-        """Adds documents."""
-        self._before = max(batch.first, self.start), self._added
-        self._added += batch.added
-        ids = batch.ids[self._left_out :]
-        self._left_out -= len(batch.ids) - len(ids)
+    def add(self, batch: SplitIds) -> None:
+        """Adds the documents of a batch."""
+        self._resume_point = max(batch.first, self.start), self.added
+        self.added += batch.added
+        ids = batch.ids[self._ids_to_skip :]
+        self._ids_to_skip -= len(batch.ids) - len(ids)
         self._waiting.append(ids)
         self._waiting_ids += len(ids)
         if self._waiting_ids >= SAMPLE_IDS:
@@ -108,10 +104,10 @@ class TokenTars:
             self._waiting, self._waiting_ids = [joined[whole:]], len(joined) - whole
 
     def _write(self, ids: np.ndarray) -> None:
-        if self._file is None:
+        if self._writer is None:
             name = shard_name(self._language, self._split, len(self.shards))
-            self._file = _Hashed(self._folder / name)
-            self._writer = webdataset.TarWriter(self._file, **OWNER)
+            self._file = _HashedFile(self._folder / name)
+            self._writer = TarWriter(cast(BinaryIO, self._file), **OWNER)
         number = len(self.samples) + len(self._written)
         mark = "" if self._split == "train" else f"{self._split}-"
         ids = ids.astype("<i4", copy=False)
@@ -121,35 +117,33 @@ class TokenTars:
             self._close()
 
     def _close(self) -> None:
-        """Ends the open tar, and looks up where in it the ids have come to lie."""
-        if self._file is None:
+        """Finishes the open tar, and records it in the journal with the offsets of its ids."""
+        if self._file is None or self._writer is None:
             return
         self._writer.close()
-        path, sha256 = self._file.path, self._file.sha256
         self._file.close()
-        self._file = None
-        rows = []
+        path, samples = self._file.path, []
         for (tokens, _, check), offset in zip(self._written, _offsets(path), strict=True):
-            rows.append((len(self.shards), offset, tokens, self._closed, check))
-            self._closed += tokens
-        tokens, documents = (sum(column) for column in list(zip(*self._written, strict=True))[:2])
-        shard = Shard((path.stat().st_size, tokens, documents, sha256.digest()), rows)
-        self._journal.shard(shard, *self._before)
-        self.shards.append(shard.row)
-        self.samples += rows
-        self._written = []
+            samples.append((len(self.shards), offset, tokens, self._finished_tokens, check))
+            self._finished_tokens += tokens
+        tokens, documents, _ = (sum(column) for column in zip(*self._written, strict=True))
+        row = (path.stat().st_size, tokens, documents, self._file.sha256.digest())
+        self._journal.add_tar(FinishedTar(row, samples), *self._resume_point)
+        self.shards.append(row)
+        self.samples += samples
+        self._file, self._writer, self._written = None, None, []
 
 
-class _Hashed:
+class _HashedFile:
     """A new file that is hashed while it is written, and is on the disk once it is closed."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.sha256 = path, hashlib.sha256()
-        self._file: IO[bytes] = path.open("wb", buffering=WRITE)
-        self._given_up = False
+        self._file: IO[bytes] = path.open("wb", buffering=BUFFER)
+        self._abandoned = False
 
     def write(self, data: bytes) -> int:
-        if self._given_up:  # tarfile writes a last time when it is collected
+        if self._abandoned:  # tarfile writes once more when it is garbage-collected
             return len(data)
         self.sha256.update(data)
         return self._file.write(data)
@@ -159,9 +153,9 @@ class _Hashed:
             self._file.flush()
             os.fsync(self._file.fileno())
 
-    def give_up(self) -> None:
-        self._given_up = True
-        with suppress(OSError):  # a disk that is full is full at the end, too
+    def abandon(self) -> None:
+        self._abandoned = True
+        with suppress(OSError):  # closing writes what is buffered, and the disk may be full
             self._file.close()
 
 
@@ -171,6 +165,7 @@ def _offsets(path: Path) -> list[int]:
     with tarfile.open(path, "r:") as tar:
         for member in tar:
             file = tar.extractfile(member)
+            assert file is not None, "every member is a file"
             np.lib.format.read_magic(file)
             np.lib.format.read_array_header_1_0(file)
             offsets.append(member.offset_data + file.tell())

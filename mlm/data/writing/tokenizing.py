@@ -1,6 +1,6 @@
-"""Text to ids, a batch of documents at a time, read and tokenized ahead of who takes them."""
+"""Text to ids, a batch of documents at a time, in the background of whoever takes the ids."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,23 +8,23 @@ import xxhash
 
 from mlm.data.prefetch import Prefetcher
 from mlm.data.writing.heldout import FirstPass, joined
-from mlm.data.writing.journal import Added, Read
-from mlm.data.writing.tars import Ids
+from mlm.data.writing.journal import ReadCounts, SplitCounts
+from mlm.data.writing.tars import SplitIds
 from mlm.text.documents import documents
 from mlm.text.lines import BadLines
 from mlm.text.sources import Text
 from mlm.tokenizer.tokenizer import Tokenizer
 
-BATCH_CHARACTERS = 1 << 20  # that are tokenized in one call
-AHEAD = 2  # batches that are read, and tokenized, before they are asked for
+BATCH_CHARACTERS = 1 << 20  # tokenized in one call
+DEPTH = 2  # batches read, and batches tokenized, ahead of the one in use
 
 
 @dataclass
-class Part:
-    """Documents of a batch that belong to one split."""
+class SplitText:
+    """The documents of a batch that belong to one split. lengths: the lines of each document"""
 
     lines: list[str] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)  # lines of each document
+    lengths: list[int] = field(default_factory=list)
     bytes: int = 0
     characters: int = 0
 
@@ -36,34 +36,34 @@ class Part:
 
 
 @dataclass
-class Batch:
-    """Documents from the one with number `first` on. characters: that were read, be they in a part
-    or not"""
+class TextBatch:
+    """Documents from number `first` on. characters: all that were read, kept in a split or not"""
 
     first: int
-    parts: tuple[Part, Part] = field(default_factory=lambda: (Part(), Part()))
+    splits: tuple[SplitText, SplitText] = field(default_factory=lambda: (SplitText(), SplitText()))
     characters: int = 0
 
 
-class Work:
-    """The documents of a language that are to be tokenized, split.
+class TextBatches:
+    """The documents of a language to be tokenized, by split.
 
-    Those before `starts[split]` are passed over in that split. `read` counts what was read.
+    counts: of what was read so far; digest: of all documents read, in order
     """
 
     def __init__(
         self, text: Text, found: FirstPass, starts: list[int], skip_bad_lines: bool = False
     ) -> None:
+        """starts: the first document of each split that is to be tokenized"""
         self._text, self._found, self._starts = text, found, starts
         self._bad = BadLines() if skip_bad_lines else None
-        self.read, self.digest = Read(), xxhash.xxh3_64()  # of all documents, in order
+        self.counts, self.digest = ReadCounts(), xxhash.xxh3_64()
 
-    def batches(self) -> Iterator[Batch]:
-        """Some documents at a time, since sentencepiece is fast on many lines in one call."""
-        rule, read, (train_start, heldout_start) = self._found.rule, self.read, self._starts
+    def __iter__(self) -> Iterator[TextBatch]:
+        """Batches of many lines, since sentencepiece is fast on many in one call."""
+        rule, read, (train_start, heldout_start) = self._found.rule, self.counts, self._starts
         repeated = iter(self._found.repeated.tolist())
         next_repeated = next(repeated, -1)
-        batch = Batch(0)
+        batch = TextBatch(0)
         for number, document in enumerate(documents(self._text, self._bad)):
             text = joined(document)
             raw = text.encode()
@@ -74,40 +74,40 @@ class Work:
                 read.repeated_documents += 1
                 read.repeated_characters += characters
             elif rule.paragraphs:
-                for lines, part, start in zip(
-                    rule.split(document), batch.parts, self._starts, strict=True
+                for lines, split, start in zip(
+                    rule.split(document), batch.splits, self._starts, strict=True
                 ):
                     if lines and number >= start:
-                        part.add(lines, len("".join(lines).encode()), sum(map(len, lines)))
+                        split.add(lines, len("".join(lines).encode()), sum(map(len, lines)))
             elif rule.holds(raw):
                 if number >= heldout_start:
-                    batch.parts[1].add(document, size, characters)
+                    batch.splits[1].add(document, size, characters)
             elif number >= train_start:
-                batch.parts[0].add(document, size, characters)
+                batch.splits[0].add(document, size, characters)
             batch.characters += characters
             read.documents = number + 1
             if batch.characters >= BATCH_CHARACTERS:
                 yield batch
-                batch = Batch(number + 1)
+                batch = TextBatch(number + 1)
         if self._bad is not None:
             read.bad_lines, read.bad_characters = self._bad.lines, self._bad.characters
         yield batch
 
 
 def tokenized(
-    work: Work, tokenizer: Tokenizer, threads: Callable[[], int]
-) -> Iterator[tuple[int, list[Ids]]]:
-    """Batches as characters of text and the ids of each split.
+    text: TextBatches, tokenizer: Tokenizer, threads: Callable[[], int]
+) -> Generator[tuple[int, list[SplitIds]], None, None]:
+    """The characters of each batch of text, and the ids of its splits.
 
-    `threads()` says how many sentencepiece may use. Once there is more than one, reading and
-    tokenizing go on in the background while the last batch is used.
+    `threads()` says how many threads sentencepiece may use. From the first time that it is more
+    than one, reading and tokenization run in the background.
     """
-    batches = work.batches()
+    batches = iter(text)
 
-    def ids_of(batch: Batch) -> tuple[int, list[Ids]]:
+    def ids_of(batch: TextBatch) -> tuple[int, list[SplitIds]]:
         return batch.characters, encoded(batch, tokenizer, threads())
 
-    def next_ids(number: int) -> tuple[int, list[Ids]] | None:
+    def next_ids(_: int) -> tuple[int, list[SplitIds]] | None:
         batch = read.next()
         return None if batch is None else ids_of(batch)
 
@@ -117,47 +117,49 @@ def tokenized(
             return
         yield ids_of(batch)
     with (
-        Prefetcher(lambda number: next(batches, None), 0, AHEAD) as read,
-        Prefetcher(next_ids, 0, AHEAD) as made,
+        Prefetcher(lambda _: next(batches, None), 0, DEPTH) as read,
+        Prefetcher(next_ids, 0, DEPTH) as ids,
     ):
-        yield from iter(made.next, None)
+        while (batch_ids := ids.next()) is not None:
+            yield batch_ids
 
 
-def encoded(batch: Batch, tokenizer: Tokenizer, threads: int) -> list[Ids]:
+def encoded(batch: TextBatch, tokenizer: Tokenizer, threads: int) -> list[SplitIds]:
     """The ids of each split of a batch."""
-    lines = [line for part in batch.parts for line in part.lines]
+    lines = [line for split in batch.splits for line in split.lines]
     buffers = tokenizer.buffers(lines, threads)
     end = np.array([tokenizer.eos], np.int32)
-    made, first = [], 0
-    for part in batch.parts:
-        parts = []
-        for length in part.lengths:
-            parts += buffers[first : first + length]
-            parts.append(end)
+    by_split, first = [], 0
+    for split in batch.splits:
+        pieces = []
+        for length in split.lengths:
+            pieces += buffers[first : first + length]
+            pieces.append(end)
             first += length
-        ids = np.frombuffer(b"".join(parts), np.int32)
-        made.append(_without_empty(batch.first, part, ids, tokenizer.eos))
-    return made
+        ids = np.frombuffer(b"".join(pieces), np.int32)
+        by_split.append(_without_empty(batch.first, split, ids, tokenizer.eos))
+    return by_split
 
 
-def _without_empty(first: int, part: Part, ids: np.ndarray, eos: int) -> Ids:
-    """Leaves out documents of nothing but `</s>`: text of invisible characters has no ids."""
+def _without_empty(first: int, split: SplitText, ids: np.ndarray, eos: int) -> SplitIds:
+    """Drops documents of nothing but `</s>`: text of invisible characters has no ids."""
     ends = np.flatnonzero(ids == eos)
     empty = np.flatnonzero(np.diff(ends, prepend=-1) == 1)
     size, characters = 0, 0
     if len(empty):
         ids = np.delete(ids, ends[empty])
-        lasts = np.cumsum(part.lengths)
+        line_ends = np.cumsum(split.lengths)
         for number in empty.tolist():
-            text = "".join(part.lines[lasts[number] - part.lengths[number] : lasts[number]])
+            end = line_ends[number]
+            text = "".join(split.lines[end - split.lengths[number] : end])
             size += len(text.encode())
             characters += len(text)
-    added = Added(
-        bytes=part.bytes - size,
-        characters=part.characters - characters,
-        documents=len(part.lengths) - len(empty),
+    added = SplitCounts(
+        bytes=split.bytes - size,
+        characters=split.characters - characters,
+        documents=len(split.lengths) - len(empty),
         tokens=len(ids),
         empty_documents=len(empty),
         empty_characters=characters,
     )
-    return Ids(ids, first, added)
+    return SplitIds(ids, first, added)

@@ -1,4 +1,4 @@
-"""Jobs in worker processes that report progress, and that all stop when one of them fails."""
+"""Jobs in worker processes that report their progress, and all stop when one of them fails."""
 
 import multiprocessing
 import os
@@ -12,43 +12,43 @@ from mlm.errors import UserError
 
 Result = TypeVar("Result")
 
-SMALL = 1 << 23  # bytes: starting processes takes longer than the work
+SMALL = 1 << 23  # bytes of input for which starting processes would take longer than the work
 POLL_SECONDS = 0.2
 
 
-class Report(Protocol):
-    """What a job is given to say how far it is, and to ask how much of the machine is its own."""
+class JobProgress(Protocol):
+    """Passed to a job, to report its progress and to ask how many threads it may use."""
 
     def __call__(self, amount: int) -> None:
-        """Adds to what is done; may raise, to end the job."""
+        """Adds to the amount done; may raise, to end the job."""
         ...
 
     def threads(self) -> int:
-        """How many a job may use now: more when fewer jobs than cores are left."""
+        """The threads that a job may use now: more once fewer jobs than cores remain."""
         ...
 
 
-class _StopAsked(Exception):
-    """Raised inside a job whose result nobody waits for any more."""
+class _StopRequested(Exception):
+    """Raised inside a job whose result is not needed any more."""
 
 
 class Workers:
-    """Processes that do jobs, or this one where `count` is 1. A context: leaving it ends them.
-
-    `count=None` means a process per core, and none at all for input of little `weight` in bytes.
-    """
+    """Processes that run jobs, or this process where one is enough. A context: leaving it ends
+    them."""
 
     def __init__(self, count: int | None, jobs: int, weight: int) -> None:
+        """count: of processes; None: one per core, or none besides this where the `weight` of the
+        jobs, in bytes of input, is small"""
         if count is None:
             count = 1 if weight < SMALL else len(os.sched_getaffinity(0))
         self._cores, self._count = count, min(count, jobs)
         self._executor: ProcessPoolExecutor | None = None
         if self._count > 1:
-            # Spawned: a fork of a process with running threads, as torch's, may hang.
+            # Spawned, since a fork of a process with running threads, such as torch's, may hang.
             context = multiprocessing.get_context("spawn")
-            self._done, self._left = context.Value("q", 0), context.Value("q", 0)
+            self._done, self._remaining = context.Value("q", 0), context.Value("q", 0)
             self._stop = context.Event()
-            shared = (self._done, self._left, self._stop, self._cores)
+            shared = (self._done, self._remaining, self._stop, self._cores)
             self._executor = ProcessPoolExecutor(self._count, context, _start, shared)
 
     def __enter__(self) -> "Workers":
@@ -65,16 +65,16 @@ class Workers:
         jobs: dict[str, tuple],
         on_progress: Callable[[int], None] | None = None,
     ) -> dict[str, Result]:
-        """`function(report, *arguments)` of every job, by its name; they start in the order given.
+        """`function(progress, *arguments)` of every job, by its name, started in the order given.
 
-        A job calls `report(amount)` now and then, which may end it; `on_progress(done)` gets the
-        sum over all. The first exception is raised as it was, and leaving the context stops the
-        other jobs.
+        A job calls `progress(amount)` from time to time, which may end it; `on_progress` is called
+        with the sum over all jobs. The first exception of a job is raised as it is, and leaving the
+        context stops the other jobs.
         """
         if self._executor is None:
-            report = _Here(on_progress, self._cores)
-            return {name: function(report, *arguments) for name, arguments in jobs.items()}
-        self._left.value = len(jobs)
+            progress = _InThisProcess(on_progress, self._cores)
+            return {name: function(progress, *arguments) for name, arguments in jobs.items()}
+        self._remaining.value = len(jobs)
         before = self._done.value
         try:
             futures = {
@@ -90,14 +90,14 @@ class Workers:
                     on_progress(self._done.value - before)
         except BrokenProcessPool:
             raise UserError(
-                f"one of {self._count} worker processes was killed, often for want of memory; give "
+                f"one of {self._count} worker processes was killed, often for lack of memory; give "
                 f"fewer workers"
             ) from None
         return {name: future.result() for name, future in futures.items()}
 
 
-class _Here:
-    """The report of jobs in this process, one after another."""
+class _InThisProcess:
+    """The progress of jobs in this process, one after another."""
 
     def __init__(self, on_progress: Callable[[int], None] | None, cores: int) -> None:
         self._on_progress, self._cores = on_progress, cores
@@ -112,35 +112,35 @@ class _Here:
         return self._cores
 
 
-class _There:
-    """The report of jobs in a worker process."""
+class _InWorker:
+    """The progress of jobs in a worker process."""
 
-    def __init__(self, done: Any, left: Any, stop: Any, cores: int) -> None:
-        self._done, self._left, self._stop, self._cores = done, left, stop, cores
+    def __init__(self, done: Any, remaining: Any, stop: Any, cores: int) -> None:
+        self._done, self._remaining, self._stop, self._cores = done, remaining, stop, cores
 
     def __call__(self, amount: int) -> None:
         if self._stop.is_set():
-            raise _StopAsked
+            raise _StopRequested
         if amount:
             with self._done.get_lock():
                 self._done.value += amount
 
     def threads(self) -> int:
-        return max(1, self._cores // max(1, self._left.value))
+        return max(1, self._cores // max(1, self._remaining.value))
 
-    def ended(self) -> None:
-        with self._left.get_lock():
-            self._left.value -= 1
+    def job_ended(self) -> None:
+        with self._remaining.get_lock():
+            self._remaining.value -= 1
 
 
-def _start(done: Any, left: Any, stop: Any, cores: int) -> None:
-    global _report
-    _report = _There(done, left, stop, cores)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which asks us to stop
+def _start(done: Any, remaining: Any, stop: Any, cores: int) -> None:
+    global _progress
+    _progress = _InWorker(done, remaining, stop, cores)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and stops the workers
 
 
 def _run(function: Callable[..., Result], arguments: tuple) -> Result:
     try:
-        return function(_report, *arguments)
+        return function(_progress, *arguments)
     finally:
-        _report.ended()
+        _progress.job_ended()

@@ -6,8 +6,8 @@ from mlm.config import TrainConfig
 from mlm.data.batches.batches import TrainingBatches
 from mlm.data.batches.masking import Masking
 from mlm.data.batches.words import Words
+from mlm.data.checks import sample_order
 from mlm.data.index import Index
-from mlm.data.prepare import sample_order
 from mlm.data.reading.reader import TokenReader
 from mlm.data.reading.remote import open_store
 from mlm.tokenizer.tokenizer import Tokenizer

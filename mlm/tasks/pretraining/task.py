@@ -110,7 +110,7 @@ class Pretraining(Task):
         return seen.by_language()
 
     def skip_shard(self, shard: str, step: int) -> None:
-        self.training.reader.leave_out(shard, step)
+        self.training.reader.skip_shard(shard, step)
 
     def summary(self) -> str:
         return f"{len(self.index.languages)} languages, {sum(self.index.train_tokens):,} tokens"

@@ -20,7 +20,7 @@ from mlm.data.audit.ledger import Ledger, read_ledger, row_digests, total
 from mlm.data.index import Index
 from mlm.data.reading.reader import TokenReader
 from mlm.errors import DATA, DONE, DataError, UserError
-from mlm.health.incidents import LEFT_OUT
+from mlm.health.incidents import SKIPPED
 from mlm.training.audit import Audit
 from mlm.training.rank import main as train
 from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
@@ -64,7 +64,7 @@ arrays = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 @given(dice=arrays, rows=st.integers(1, 6), seq_len=st.integers(8, 40))
 @settings(max_examples=60, deadline=None)
-def test_a_digest_is_of_all_of_a_batch_and_of_nothing_else(dice, rows, seq_len):
+def test_row_digests_cover_exactly_the_batch(dice, rows, seq_len):
     numbers = dice.permutation(10**12 + np.arange(rows))
     batch = [dice.integers(0, 250_002, (rows, seq_len)) for _ in range(3)]
     batch[2][dice.random((rows, seq_len)) < 0.5] = -100
@@ -88,7 +88,7 @@ def test_a_digest_is_of_all_of_a_batch_and_of_nothing_else(dice, rows, seq_len):
         assert batch_digest(np.roll(numbers, 1), *batch) != digest
 
 
-def test_a_ledger_goes_back_and_on(tmp_path):
+def test_ledger_rewinds_and_continues(tmp_path):
     assert len(read_ledger(tmp_path)) == 0
     ledger = Ledger(tmp_path, 0)
     for digest in (5, -1, 7):
@@ -119,7 +119,7 @@ def killed(folder: Path, settings, step: int) -> None:
 
 
 @pytest.mark.ranks
-def test_the_ledger_of_ranks_that_are_killed_is_that_of_one_process(whole, tmp_path):
+def test_ledger_of_killed_ranks_is_that_of_one_process(whole, tmp_path):
     """Eight ranks, then four with other micro-batches, then two."""
     folder = with_data(tmp_path)
     killed(folder, made(parallel={"tp": 2, "pp": 2, "dp": 2}), 4)
@@ -134,9 +134,7 @@ def test_the_ledger_of_ranks_that_are_killed_is_that_of_one_process(whole, tmp_p
 
 
 @pytest.mark.ranks
-def test_the_ledger_of_a_run_that_went_back_is_that_of_one_that_did_not(
-    whole, tmp_path, monkeypatch
-):
+def test_ledger_of_a_run_that_rolled_back_is_that_of_one_that_did_not(whole, tmp_path, monkeypatch):
     folder = with_data(tmp_path)
     monkeypatch.setattr(DeepSpeedEngine, "train_batch", at(4, do=SPOILT))
     assert run(folder, made())["code"] == DONE
@@ -145,7 +143,7 @@ def test_the_ledger_of_a_run_that_went_back_is_that_of_one_that_did_not(
 
 
 @pytest.mark.ranks
-def test_an_audit_counts_what_the_batches_hold(whole):
+def test_audit_counts_what_the_batches_hold(whole):
     audit = Audit(whole)
     seen = audit.seen()
     batches = [audit.batches.micro_batch(step, 0) for step in range(STEPS)]
@@ -157,13 +155,13 @@ def test_an_audit_counts_what_the_batches_hold(whole):
 
 
 @pytest.mark.ranks
-def test_a_batch_that_was_left_out_is_told(tmp_path, monkeypatch, capsys):
+def test_audit_reports_a_skipped_batch(tmp_path, monkeypatch, capsys):
     folder = with_data(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(DeepSpeedEngine, "train_batch", at(3, times=10**6, do=NAN))
         assert run(folder, made())["code"] == DONE
     audit = Audit(folder)
-    assert (audit.left_out, int(audit.ledger[2])) == ([2], 0)
+    assert (audit.skipped, int(audit.ledger[2])) == ([2], 0)
     assert audit.mismatches(np.arange(STEPS)) == []
     assert sum(row.samples for row in audit.seen()) == (STEPS - 1) * BATCH
     capsys.readouterr()
@@ -173,16 +171,16 @@ def test_a_batch_that_was_left_out_is_told(tmp_path, monkeypatch, capsys):
     assert f"The ledger of {STEPS} steps agrees, in all {STEPS} that were compared" in out
     assert main(["audit", str(folder), "step=3", "rows=1"]) == 0
     assert "The batch of step 3, 8 samples, is skipped in training" in capsys.readouterr().out
-    # One that is to be left out, and that the run has not reached, is nothing yet.
+    # Steps that the run has not reached yet do not count.
     rows = [json.loads(line) for line in (folder / "incidents.jsonl").read_text().splitlines()]
-    more = json.dumps(rows[-1] | {"what": LEFT_OUT, "step": STEPS + 5})
+    more = json.dumps(rows[-1] | {"what": SKIPPED, "step": STEPS + 5})
     with (folder / "incidents.jsonl").open("a") as file:
         file.write(more + "\n")
-    assert Audit(folder).left_out == [2]
+    assert Audit(folder).skipped == [2]
 
 
 @pytest.mark.ranks
-def test_a_batch_is_shown_as_it_was_seen(whole, capsys):
+def test_audit_shows_a_batch_as_it_was_trained_on(whole, capsys):
     assert main(["audit", str(whole), "step=5", "rows=0"]) == 0
     out = capsys.readouterr().out.splitlines()
     audit, order = Audit(whole), Audit(whole).order
@@ -202,7 +200,7 @@ def test_a_batch_is_shown_as_it_was_seen(whole, capsys):
 
 
 @pytest.mark.ranks
-def test_what_does_not_agree_is_told(whole, tmp_path, capsys):
+def test_audit_reports_differences(whole, tmp_path, capsys):
     for name in ("config.yaml", "data.json", "ledger.bin"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     content = bytearray((tmp_path / "ledger.bin").read_bytes())
@@ -214,7 +212,7 @@ def test_what_does_not_agree_is_told(whole, tmp_path, capsys):
     assert main(["audit", str(tmp_path), "step=7", "rows=1"]) == 0
     assert "is not the one in the ledger" in capsys.readouterr().out
     # Of a batch that was left out there is nothing in the ledger.
-    rows = [{"what": LEFT_OUT, "step": step, "samples": []} for step in (3, 5)]
+    rows = [{"what": SKIPPED, "step": step, "samples": []} for step in (3, 5)]
     (tmp_path / "incidents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert Audit(tmp_path).mismatches(np.arange(STEPS)) == [2, 4, 6]
     content[8 * 2 : 8 * 3] = bytes(8)
@@ -235,20 +233,20 @@ def test_what_does_not_agree_is_told(whole, tmp_path, capsys):
         (["step=1", "every=true"], "step and every=true are both given; leave one out"),
     ],
 )
-def test_mistakes_are_one_sentence(arguments, said, whole, capsys):
+def test_audit_reports_mistakes_in_one_sentence(arguments, said, whole, capsys):
     assert main(["audit", str(whole), *arguments]) == UserError.code
     assert re.fullmatch(f"mlm: {said}\n", capsys.readouterr().err)
 
 
 @pytest.mark.ranks
-def test_a_run_that_has_made_no_step_has_nothing_to_show(whole, tmp_path):
+def test_audit_refuses_a_run_without_steps(whole, tmp_path):
     for name in ("config.yaml", "data.json"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     with pytest.raises(UserError, match="has no ledger, since it has made no step; train it first"):
         Audit(tmp_path)
 
 
-def test_what_is_no_run_is_refused(tmp_path):
+def test_audit_refuses_a_folder_that_is_not_a_run(tmp_path):
     with pytest.raises(UserError, match="is not a run folder; give one"):
         Audit(tmp_path)
 
@@ -257,7 +255,7 @@ def test_what_is_no_run_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "changed", [{"seed": 2}, {"data": {"mask_ratio": 0.2}}, {"data": {"alpha": 0.9}}]
 )
-def test_another_order_or_another_mask_is_another_ledger(changed, whole, tmp_path):
+def test_ledger_differs_for_another_order_or_mask(changed, whole, tmp_path):
     for name in ("data.json", "ledger.bin"):
         (tmp_path / name).write_bytes((whole / name).read_bytes())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_dict(made(**changed))))
@@ -265,7 +263,7 @@ def test_another_order_or_another_mask_is_another_ledger(changed, whole, tmp_pat
 
 
 @pytest.mark.ranks
-def test_a_ledger_that_has_lost_steps_is_refused(whole, tmp_path):
+def test_audit_refuses_a_ledger_that_has_lost_steps(whole, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(whole, folder)
     os.truncate(folder / "ledger.bin", 8 * 5 + 3)
@@ -277,7 +275,7 @@ def test_a_ledger_that_has_lost_steps_is_refused(whole, tmp_path):
 
 
 @pytest.mark.ranks
-def test_no_file_is_written_over(whole, tmp_path, capsys):
+def test_audit_overwrites_no_file(whole, tmp_path, capsys):
     (tmp_path / "kept").write_text("mine")
     assert main(["audit", str(whole), f"documents={tmp_path / 'kept'}"]) == UserError.code
     assert "exists, and no file is overwritten" in capsys.readouterr().err

@@ -60,7 +60,7 @@ def counted(reader, order, steps, left_out, bad, batch=BATCH) -> list[np.ndarray
     bad=st.dictionaries(st.integers(0, 9), st.integers(0, 130), max_size=3),
 )
 @settings(max_examples=25, deadline=None)
-def test_blocks_samples_and_documents_are_those_of_all_samples(reader, alpha, steps, left_out, bad):
+def test_exposure_counts_blocks_samples_and_documents(reader, alpha, steps, left_out, bad):
     index, order = reader.index, order_of(reader, alpha)
     trained = [row for row in range(len(index.shards)) if index.split_of(row)[1] == "train"]
     bad = {trained[row % len(trained)]: step for row, step in bad.items()}
@@ -82,7 +82,7 @@ def test_blocks_samples_and_documents_are_those_of_all_samples(reader, alpha, st
         assert start == len(ids)
 
 
-def test_a_batch_that_is_left_out_may_have_a_block_twice(reader):
+def test_exposure_counts_a_block_twice_in_a_skipped_batch(reader):
     """As one of several epochs of a small language has."""
     batch, steps, left_out = 4000, 4, {1, 3, 4}
     index, order = reader.index, order_of(reader, 0.0)
@@ -98,7 +98,7 @@ def test_a_batch_that_is_left_out_may_have_a_block_twice(reader):
 
 
 @pytest.mark.ranks
-def test_an_audit_writes_a_line_for_each_document(whole, tmp_path, capsys):
+def test_audit_writes_a_line_for_each_document(whole, tmp_path, capsys):
     out = tmp_path / "documents.jsonl"
     assert main(["audit", str(whole), f"documents={out}"]) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -114,7 +114,7 @@ def test_an_audit_writes_a_line_for_each_document(whole, tmp_path, capsys):
     assert f"The run has seen {seen:,} of {len(rows):,} documents" in said
 
 
-def test_left_out_steps_and_shards_that_meet(reader):
+def test_exposure_counts_skipped_steps_and_shards_that_overlap(reader):
     index, order = reader.index, order_of(reader, 0.3)
     language = max(range(len(index.languages)), key=lambda n: index.train_tokens[n])
     own = [r for r in range(len(index.shards)) if index.split_of(r) == (language, "train")]
@@ -127,14 +127,14 @@ def test_left_out_steps_and_shards_that_meet(reader):
         assert exposure.blocks(language).tolist() == blocks[:, 0].tolist()
 
 
-def test_documents_of_a_shard_that_is_left_out_are_listed_where_they_can_be_read(reader, tmp_path):
+def test_exposure_lists_readable_documents_of_a_skipped_shard(reader, tmp_path):
     folder = shutil.copytree(reader.index.folder, tmp_path / "shards")
     own, order = TokenReader(Index.open(folder)), order_of(reader, 0.3)
     index, language = own.index, 0
     rows = [r for r in range(len(index.shards)) if index.split_of(r) == (language, "train")]
     expected = list(Exposure(order, own, BATCH, 5).documents(language))
-    own.leave_out(index.shard_name(rows[1]), 0)
-    left = Exposure(order, own, BATCH, 5, (), own.left_out)
+    own.skip_shard(index.shard_name(rows[1]), 0)
+    left = Exposure(order, own, BATCH, 5, (), own.skipped_shards)
     places = [(one.start, one.tokens) for one in expected]
     assert [(one.start, one.tokens) for one in left.documents(language)] == places
     index.shard_path(rows[1]).unlink()

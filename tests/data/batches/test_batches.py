@@ -73,7 +73,7 @@ def check_shapes(batch: MicroBatch, rows: int) -> None:
         assert tensor.dtype == torch.int64
 
 
-def test_a_training_batch_holds_the_blocks_of_its_sample_numbers(reader):
+def test_training_batch_holds_the_blocks_of_its_sample_numbers(reader):
     batches = training(reader)
     assert batches.micro_batches == 4
     size = SEQ_LEN - 1
@@ -97,7 +97,7 @@ def joined(batches: TrainingBatches, step: int) -> list[torch.Tensor]:
     return [torch.cat([getattr(part, name) for part in parts]) for name in names]
 
 
-def test_a_step_is_the_same_in_micro_batches_of_any_size(reader):
+def test_training_batches_are_equal_for_any_micro_batch_size(reader):
     for step in (0, 7):
         expected = joined(training(reader, micro=16), step)
         for micro in (1, 4, 8):
@@ -105,7 +105,7 @@ def test_a_step_is_the_same_in_micro_batches_of_any_size(reader):
                 assert torch.equal(one, other)
 
 
-def test_the_seed_decides_and_masks_change_from_epoch_to_epoch(reader):
+def test_training_batches_depend_on_the_seed_and_masks_on_the_epoch(reader):
     assert not torch.equal(
         training(reader, seed=2).micro_batch(0, 0).input_ids,
         training(reader).micro_batch(0, 0).input_ids,
@@ -124,9 +124,9 @@ def test_held_out_batches_cover_every_language_and_are_filled_up(reader):
     for k in range(len(batches)):
         batch = batches.micro_batch(k)
         check_shapes(batch, 4)
-        for row, language, length in zip(
-            unmasked(batch), batch.languages, batch.visibility.lengths, strict=True
-        ):
+        lengths = batch.visibility.lengths
+        assert lengths is not None
+        for row, language, length in zip(unmasked(batch), batch.languages, lengths, strict=True):
             assert row[0] == 0
             assert (row[length:] == 1).all()
             found[int(language)] += row[1:length].tolist()
@@ -137,13 +137,15 @@ def test_held_out_batches_cover_every_language_and_are_filled_up(reader):
     assert masked == pytest.approx(0.15 * sum(map(len, found.values())), rel=0.2)
 
 
-def test_short_rows_have_their_share_of_masks_and_rows_that_fill_up_none(reader):
+def test_held_out_batches_mask_short_rows_in_proportion_and_filler_rows_not_at_all(reader):
     batches = held_out(reader)
     short = 0
     for k in range(len(batches)):
         batch = batches.micro_batch(k)
         masked = (batch.targets != IGNORED).sum(1)
-        for row, (length, count) in enumerate(zip(batch.visibility.lengths, masked, strict=True)):
+        lengths = batch.visibility.lengths
+        assert lengths is not None
+        for row, (length, count) in enumerate(zip(lengths, masked, strict=True)):
             if k * 4 + row < len(batches.languages):
                 assert count == max(1, int(0.15 * int(length) + 0.5))
                 assert (batch.positions[row] < length).all()
@@ -160,7 +162,7 @@ def test_short_rows_have_their_share_of_masks_and_rows_that_fill_up_none(reader)
     assert odd.micro_batch(1).targets[0].ne(IGNORED).any()
 
 
-def test_only_the_first_blocks_of_a_language_are_taken_if_so_asked(reader):
+def test_held_out_batches_take_the_first_blocks_of_a_language_on_request(reader):
     few, every = held_out(reader, blocks=2), held_out(reader)
     for language in range(len(LANGUAGES)):
         blocks = every.blocks[every.languages == language]
@@ -168,7 +170,7 @@ def test_only_the_first_blocks_of_a_language_are_taken_if_so_asked(reader):
     assert len(every.languages) > len(few.languages)
 
 
-def test_held_out_masks_are_the_same_in_any_batch_and_run(reader):
+def test_held_out_masks_are_equal_in_any_batch_and_run(reader):
     def rows(batches):
         parts = [batches.micro_batch(k) for k in range(len(batches))]
         ids = torch.cat([part.input_ids for part in parts])
@@ -177,7 +179,7 @@ def test_held_out_masks_are_the_same_in_any_batch_and_run(reader):
     assert torch.equal(rows(held_out(reader, micro=4)), rows(held_out(reader, micro=7)))
 
 
-def test_a_rest_with_fewer_than_two_words_is_left_out(reader):
+def test_held_out_batches_skip_a_rest_of_fewer_than_two_words(reader):
     tokens = reader.index.heldout_tokens[0]
     assert stream("heldout", 0)[-1] == 2
     batches = held_out(reader, seq_len=tokens - 1)  # blocks of all but two: a piece and `</s>`
@@ -186,7 +188,7 @@ def test_a_rest_with_fewer_than_two_words_is_left_out(reader):
     assert batches.blocks[batches.languages == 0].tolist() == [0, 1]
 
 
-def test_nothing_held_out_is_refused(tmp_path):
+def test_held_out_batches_refuse_an_index_without_held_out_text(tmp_path):
     invisible = "\u200b"  # has no ids
     seen = next(
         text
@@ -203,7 +205,7 @@ def test_nothing_held_out_is_refused(tmp_path):
         held_out(TokenReader(index))
 
 
-def test_the_unigram_entropy_is_that_of_the_scored_tokens(reader):
+def test_unigram_entropy_is_of_the_scored_tokens(reader):
     batches = held_out(reader, blocks=3)
     overall, by_language = unigram_entropy(batches)
     counts = {name: Counter() for name in sorted(LANGUAGES)}
@@ -220,7 +222,7 @@ def test_the_unigram_entropy_is_that_of_the_scored_tokens(reader):
     assert overall > max(by_language.values())
 
 
-def test_batches_come_in_order_ahead_of_their_use():
+def test_prefetcher_returns_values_in_order_ahead_of_their_use():
     made = []
 
     def make(number):
@@ -234,7 +236,7 @@ def test_batches_come_in_order_ahead_of_their_use():
     assert all(name != threading.current_thread().name for _, name in made)
 
 
-def test_the_next_is_made_while_the_one_before_is_used():
+def test_prefetcher_makes_the_next_value_while_one_is_used():
     second = threading.Event()
 
     def make(number):
@@ -247,7 +249,7 @@ def test_the_next_is_made_while_the_one_before_is_used():
         assert second.wait(timeout=10)
 
 
-def test_the_thread_stays_as_far_ahead_as_asked_and_no_further():
+def test_prefetcher_stays_exactly_depth_ahead():
     made = [threading.Event() for _ in range(20)]
 
     def make(number):
@@ -261,7 +263,7 @@ def test_the_thread_stays_as_far_ahead_as_asked_and_no_further():
             assert not made[used + 4].is_set()
 
 
-def test_an_error_arrives_at_its_place_and_stays():
+def test_prefetcher_raises_an_error_at_its_place_and_in_every_further_call():
     def make(number):
         if number == 2:
             raise DataError("bad shard")
@@ -274,7 +276,7 @@ def test_an_error_arrives_at_its_place_and_stays():
                 ahead.next()
 
 
-def test_closing_ends_the_thread():
+def test_prefetcher_close_ends_the_thread():
     before = threading.active_count()
     ahead = Prefetcher(lambda number: number, start=0, depth=4)
     ahead.next()
@@ -282,7 +284,7 @@ def test_closing_ends_the_thread():
     assert threading.active_count() == before
 
 
-def test_masks_are_those_of_the_sample_number_the_seed_and_the_step(reader):
+def test_training_masks_are_keyed_by_sample_seed_and_step(reader):
     masking = Masking(0.15, 400, ((4, 0.15), (5, 0.4)))
     for seed in (1, 2):
         made = training(reader, seed=seed)
@@ -300,7 +302,7 @@ def test_masks_are_those_of_the_sample_number_the_seed_and_the_step(reader):
             assert batch.digest == total(row_digests(numbers, masked, positions, targets))
 
 
-def test_masks_of_held_out_blocks_are_of_single_tokens_and_keyed_by_language_and_block(reader):
+def test_held_out_masks_are_single_tokens_keyed_by_language_and_block(reader):
     trained = Masking(0.15, 400, ((0, 0.5),), "span")
     for blocks in (0, 2):
         made = HeldOutBatches(reader, trained, SEQ_LEN, 4, blocks)
@@ -318,7 +320,7 @@ def test_masks_of_held_out_blocks_are_of_single_tokens_and_keyed_by_language_and
                 assert batch.positions.shape[1] == 16
 
 
-def test_a_micro_batch_may_be_larger_than_what_is_made_at_once(reader):
+def test_training_batches_may_be_larger_than_the_rows_computed_at_a_time(reader):
     order = training(reader).order
     whole = TrainingBatches(reader, order, MASKING, 1, 192, 192).micro_batch(0, 0)
     small = TrainingBatches(reader, order, MASKING, 1, 64, 192).of_step(0, [0, 1, 2])

@@ -49,11 +49,11 @@ def some_batch() -> MicroBatch:
     raise AssertionError("the corpus has short documents")
 
 
-def test_document_starts_follow_the_end_of_the_document_before():
+def test_document_starts_follow_the_previous_document():
     batch = some_batch()
-    for row, begins in zip(
-        batch.input_ids.numpy(), batch.visibility.document_starts.numpy(), strict=True
-    ):
+    starts = batch.visibility.document_starts
+    assert starts is not None
+    for row, begins in zip(batch.input_ids.numpy(), starts.numpy(), strict=True):
         for part in documents(row):
             assert (begins[part] == part.start).all()
     assert batches(isolated=False).micro_batch(0, 0).visibility.document_starts is None
@@ -63,7 +63,7 @@ def test_document_starts_follow_the_end_of_the_document_before():
 
 
 @pytest.mark.parametrize("attention", ["fused", "unfused"])
-def test_loss_and_gradients_are_those_of_transformers_on_each_document_alone(attention):
+def test_isolated_documents_have_the_loss_and_gradients_of_transformers_on_each_alone(attention):
     batch = some_batch()
     shape = replace(PLAIN, vocab_size=512, max_position_embeddings=SEQ_LEN + 2)
     model, parameters = pretrained(shape, seed=4, attention=attention)
@@ -89,7 +89,7 @@ def test_loss_and_gradients_are_those_of_transformers_on_each_document_alone(att
         torch.testing.assert_close(parameter.grad, grads[name].grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_without_it_documents_see_each_other():
+def test_documents_that_are_not_isolated_see_each_other():
     batch = some_batch()
     shape = replace(PLAIN, vocab_size=512, max_position_embeddings=SEQ_LEN + 2)
     model, _ = pretrained(shape, seed=4)
@@ -100,13 +100,15 @@ def test_without_it_documents_see_each_other():
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
-def test_held_out_blocks_are_isolated_too():
+def test_held_out_batches_isolate_documents():
     made = batches()
     blocks = HeldOutBatches(made.reader, made.masking, SEQ_LEN, 4, 0, isolated=True)
     for k in range(len(blocks)):
         batch = blocks.micro_batch(k)
-        seen = batch.visibility
-        rows = zip(batch.input_ids, seen.document_starts, seen.lengths, strict=True)
+        starts, lengths = batch.visibility.document_starts, batch.visibility.lengths
+        assert starts is not None
+        assert lengths is not None
+        rows = zip(batch.input_ids, starts, lengths, strict=True)
         for row, begins, length in rows:
             real = row[: int(length)].numpy()
             for part in documents(real):
@@ -115,7 +117,7 @@ def test_held_out_blocks_are_isolated_too():
 
 
 @pytest.mark.ranks
-def test_layouts_agree(tmp_path):
+def test_isolated_documents_give_equal_losses_in_all_layouts(tmp_path):
     """Pipeline stages and tensor ranks, with recompute, see the same documents."""
     data = {"isolate_documents": True, "masking": "span", "mask_ratio_schedule": [[4, 0.3]]}
     model = {"attention_probs_dropout_prob": 0.0}  # which differs between tensor ranks
@@ -130,7 +132,7 @@ def test_layouts_agree(tmp_path):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
 
 
-def test_padding_beside_isolated_documents_keeps_its_own_position():
+def test_padding_after_isolated_documents_keeps_the_padding_position():
     made = batches()
     blocks = HeldOutBatches(made.reader, made.masking, SEQ_LEN, 4, 0, isolated=True)
     found = (blocks.micro_batch(k) for k in range(len(blocks)))

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlm.batch.micro_batch import IGNORED
-from mlm.data.batches.masking import Masking, masked_positions
+from mlm.data.batches.masking import MaskedUnit, Masking, masked_positions
 from mlm.errors import UserError
 from parallel.keys import key
 from tests.training_fixtures import config
@@ -13,7 +13,7 @@ VOCAB, MASK = 1000, 999
 SPECIAL = [0, 1, 2, MASK]
 
 
-def mask(ids, lengths, keys, ratio, kind="token", **options):
+def mask(ids, lengths, keys, ratio, kind: MaskedUnit = "token", **options):
     return Masking(ratio, VOCAB, kind=kind, **options)(ids, lengths, keys)
 
 
@@ -64,7 +64,7 @@ def options(kind: str) -> dict:
 
 @given(any_rows(), st.sampled_from(KINDS))
 @settings(deadline=None)
-def test_what_holds_for_any_rows(case, kind):
+def test_masking_holds_its_laws_for_any_rows(case, kind):
     ids, lengths, keys, ratio = case
     before = ids.copy()
     masked, positions, targets = mask(ids, lengths, keys, ratio, **options(kind))
@@ -92,7 +92,7 @@ def test_what_holds_for_any_rows(case, kind):
 
 @given(any_rows(), st.randoms(), st.sampled_from(KINDS))
 @settings(deadline=None)
-def test_a_row_does_not_depend_on_its_neighbours(case, random, kind):
+def test_masking_of_a_row_is_independent_of_other_rows(case, random, kind):
     ids, lengths, keys, ratio = case
     whole = mask(ids, lengths, keys, ratio, **options(kind))
     order = list(range(len(ids)))
@@ -102,7 +102,7 @@ def test_a_row_does_not_depend_on_its_neighbours(case, random, kind):
         assert np.array_equal(one[order], other)
 
 
-def test_a_full_row_has_exactly_its_share():
+def test_masking_masks_exactly_the_share_of_a_full_row():
     assert masked_positions(512, 0.15) == 77
     assert masked_positions(128, 0.15) == 19
     for seq_len, width in ((512, 77), (128, 19), (8, 1), (30, 5), (10, 2)):
@@ -112,7 +112,7 @@ def test_a_full_row_has_exactly_its_share():
         assert ((targets != IGNORED).sum(axis=1) == width).all()
 
 
-def test_four_fifths_show_the_mask_a_tenth_another_piece():
+def test_masking_replaces_four_fifths_by_the_mask_and_a_tenth_by_pieces():
     ids, lengths, keys = rows(count=2000)
     masked, positions, targets = mask(ids, lengths, keys, 0.15)
     shown = np.take_along_axis(masked, positions, axis=1)
@@ -126,7 +126,7 @@ def test_four_fifths_show_the_mask_a_tenth_another_piece():
     assert abs(counts - len(other) / 10).max() < 5 * np.sqrt(len(other) / 10)
 
 
-def test_every_place_is_as_likely_and_no_two_go_together():
+def test_masking_draws_places_uniformly_and_independently():
     ids, lengths, keys = rows(count=4000)
     _, positions, _ = mask(ids, lengths, keys, 0.15)
     hits = np.zeros((4000, 128))
@@ -138,7 +138,7 @@ def test_every_place_is_as_likely_and_no_two_go_together():
     assert abs(together - 19 * 18 / (126 * 125) * 48 / 49) < 0.003
 
 
-def test_keys_decide():
+def test_masking_depends_on_keys():
     ids, lengths, keys = rows()
     first = mask(ids, lengths, keys, 0.15)
     again = mask(ids, lengths, keys, 0.15)
@@ -148,7 +148,7 @@ def test_keys_decide():
     assert len({tuple(row) for row in first[1].tolist()}) == len(ids)
 
 
-def test_integer_types_are_kept_and_settings_are_the_same_function():
+def test_masking_keeps_integer_types_and_equal_settings_mask_equally():
     ids, lengths, keys = rows()
     masked, positions, targets = mask(ids.astype(np.int32), lengths, keys, 0.2)
     assert masked.dtype == np.int32
@@ -158,7 +158,7 @@ def test_integer_types_are_kept_and_settings_are_the_same_function():
     assert np.array_equal(masked, again[0])
 
 
-def test_unknown_text_is_a_target_and_no_replacement():
+def test_masking_draws_unknown_text_as_target_and_never_as_replacement():
     ids, lengths, keys = rows(count=4000)
     ids[ids > 2] = 3  # so that what is not <mask> or <unk> was drawn
     masked, positions, targets = mask(ids, lengths, keys, 0.15)
@@ -182,7 +182,7 @@ def hits_of(positions: np.ndarray, targets: np.ndarray, seq_len: int) -> np.ndar
     return hits
 
 
-def test_lengths_of_spans_are_geometric():
+def test_span_lengths_are_geometric():
     # A low ratio, so that spans seldom meet, and long rows, of each of which one span is cut.
     count, seq_len = 100, 60_000
     ids = np.random.default_rng(1).integers(4, MASK, (count, seq_len), dtype=np.int32)
@@ -198,7 +198,7 @@ def test_lengths_of_spans_are_geometric():
     assert np.mean(runs_of(hits_of(positions, targets, seq_len))) < 1.01
 
 
-def test_words_are_masked_whole_and_have_one_fate():
+def test_masking_masks_whole_words_alike():
     ids, lengths, keys = rows(count=2000)
     masked, positions, targets = mask(ids, lengths, keys, 0.15, kind="word", words=every_third)
     hits = hits_of(positions, targets, 128)
@@ -220,7 +220,7 @@ def test_words_are_masked_whole_and_have_one_fate():
     assert hits.sum(axis=1).mean() > 17.5  # of 19, of which words of three leave one on average
 
 
-def test_a_word_longer_than_the_share_is_cut_where_it_is_the_only_one():
+def test_masking_cuts_a_word_longer_than_the_share_if_there_is_no_other():
     ids, lengths, keys = rows(count=50, seq_len=51)
     one = lambda ids: np.arange(ids.shape[1]) == np.zeros((len(ids), 1))  # noqa: E731
     _, positions, targets = mask(ids, lengths, keys, 0.15, kind="word", words=one)
@@ -228,7 +228,7 @@ def test_a_word_longer_than_the_share_is_cut_where_it_is_the_only_one():
     assert positions.tolist() == [list(range(1, 9))] * 50
 
 
-def test_the_ratio_follows_its_schedule_and_rows_have_room_for_the_most():
+def test_mask_ratio_follows_its_schedule_and_rows_have_room_for_the_largest():
     masking = Masking(0.3, VOCAB, schedule=((100, 0.1), (200, 0.1), (300, 0.4)))
     steps = {0: 0.3, 50: 0.2, 100: 0.1, 150: 0.1, 250: 0.25, 300: 0.4, 10**9: 0.4}
     ids, lengths, keys = rows(seq_len=100)
@@ -242,7 +242,7 @@ def test_the_ratio_follows_its_schedule_and_rows_have_room_for_the_most():
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "sentence"),
     [
         (
             {"mask_ratio": 1.0},
@@ -259,19 +259,19 @@ def test_the_ratio_follows_its_schedule_and_rows_have_room_for_the_most():
         ({"masking": "sentence"}, r"data.masking='sentence' is not possible: it should be 'token'"),
     ],
 )
-def test_mistakes_are_one_sentence(data, said):
-    with pytest.raises(UserError, match=said):
+def test_masking_settings_report_mistakes_in_one_sentence(data, sentence):
+    with pytest.raises(UserError, match=sentence):
         config(data=data)
 
 
-def test_the_step_of_a_call_is_that_of_the_schedule():
+def test_masking_takes_the_ratio_of_the_step():
     masking = Masking(0.2, VOCAB, schedule=((10, 0.2), (11, 0.4)))
     ids, lengths, keys = rows(seq_len=100)
     for step, count in ((9, 20), (10, 20), (11, 40)):
         assert ((masking(ids, lengths, keys, step)[2] != IGNORED).sum(axis=1) == count).all()
 
 
-def test_a_span_has_one_fate():
+def test_masking_treats_a_span_alike():
     # One span to a row, of ten tokens, since all are of the longest.
     ids, lengths, keys = rows(count=3000)
     masked, positions, targets = mask(ids, lengths, keys, 10 / 128, kind="span", span_p=1e-9)
@@ -287,7 +287,7 @@ def test_a_span_has_one_fate():
     assert abs((same == 10).mean() - 0.1) < 0.03
 
 
-def test_fate_does_not_depend_on_what_is_a_target():
+def test_replacement_is_independent_of_the_choice_of_targets():
     n = 4000
     ids = np.full((n, 64), 7)
     masked, positions, targets = Masking(0.15, 1000)(ids, np.full(n, 64), np.arange(n))

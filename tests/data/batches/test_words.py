@@ -42,9 +42,7 @@ def cut(tokenizer: Tokenizer, words: Words, line: str) -> list[str]:
 
 
 @pytest.mark.parametrize("language", ["en", "ru", "el", "ar", "hi", "sw"])
-def test_words_of_spaced_scripts_are_those_between_spaces_and_punctuation(
-    tokenizer, words, language
-):
+def test_words_of_spaced_scripts_are_split_at_spaces_and_punctuation(tokenizer, words, language):
     """Beside Python's own splitting at white space and at punctuation."""
     count = 0
     for line in lines(language)[:40]:
@@ -79,7 +77,7 @@ def test_words_without_punctuation_are_those_of_transformers(words):
     ("language", "script"),
     [("ja", "hiragana"), ("zh-Hans", "han"), ("th", "thai")],
 )
-def test_text_without_spaces_is_cut_into_runs_of_one_script(tokenizer, words, language, script):
+def test_words_of_unspaced_text_are_runs_of_one_script(tokenizer, words, language, script):
     size, blocks = UNSPACED[script]
     inside = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in blocks) + "]+")
     found = [
@@ -99,7 +97,7 @@ def test_text_without_spaces_is_cut_into_runs_of_one_script(tokenizer, words, la
     assert 1 < np.mean([len(word) for word in own]) < 2 * size
 
 
-def test_special_ids_are_words_of_their_own(tokenizer, words):
+def test_words_of_special_ids_are_single(tokenizer, words):
     ids = tokenizer.encode(["and so on"])[0]
     row = np.array([[BOS, *ids, EOS, tokenizer.mask, *ids]])
     begins = words(row)[0]
@@ -124,7 +122,7 @@ def test_special_ids_are_words_of_their_own(tokenizer, words):
         ("▁ ก", "10"),  # a mark alone is of what is behind it
     ],
 )
-def test_where_words_begin(pieces, begins):
+def test_words_begin_by_the_rules_of_scripts(pieces, begins):
     """Pieces in a row, parted by blanks, as the scripts' own rules have them."""
     row = pieces.split(" ")
     vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *row, "<mask>"]
@@ -133,7 +131,7 @@ def test_where_words_begin(pieces, begins):
 
 
 @pytest.mark.parametrize("language", ["ja", "zh-Hans", "th"])
-def test_a_cut_does_not_depend_on_the_sentence_before(tokenizer, words, language):
+def test_words_are_independent_of_the_sentence_before(tokenizer, words, language):
     for line in lines(language)[:10]:
         ids = tokenizer.encode([line])[0]
         alone = words(ids[None])[0]

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlm.config import TrainConfig, as_dict, load
+from mlm.data.checks import sample_order
 from mlm.data.index import Index
-from mlm.data.order.mix import PIECES, ROUND, Mix, limits, shares
+from mlm.data.order.mix import ROUND, STEPS, Mix, limits, shares
 from mlm.data.order.order import SampleOrder
-from mlm.data.prepare import sample_order
 from mlm.errors import UserError
 from tests.text_fixtures import shards_folder
 from tests.training_fixtures import config
@@ -22,7 +22,7 @@ def exact(tokens, alpha, weights=None):
     return parts / parts.sum() * ROUND
 
 
-def test_without_more_the_quotas_are_the_same_for_ever():
+def test_mix_without_schedule_has_constant_quotas():
     mix = Mix([1000, 10, 500], ALPHA)
     assert len(mix.phases) == 1
     assert mix.samples is None
@@ -31,15 +31,15 @@ def test_without_more_the_quotas_are_the_same_for_ever():
     assert np.array_equal(mix.before(10**9), 10**9 * mix.quotas(3))
 
 
-def test_weights_multiply_and_0_leaves_out():
+def test_mix_multiplies_by_weights_and_skips_weight_0():
     mix = Mix([1000, 1000, 1000], ALPHA, [2.0, 1.0, 0.0])
     assert mix.quotas(5).tolist() == [43691, 21845, 0]
 
 
-def test_alpha_goes_on_straight_lines_between_its_points():
+def test_mix_interpolates_alpha_between_points():
     tokens, points = [10**9, 10**5], [(0, 0.3), (100 * ROUND, 0.3), (164 * ROUND, 0.7)]
     mix = Mix(tokens, points)
-    assert len(mix.phases) == 2 + PIECES - 1
+    assert len(mix.phases) == 2 + STEPS - 1
     found = [mix.quotas(round)[1] for round in range(200)]
     assert found[:101] == [shares(np.array(tokens, float) ** 0.3)[1]] * 101
     assert found[164:] == [shares(np.array(tokens, float) ** 0.7)[1]] * 36
@@ -49,21 +49,21 @@ def test_alpha_goes_on_straight_lines_between_its_points():
     assert np.array_equal(mix.before(150), sum(mix.quotas(round) for round in range(150)))
 
 
-def test_a_line_that_begins_inside_a_round_begins_at_the_next_one():
+def test_mix_starts_a_line_at_the_next_round():
     mix = Mix([10**9, 10**5], [(0, 0.3), (10 * ROUND + 5, 0.3), (20 * ROUND, 0.7)])
     same = [np.array_equal(mix.quotas(round), mix.quotas(0)) for round in range(13)]
     assert same == [True] * 12 + [False]
 
 
-def test_a_schedule_shorter_than_a_round_changes_at_the_next_one():
+def test_mix_applies_a_schedule_shorter_than_a_round_at_the_next_one():
     mix = Mix([10**9, 10**5], [(0, 0.3), (10, 0.7), (20, 1.0)])
     assert [phase.first for phase in mix.phases] == [0, 1]
     assert np.array_equal(mix.quotas(1), Mix([10**9, 10**5], [(0, 1.0)]).quotas(0))
 
 
-def test_a_language_is_not_repeated_more_than_it_may_be():
+def test_mix_stops_a_language_at_its_limit():
     """The first has 2.5 rounds of its share, and the others what it leaves."""
-    mix = Mix([100, 100, 100], ALPHA, most=[60_000, None, None])
+    mix = Mix([100, 100, 100], ALPHA, max_samples=[60_000, None, None])
     rounds = [mix.quotas(round) for round in range(5)]
     assert [int(quotas[0]) for quotas in rounds] == [21846, 21846, 16308, 0, 0]
     assert rounds[2].tolist() == [16308, 24614, 24614]
@@ -72,8 +72,8 @@ def test_a_language_is_not_repeated_more_than_it_may_be():
     assert int(mix.before(10**9)[0]) == 60_000
 
 
-def test_where_all_have_a_limit_there_is_an_end():
-    mix = Mix([100, 100], ALPHA, most=[100_000, 30_000])
+def test_mix_ends_where_all_languages_reach_their_limits():
+    mix = Mix([100, 100], ALPHA, max_samples=[100_000, 30_000])
     assert mix.samples == 130_000
     assert mix.before(10).tolist() == [100_000, 30_000]
     order = SampleOrder([100_000 * 7, 30_000 * 7], ["a", "b"], 8, mix, 1)
@@ -85,7 +85,7 @@ def test_where_all_have_a_limit_there_is_an_end():
 
 @given(data=st.data(), count=st.integers(1, 8))
 @settings(max_examples=80, deadline=None)
-def test_laws_of_every_mix(data, count):
+def test_mix_fills_rounds_and_holds_limits(data, count):
     """Rounds are full, limits hold, and what came before a round is the sum of those before it."""
     tokens = data.draw(st.lists(st.integers(1, 10**9), min_size=count, max_size=count))
     weights = data.draw(
@@ -122,8 +122,8 @@ def test_limits_are_epochs_of_blocks():
     assert limits([10, 7], ["a", "b"], None, {"b": 4}) == [None, 28]
 
 
-def test_a_million_rounds_away_costs_no_more():
-    mix = Mix([10**9] * 100, ALPHA, most=[10**13 + n for n in range(100)])
+def test_mix_costs_the_same_a_million_rounds_away():
+    mix = Mix([10**9] * 100, ALPHA, max_samples=[10**13 + n for n in range(100)])
     assert len(mix.phases) <= 300
     assert mix.quotas(10**6).sum() == ROUND
 
@@ -135,27 +135,27 @@ def mixed(**data) -> TrainConfig:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "sentence"),
     [
         (
             {"weights": {"xx": 1.0}},
-            "data.weights has xx, which is no language of .*; they are el, en",
+            "data.weights has xx, which is not a language of .*; they are el, en",
         ),
-        ({"max_epochs_of": {"xx": 1.0}}, "data.max_epochs_of has xx, which is no language"),
+        ({"max_epochs_of": {"xx": 1.0}}, "data.max_epochs_of has xx, which is not a language"),
         (
             {"weights": {"el": -1.0}},
             "data.weights.el=-1.0 is below 0; give 0 or more",
         ),
-        ({"weights": dict.fromkeys(("el", "en", "ja", "sw"), 0.0)}, "leaves out all languages"),
+        ({"weights": dict.fromkeys(("el", "en", "ja", "sw"), 0.0)}, "is 0 for all languages"),
         ({"max_epochs": 0.0}, "data.max_epochs=0.0 is not above 0; give"),
         (
             {"max_epochs_of": {"el": -2.0}},
             "data.max_epochs_of.el=-2.0 is not above 0",
         ),
-        ({"max_epochs": 1e-9}, "and 0 are what data.max_epochs .*allow; choose more epochs"),
+        ({"max_epochs": 1e-9}, "and data.max_epochs .*allow 0; choose more epochs"),
         (
             {"max_epochs": 0.01},
-            "train.steps=6 takes 48 samples, and [0-9]+ are what data.max_epochs",
+            "train.steps=6 takes 48 samples, and data.max_epochs .*allow [0-9]+;",
         ),
         (
             {"alpha_schedule": ((5, 0.3), (5, 0.7))},
@@ -165,12 +165,12 @@ def mixed(**data) -> TrainConfig:
         ({"alpha_schedule": ((9, 1.3),)}, "data.alpha_schedule.0.1=1.3 is not at most 1"),
     ],
 )
-def test_mistakes_are_one_sentence(data, said):
-    with pytest.raises(UserError, match=said):
+def test_sample_order_reports_mistakes_in_one_sentence(data, sentence):
+    with pytest.raises(UserError, match=sentence):
         sample_order(mixed(**data), Index.open(shards_folder()))
 
 
-def test_a_run_takes_its_mix_from_its_settings():
+def test_sample_order_has_the_mix_of_the_config():
     index = Index.open(shards_folder())
     order = sample_order(mixed(weights={"en": 0.0}, alpha_schedule=((ROUND // 8, 1.0),)), index)
     tokens = np.array(index.train_tokens, float)

@@ -22,12 +22,12 @@ def quotas(tokens, alpha):
 
 
 @pytest.mark.parametrize("languages", [3, 300, 1000])
-def test_places_of_languages_are_those_of_a_stable_sort(languages):
+def test_places_by_language_are_a_stable_sort(languages):
     drawn = np.random.default_rng(1).integers(0, languages, ROUND, np.int32)
     assert np.array_equal(_places_by(drawn), np.argsort(drawn, kind="stable"))
 
 
-def test_bits_are_those_of_splitmix64():
+def test_bits_are_splitmix64():
     # The outputs for seed 1234567 that are listed with the algorithm's public test programs.
     expected = [
         6457827717110365317,
@@ -40,7 +40,7 @@ def test_bits_are_those_of_splitmix64():
     assert found.tolist() == expected
 
 
-def test_a_permutation_is_one_and_is_keyed():
+def test_permutation_is_keyed():
     assert sorted(permutation(1000, 5).tolist()) == list(range(1000))
     assert permutation(1000, 5).tolist() == permutation(1000, 5).tolist()
     assert permutation(1000, 5).tolist() != permutation(1000, 6).tolist()
@@ -52,7 +52,7 @@ def test_a_permutation_is_one_and_is_keyed():
 
 @given(count=st.integers(1, 3000), key=st.integers(0, 2**63))
 @settings(max_examples=100, deadline=None)
-def test_a_shuffle_is_a_permutation_and_has_its_inverse(count, key):
+def test_shuffle_is_a_permutation_with_its_inverse(count, key):
     shuffle = Shuffle(count, key)
     numbers = shuffle(np.arange(count))
     assert np.array_equal(np.sort(numbers), np.arange(count))
@@ -60,7 +60,7 @@ def test_a_shuffle_is_a_permutation_and_has_its_inverse(count, key):
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 7, 12, 30])
-def test_a_shuffle_sends_each_number_to_each_place_as_often(count):
+def test_shuffle_is_uniform(count):
     counts, tries = np.zeros((count, count)), 2000
     for number in range(tries):
         counts[np.arange(count), Shuffle(count, number)(np.arange(count))] += 1
@@ -68,7 +68,7 @@ def test_a_shuffle_sends_each_number_to_each_place_as_often(count):
     assert abs(counts - expected).max() < 5 * expected**0.5
 
 
-def test_a_shuffle_of_very_many_is_as_quick_and_spreads():
+def test_shuffle_of_very_many_is_as_fast_and_spreads():
     shuffle = Shuffle(10**13, 3)
     numbers = shuffle(np.arange(10_000))
     assert np.array_equal(shuffle.places(numbers), np.arange(10_000))
@@ -85,7 +85,7 @@ def test_a_shuffle_of_very_many_is_as_quick_and_spreads():
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=60, deadline=None)
-def test_an_epoch_visits_every_block_once(blocks, window, epoch, seed):
+def test_sample_order_visits_every_block_once_in_an_epoch(blocks, window, epoch, seed):
     one = SampleOrder([blocks * 7 + 3], ["en"], 8, Mix([1], [(0, 0.3)]), seed, window)
     visited = one.drawn_blocks(0, epoch * blocks, blocks)
     assert np.array_equal(np.sort(visited), np.arange(blocks))
@@ -96,7 +96,7 @@ def test_an_epoch_visits_every_block_once(blocks, window, epoch, seed):
 
 @given(st.integers(1, 200), st.integers(0, 5000), st.integers(1, 2000))
 @settings(max_examples=60, deadline=None)
-def test_many_epochs_at_once_are_those_one_by_one(blocks, first, count):
+def test_drawn_blocks_of_many_epochs_are_those_one_by_one(blocks, first, count):
     one = SampleOrder([blocks * 7], ["en"], 8, Mix([1], [(0, 0.3)]), 1)
     singly = [one.drawn_blocks(0, number, 1)[0] for number in range(first, first + count)]
     assert one.drawn_blocks(0, first, count).tolist() == singly
@@ -104,7 +104,7 @@ def test_many_epochs_at_once_are_those_one_by_one(blocks, first, count):
 
 @given(st.lists(st.integers(0, 10**7), min_size=1, max_size=40))
 @settings(max_examples=30, deadline=None)
-def test_a_sample_does_not_depend_on_what_is_asked_with_it(numbers):
+def test_samples_are_independent_of_others_in_the_call(numbers):
     numbers = np.array(numbers)
     languages, blocks = order().samples(numbers)
     for number, language, block in zip(numbers, languages, blocks, strict=True):
@@ -114,7 +114,7 @@ def test_a_sample_does_not_depend_on_what_is_asked_with_it(numbers):
 
 @given(st.integers(0, 10**6), st.lists(st.integers(0, ROUND - 1), min_size=1, max_size=300))
 @settings(max_examples=20, deadline=None)
-def test_a_round_as_a_whole_is_that_of_its_samples_one_by_one(round, places):
+def test_samples_of_a_round_are_those_one_by_one(round, places):
     numbers, whole = round * ROUND + np.array(places), order()
     singly = whole.samples(numbers)
     for again in (whole.samples(numbers), whole.samples(round * ROUND + np.arange(ROUND))):
@@ -123,7 +123,7 @@ def test_a_round_as_a_whole_is_that_of_its_samples_one_by_one(round, places):
         assert all(np.array_equal(a, b) for a, b in zip(singly, picked, strict=True))
 
 
-def test_a_run_is_drawn_by_language_quota_and_epoch():
+def test_samples_follow_quotas_and_epochs():
     whole = order()
     languages, blocks = whole.samples(np.arange(3 * ROUND + 1000))
     for language, total in enumerate(whole.blocks.tolist()):
@@ -140,7 +140,7 @@ def test_a_run_is_drawn_by_language_quota_and_epoch():
 
 @given(st.integers(0, 5 * ROUND))
 @settings(max_examples=30, deadline=None)
-def test_counts_of_a_position_are_arithmetic(done):
+def test_samples_per_language_are_the_counts_of_all_samples(done):
     whole = order()
     languages, _ = whole.samples(np.arange(done))
     expected = np.bincount(languages, minlength=3)
@@ -148,7 +148,7 @@ def test_counts_of_a_position_are_arithmetic(done):
     assert np.array_equal(whole.tokens_per_language(done), expected * 7)
 
 
-def test_far_samples_cost_no_more_and_caches_stay_bounded():
+def test_samples_far_away_cost_the_same_and_caches_stay_bounded():
     whole = order()
     far = np.arange(10**13, 10**13 + 64)
     languages, blocks = whole.samples(far)
@@ -161,7 +161,7 @@ def test_far_samples_cost_no_more_and_caches_stay_bounded():
 
 @given(st.lists(st.integers(1, 10**12), min_size=1, max_size=60), st.floats(0, 1))
 @settings(deadline=None)
-def test_quotas_follow_the_law_and_leave_no_language_out(tokens, alpha):
+def test_shares_follow_the_law_and_skip_no_language(tokens, alpha):
     found = quotas(tokens, alpha)
     weights = np.array(tokens, float) ** alpha
     exact = weights / weights.sum() * ROUND
@@ -171,14 +171,14 @@ def test_quotas_follow_the_law_and_leave_no_language_out(tokens, alpha):
     assert (abs(found - exact) <= 1 + (exact < 1).sum()).all()
 
 
-def test_quotas_are_the_largest_remainders():
+def test_shares_are_the_largest_remainders():
     assert quotas([1, 1, 1], 0.3).tolist() == [21846, 21845, 21845]
     assert quotas([10**9, 1], 0.0).tolist() == [32768, 32768]
     assert quotas([3, 1], 1.0).tolist() == [49152, 16384]
     assert quotas([10**12, 1], 1.0).tolist() == [65535, 1]
 
 
-def test_seed_language_and_window_decide():
+def test_sample_order_depends_on_seed_language_and_window():
     numbers = np.arange(2000)
     first = order().samples(numbers)
     for other in (order(seed=2), order(window=1), order(alpha=0.7)):
@@ -190,7 +190,7 @@ def test_seed_language_and_window_decide():
     assert not np.array_equal(twins.drawn_blocks(0, 0, 500), twins.drawn_blocks(1, 0, 500))
 
 
-def test_the_order_stays_what_it_is():
+def test_sample_order_is_pinned():
     # Runs in progress rest on these. They are printed by
     # python -c "from tests.data.order.test_order import *; print(order().samples(SOME))"
     languages, blocks = order().samples(SOME)
@@ -198,7 +198,7 @@ def test_the_order_stays_what_it_is():
     assert blocks.tolist() == [354141, 342093, 14390, 11169, 506379]
 
 
-def test_a_language_without_a_block_is_named_with_the_seq_len_that_would_do():
+def test_sample_order_names_a_language_without_a_block_and_the_largest_seq_len():
     with pytest.raises(DataError, match=r"language sw has 700 .*=702 takes 701; .*=701 or less"):
         order(seq_len=702)
     order(seq_len=701)

@@ -2,6 +2,7 @@
 
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from mlm.batch.micro_batch import MicroBatch
 from mlm.data.batches.batches import TrainingBatches
-from mlm.data.batches.masking import Masking
+from mlm.data.batches.masking import MaskedUnit, Masking
 from mlm.data.index import Index
 from mlm.data.order.mix import Mix
 from mlm.data.order.order import SampleOrder
@@ -29,8 +30,8 @@ def tensors_of(batch: MicroBatch) -> list[torch.Tensor]:
     return [*(getattr(batch, name) for name in TENSORS), batch.visibility.document_starts]
 
 
-def batches(seed: int, micro: int, kind: str) -> TrainingBatches:
-    """As a process that has just been started makes them."""
+def batches(seed: int, micro: int, kind: MaskedUnit) -> TrainingBatches:
+    """Batches as a new process makes them."""
     reader = TokenReader(Index.open(shards_folder()))
     tokens, names = reader.index.train_tokens, reader.index.languages
     mix = Mix(tokens, [(0, 0.3), (BATCH * 5000, 0.9)], None, [None, 40_000, None, None])
@@ -40,22 +41,23 @@ def batches(seed: int, micro: int, kind: str) -> TrainingBatches:
 
 
 @cache
-def in_one_process(seed: int, kind: str, step: int) -> tuple[list[torch.Tensor], int]:
+def in_one_process(seed: int, kind: MaskedUnit, step: int) -> tuple[list[torch.Tensor], int]:
     """The rows of a step, and its hash."""
     batch = whole(seed, kind).micro_batch(step, 0)
     return tensors_of(batch), batch.digest
 
 
 @cache
-def whole(seed: int, kind: str) -> TrainingBatches:
+def whole(seed: int, kind: MaskedUnit) -> TrainingBatches:
     return batches(seed, BATCH, kind)
 
 
 def of_ranks(made: TrainingBatches, dp: int, rank: int, first: int, steps: int) -> list[list]:
-    """What one data rank is trained on in some steps, made ahead in a thread as in a run."""
-    grid = SimpleNamespace(layout=Layout(dp=dp), dp_rank=rank)
-    task = SimpleNamespace(batches=made.of_step, micro_batches=made.micro_batches)
-    run = TrainingRun(None, task, grid, None, None)
+    """The micro-batches of one data rank in some steps, prefetched in a thread as in a run."""
+    grid: Any = SimpleNamespace(layout=Layout(dp=dp), dp_rank=rank)
+    task: Any = SimpleNamespace(batches=made.of_step, micro_batches=made.micro_batches)
+    unused: Any = None
+    run = TrainingRun(unused, task, grid, unused, unused)
     with Prefetcher(run.micro_batches, first) as feed:
         return [feed.next() for _ in range(steps)]
 
@@ -88,7 +90,7 @@ def starts(draw):
     st.sampled_from([0, 5, 2725, 2729, 10**7]),  # 2730 steps are a round of the mix
 )
 @settings(max_examples=30, deadline=None)
-def test_batches_do_not_depend_on_ranks_micro_batches_and_starts(given_starts, seed, kind, first):
+def test_batches_are_independent_of_ranks_batching_and_restarts(given_starts, seed, kind, first):
     step = first
     for dp, micro, steps in given_starts:
         ranks = [of_ranks(batches(seed, micro, kind), dp, rank, step, steps) for rank in range(dp)]

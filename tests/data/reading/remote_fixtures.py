@@ -7,9 +7,11 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ import numpy as np
 import pytest
 
 from mlm.config import TrainConfig
-from mlm.data import prepare
+from mlm.data.checks import with_tokenizer
 from mlm.data.index import Index
 from mlm.data.reading.reader import TokenReader
 from mlm.data.reading.remote import open_index, open_store
@@ -254,6 +256,10 @@ def used(cache: Path) -> int:
 
 
 def offered(server: Server, cache: Path, **data) -> TrainConfig:
-    """A config whose shards are a server's, as the launcher takes it."""
-    made = config(data={"shards": server.url, "cache": str(cache), **data})
-    return prepare.with_tokenizer(made)
+    """The config of a run whose shards are a server's, with the paths that the launcher adds."""
+    return config_of(server.url, cache, **data)
+
+
+def config_of(url: str, cache: Path, **data) -> TrainConfig:
+    made = config(data={"shards": url, "cache": str(cache), **data})
+    return replace(made, data=with_tokenizer(made.data))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mlm.data.index import Index
 from mlm.data.reading.reader import TokenReader
+from mlm.data.reading.store import FolderStore
 from mlm.errors import DataError
 from mlm.tokenizer.ids import BOS
 from mlm.tokenizer.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ def stream(folder, language, split) -> np.ndarray:
     return webdataset_ids(sorted(folder.glob(pattern)))
 
 
-def test_totals_are_those_of_text_and_tars(cut):
+def test_index_totals_are_those_of_text_and_tars(cut):
     index = Index.open(cut)
     assert index.languages == sorted(LANGUAGES)
     assert (index.vocab_size, index.tokenizer_hash) == (tokenizer().size, tokenizer().hash)
@@ -61,7 +62,7 @@ def test_totals_are_those_of_text_and_tars(cut):
     assert index.heldout_tokens == [part.tokens for part in index.totals["heldout"]]
 
 
-def test_rows_say_where_the_ids_lie(cut):
+def test_index_rows_locate_the_ids(cut):
     index = Index.open(cut)
     for n, language in enumerate(index.languages):
         for split in ("train", "heldout"):
@@ -76,7 +77,9 @@ def test_rows_say_where_the_ids_lie(cut):
             for row, shard in enumerate(shards):
                 found = np.fromfile(index.shard_path(shard), "<i4", tokens[row], "", offsets[row])
                 assert np.array_equal(found, ids[starts[row] - first :][: tokens[row]])
-                assert np.uint64(xxhash.xxh3_64_intdigest(found)).astype(np.int64) == checks[row]
+                assert (
+                    np.uint64(xxhash.xxh3_64_intdigest(found.data)).astype(np.int64) == checks[row]
+                )
     assert len(index.shards) == len(list(cut.glob("*.tar")))
     for row, shard in enumerate(index.shards):
         with tarfile.open(index.shard_path(row)) as tar:
@@ -87,7 +90,7 @@ def test_rows_say_where_the_ids_lie(cut):
     )
 
 
-def test_opening_maps_and_does_not_read(cut):
+def test_index_open_maps_arrays_without_reading(cut):
     index = Index.open(cut)
     for array in (index.shards, *index.samples.values()):
         assert not array.flags.writeable
@@ -100,7 +103,7 @@ def test_opening_maps_and_does_not_read(cut):
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_any_range_is_what_webdataset_reads(cut, data):
+def test_reader_reads_any_range_as_webdataset_does(cut, data):
     reader = reader_of(cut)
     language = data.draw(st.integers(0, len(LANGUAGES) - 1))
     split = data.draw(st.sampled_from(["train", "heldout"]))
@@ -133,7 +136,7 @@ def streams_of(folder) -> dict:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_rows_are_what_webdataset_reads(cut, data):
+def test_reader_gathers_rows_as_webdataset_reads_them(cut, data):
     """From the first id of a sample (100), inside of one, and over one to three of them."""
     split, streams = data.draw(st.sampled_from(["train", "heldout"])), streams_of(cut)
     count = data.draw(st.integers(0, min(len(ids) for ids in streams.values())))
@@ -150,7 +153,7 @@ def test_rows_are_what_webdataset_reads(cut, data):
         assert row.tolist() == [BOS, *streams[split, language][start : start + count]]
 
 
-def test_rows_past_the_last_sample_are_refused(cut):
+def test_reader_refuses_rows_past_the_last_sample(cut):
     index = Index.open(cut)
     reader, last = reader_of(cut), len(index.languages) - 1
     tokens = index.heldout_tokens[last]
@@ -161,10 +164,10 @@ def test_rows_past_the_last_sample_are_refused(cut):
         reader.gather("heldout", np.array([0, last]), np.array([0, tokens + 10**12]), 5)
 
 
-def test_rows_of_more_samples_than_are_kept(cut, monkeypatch):
+def test_reader_gathers_rows_of_more_samples_than_it_keeps(cut, monkeypatch):
     """What a row is copied from must stay mapped until it is: else this dies."""
     monkeypatch.setattr("mlm.data.reading.store.MAX_MAPS", 1)
-    monkeypatch.setattr("mlm.data.reading.store.FolderStore.kept", 1)
+    monkeypatch.setattr("mlm.data.reading.store.FolderStore.max_samples", 1)
     reader = TokenReader(Index.open(cut))
     languages = np.arange(400) % len(LANGUAGES)
     starts = np.arange(400) // len(LANGUAGES) * 10
@@ -174,25 +177,27 @@ def test_rows_of_more_samples_than_are_kept(cut, monkeypatch):
         assert row.tolist() == [BOS, *streams_of(cut)["train", language][start : start + 40]]
 
 
-def test_open_maps_are_bounded(cut, monkeypatch):
+def test_folder_store_bounds_its_maps(cut, monkeypatch):
     monkeypatch.setattr("mlm.data.reading.store.MAX_MAPS", 3)
-    reader = TokenReader(Index.open(cut))
-    for n, tokens in enumerate(reader.index.train_tokens):
+    index = Index.open(cut)
+    store = FolderStore(index)
+    reader = TokenReader(index, store)
+    for n, tokens in enumerate(index.train_tokens):
         reader.read("train", n, 0, tokens)
-    assert reader._store._tar.cache_info().currsize == 3
+    assert store._tar.cache_info().currsize == 3
 
 
-def test_a_hash_is_of_the_content(cut, copy):
+def test_index_hash_is_of_the_content(cut, copy):
     assert Index.open(cut).hash == Index.open(copy).hash
     assert Index.open(cut).hash != Index.open(shards_folder()).hash
 
 
-def test_whole_shards_are_verified(cut):
+def test_index_verify_accepts_undamaged_shards(cut):
     Index.open(cut).verify()
     Index.open(cut).verify(deep=True)
 
 
-def test_missing_and_cut_shards_are_named(copy):
+def test_index_verify_names_missing_and_truncated_shards(copy):
     index = Index.open(copy)
     with (copy / "sw-000001.tar").open("r+b") as file:
         file.truncate(1024)
@@ -209,7 +214,7 @@ def test_missing_and_cut_shards_are_named(copy):
         TokenReader(index).read("train", index.languages.index("sw"), 500, 10)
 
 
-def test_a_flipped_byte_is_found_by_reading_all(copy):
+def test_index_verify_deep_finds_a_flipped_byte(copy):
     path = copy / "ja-000000.tar"
     content = bytearray(path.read_bytes())
     content[700] ^= 1
@@ -221,21 +226,21 @@ def test_a_flipped_byte_is_found_by_reading_all(copy):
 
 
 @pytest.mark.parametrize("array", ["samples.npy", "shards.npy"])
-def test_changed_and_missing_arrays_are_named(copy, array):
+def test_index_names_changed_and_missing_arrays(copy, array):
     content = bytearray((copy / array).read_bytes())
     content[-1] ^= 1
     (copy / array).write_bytes(content)
     with pytest.raises(DataError, match=rf"{array} .* its hash is not the one in index.json"):
         Index.open(copy).verify()
     np.save(copy / array, np.zeros(3))
-    with pytest.raises(DataError, match=rf"{array} .* has not the shape"):
+    with pytest.raises(DataError, match=rf"{array} .* does not have the shape"):
         Index.open(copy)
     (copy / array).unlink()
     with pytest.raises(DataError, match=rf"{array} .* cannot be read"):
         Index.open(copy)
 
 
-def test_ids_outside_the_vocabulary_are_found(copy):
+def test_index_verify_finds_ids_outside_the_vocabulary(copy):
     content = json.loads((copy / "index.json").read_text())
     content["tokenizer"]["size"] = 50
     (copy / "index.json").write_text(json.dumps(content))
@@ -243,7 +248,7 @@ def test_ids_outside_the_vocabulary_are_found(copy):
         Index.open(copy).verify(deep=True)
 
 
-def test_folders_that_are_no_shards(tmp_path, copy):
+def test_index_refuses_folders_without_shards(tmp_path, copy):
     with pytest.raises(DataError, match=r"has no index\.json .* `mlm shards` wrote"):
         Index.open(tmp_path)
     for content in ("", "{", "[]", "{}", '{"version": 2}'):
@@ -256,7 +261,7 @@ def test_folders_that_are_no_shards(tmp_path, copy):
         Index.open(copy)
 
 
-def test_another_tokenizer_is_refused(tmp_path):
+def test_index_refuses_another_tokenizer(tmp_path):
     index = Index.open(shards_folder())
     index.check_tokenizer(tokenizer())
     train(corpus(), tmp_path / "other", vocab_size=200)

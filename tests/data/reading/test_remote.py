@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from launch.cli import main
+from mlm.data.checks import check_data
 from mlm.data.index import Index
-from mlm.data.prepare import check_data
 from mlm.data.reading import remote_files
 from mlm.data.reading.reader import TokenReader
 from mlm.data.reading.remote import open_index
@@ -51,7 +51,7 @@ def rows_of(server, cache: Path) -> list[int]:
 
 
 @pytest.mark.ranks
-def test_ranks_and_a_second_start_download_nothing_twice(nginx, copy, tmp_path):
+def test_remote_ranks_and_a_second_start_download_each_sample_once(nginx, copy, tmp_path):
     found = run_ranks(4, rows_of, nginx, tmp_path / "cache")
     sent = nginx.requests()
     tars = Counter((row.path, row.span) for row in sent if row.path.endswith(".tar"))
@@ -66,7 +66,7 @@ def test_ranks_and_a_second_start_download_nothing_twice(nginx, copy, tmp_path):
     assert [row.path for row in nginx.requests()] == ["/index.json"] * 2
 
 
-def test_what_rows_need_is_fetched_at_once(nginx, tmp_path):
+def test_remote_store_fetches_the_samples_of_rows_in_parallel(nginx, tmp_path):
     made = reader(nginx, tmp_path / "cache")
     nginx.requests()
     made.gather("train", np.arange(12) % 4, np.arange(12) * 100, 31)
@@ -75,7 +75,7 @@ def test_what_rows_need_is_fetched_at_once(nginx, tmp_path):
     assert len({row.connection for row in sent}) > 1  # one by one, they would share one
 
 
-def test_each_sample_is_one_range_and_all_are_what_the_folder_has(nginx, copy, tmp_path):
+def test_remote_samples_are_one_request_each_and_equal_those_of_the_folder(nginx, copy, tmp_path):
     made, local = reader(nginx, tmp_path / "cache"), TokenReader(Index.open(copy))
     for mine, theirs in zip(everything(made), everything(local), strict=True):
         assert np.array_equal(mine, theirs)
@@ -87,7 +87,7 @@ def test_each_sample_is_one_range_and_all_are_what_the_folder_has(nginx, copy, t
     assert str(made.index.folder) == nginx.url
 
 
-def test_a_sample_that_is_bad_on_the_server_is_named(nginx, copy, tmp_path):
+def test_remote_reader_names_a_bad_sample(nginx, copy, tmp_path):
     index = Index.open(copy)
     language = index.languages.index("ja")
     offset = int(index.samples["offset"][index.sample_rows("train", language).start + 2])
@@ -110,7 +110,7 @@ def test_a_sample_that_is_bad_on_the_server_is_named(nginx, copy, tmp_path):
         made.read("train", language, 190, 50)
 
 
-def test_a_server_that_is_killed_as_it_sends_and_comes_back_is_waited_for(tmp_path):
+def test_remote_reader_waits_for_a_server_that_is_killed_and_restarted(tmp_path):
     folder = beside(shutil.copytree(shards_folder(), tmp_path / "shards"))
     server = Nginx(tmp_path / "nginx", folder)
     server.start()
@@ -134,7 +134,7 @@ def test_a_server_that_is_killed_as_it_sends_and_comes_back_is_waited_for(tmp_pa
         server.stop()
 
 
-def test_a_server_that_is_out_of_order_for_a_while_is_waited_for(nginx, tmp_path):
+def test_remote_reader_waits_for_a_server_with_temporary_errors(nginx, tmp_path):
     made = reader(nginx, tmp_path / "cache")
     nginx.requests()
     nginx.down(True)
@@ -145,7 +145,7 @@ def test_a_server_that_is_out_of_order_for_a_while_is_waited_for(nginx, tmp_path
     assert states[-1] == "206"
 
 
-def test_a_server_that_is_gone_ends_it_with_a_sentence(nginx, tmp_path, monkeypatch):
+def test_remote_reader_reports_a_server_that_stays_away(nginx, tmp_path, monkeypatch):
     monkeypatch.setattr(remote_files, "WAITS", (0.05, 0.1))
     made = reader(nginx, tmp_path / "cache")
     nginx.down(True)
@@ -153,7 +153,9 @@ def test_a_server_that_is_gone_ends_it_with_a_sentence(nginx, tmp_path, monkeypa
     with pytest.raises(DataError, match=rf"el-000000\.tar .* at byte {offset} \(status 503\), for"):
         made.read("train", 0, 0, 50)
     nginx.stop()
-    with pytest.raises(DataError, match=r"see that the server is there, then start the") as caught:
+    with pytest.raises(
+        DataError, match=r"check that the server is reachable, then start the"
+    ) as caught:
         made.read("train", 0, 0, 50)
     assert not isinstance(caught.value, BadShard)
     assert caught.value.code == DATA
@@ -161,7 +163,7 @@ def test_a_server_that_is_gone_ends_it_with_a_sentence(nginx, tmp_path, monkeypa
         reader(nginx, tmp_path / "cache")
 
 
-def test_what_waiting_does_not_help_is_told_at_once(nginx, tmp_path, monkeypatch):
+def test_remote_reader_reports_permanent_errors_at_once(nginx, tmp_path, monkeypatch):
     monkeypatch.setattr(remote_files, "WAITS", (100,))
     for path, sentence in {
         "forbidden/x": r"may not be read at byte 0 \(status 403\); give this user the right",
@@ -171,7 +173,7 @@ def test_what_waiting_does_not_help_is_told_at_once(nginx, tmp_path, monkeypatch
             open_index(f"{nginx.url}/{path}", str(tmp_path / "cache"))
 
 
-def test_a_server_without_ranges_is_refused_and_no_shard_is_read(copy, tmp_path):
+def test_remote_index_refuses_a_server_without_ranges_and_reads_no_shard(copy, tmp_path):
     server = plain_server(tmp_path / "plain", copy)
     server.start()
     try:
@@ -185,19 +187,19 @@ def test_a_server_without_ranges_is_refused_and_no_shard_is_read(copy, tmp_path)
     assert ".npy" not in log
 
 
-def test_a_server_that_has_no_ranges_any_more_is_refused(nginx, tmp_path):
+def test_remote_reader_refuses_a_server_that_stops_serving_ranges(nginx, tmp_path):
     made = reader(nginx, tmp_path / "cache")
     nginx.stop()
     nginx.configure("max_ranges 0;")
     nginx.start()
-    with pytest.raises(DataError, match="use a server that has them"):
+    with pytest.raises(DataError, match="use a server that supports them"):
         made.read("train", 0, 0, 50)
-    with pytest.raises(DataError, match="use a server that has them"):
+    with pytest.raises(DataError, match="use a server that supports them"):
         check_data(offered(nginx, tmp_path / "cache"))
 
 
 @pytest.mark.ranks
-def test_a_run_over_http_is_that_from_the_folder(nginx, copy, tmp_path):
+def test_training_over_http_equals_training_from_the_folder(nginx, copy, tmp_path):
     made = {"parallel": {"dp": 2}, "train": {"steps": 3}, "eval": {"every": 0}}
     local = config(data={"shards": str(copy)}, **made)
     far = config(data={"shards": nginx.url, "cache": str(tmp_path / "cache")}, **made)
@@ -213,7 +215,9 @@ def test_a_run_over_http_is_that_from_the_folder(nginx, copy, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_the_command_trains_over_http_as_from_the_folder(nginx, copy, tmp_path, monkeypatch, capfd):
+def test_train_command_over_http_equals_the_one_from_the_folder(
+    nginx, copy, tmp_path, monkeypatch, capfd
+):
     """And goes on without a download, and its audit, export and tokenizer do not need the cache."""
     cache = tmp_path / "cache"
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlm.data.prepare import check_data
+from mlm.data.checks import check_data
+from mlm.data.reading.remote_store import RemoteStore
 from mlm.data.reading.sample_cache import SampleCache
 from mlm.errors import UserError
 from tests.data.reading.remote_fixtures import (
@@ -36,7 +37,7 @@ def files_but_samples(cache: Path) -> set[str]:
     return {str(p) for p in cache.rglob("*") if p.is_file() and p.parent.name != "samples"}
 
 
-def test_the_cache_keeps_to_its_bound(nginx, tmp_path):
+def test_sample_cache_stays_within_its_limit(nginx, tmp_path):
     cache = tmp_path / "cache"
     local = everything(reader(nginx, cache, 1.0))
     held = used(cache)
@@ -52,10 +53,11 @@ def test_the_cache_keeps_to_its_bound(nginx, tmp_path):
             assert most <= limit
     assert most > 0.8 * limit
     assert files_but_samples(cache) >= others
-    # What is mapped stays on the disk, also where it has no name any more.
+    # What is mapped stays on the disk, even after its deletion.
     store = made._store
-    assert len(store._maps) <= store.kept
-    assert store.kept * SAMPLE_BYTES <= limit
+    assert isinstance(store, RemoteStore)
+    assert len(store._maps) <= store.max_samples
+    assert store.max_samples * SAMPLE_BYTES <= limit
     # The oldest have gone, and the newest are there: they are read again without a request.
     nginx.requests()
     again = reader(nginx, cache, limit / GB)
@@ -68,7 +70,7 @@ def test_the_cache_keeps_to_its_bound(nginx, tmp_path):
 
 
 @pytest.mark.parametrize("maps", [1, 10**6])
-def test_what_is_used_stays(nginx, tmp_path, monkeypatch, maps):
+def test_sample_cache_keeps_samples_in_use(nginx, tmp_path, monkeypatch, maps):
     """The sample that is read again and again outlives those that were fetched after it, whether
     it stays mapped or is found in the cache each time."""
     monkeypatch.setattr("mlm.data.reading.remote_store.USED_AGAIN", 0)
@@ -78,7 +80,7 @@ def test_what_is_used_stays(nginx, tmp_path, monkeypatch, maps):
     limit = used(cache) // 3
     shutil.rmtree(cache)
     made = reader(nginx, cache, limit / GB)
-    made._store.kept = maps
+    made._store.max_samples = maps
     nginx.requests()
     tokens = made.index.train_tokens[1]
     for start in range(1000, tokens - 100, 100):
@@ -91,7 +93,7 @@ def test_what_is_used_stays(nginx, tmp_path, monkeypatch, maps):
     assert ranges(nginx)[request_of(made.index, first)] == 1
 
 
-def test_a_damaged_file_of_the_cache_is_fetched_again(nginx, tmp_path):
+def test_remote_store_fetches_a_damaged_file_of_the_cache_again(nginx, tmp_path):
     before = everything(reader(nginx, tmp_path / "cache"))
     nginx.requests()
     samples = sorted((tmp_path / "cache").glob("*/samples/*"))
@@ -126,7 +128,7 @@ except UserError as error:
 """
 
 
-def test_a_disk_that_takes_no_more_is_one_sentence(nginx, tmp_path):
+def test_sample_cache_reports_a_full_disk_in_one_sentence(nginx, tmp_path):
     program = [sys.executable, "-c", LIMITED, nginx.url, str(tmp_path / "cache")]
     ran = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.stdout == (
@@ -136,7 +138,7 @@ def test_a_disk_that_takes_no_more_is_one_sentence(nginx, tmp_path):
     assert list((tmp_path / "cache").glob("*/samples/*")) == []
 
 
-def test_indices_that_fill_the_cache_are_one_sentence(tmp_path):
+def test_sample_cache_reports_indexes_that_fill_it_in_one_sentence(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "samples.npy").write_bytes(bytes(90_000))
     cache = SampleCache(tmp_path, "own", 100_000)
@@ -146,7 +148,7 @@ def test_indices_that_fill_the_cache_are_one_sentence(tmp_path):
     assert (tmp_path / "other" / "samples.npy").stat().st_size == 90_000
 
 
-def test_a_file_system_without_locks_will_do_and_others_must_have_them(tmp_path, monkeypatch):
+def test_sample_cache_works_without_locks_only_where_there_are_none(tmp_path, monkeypatch):
     def refused(code):
         def flock(file, how):
             raise OSError(code, "no")

@@ -7,13 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mlm.data.checks import check_data
 from mlm.data.index import Index
-from mlm.data.prepare import check_data, with_tokenizer
 from mlm.data.reading.reader import TokenReader
 from mlm.data.reading.remote import open_index, open_store
 from mlm.errors import BadShard, DataError
-from tests.data.reading.remote_fixtures import BUCKET, KEY, SECRET, SeaweedFS, cut_shards
-from tests.training_fixtures import config
+from tests.data.reading.remote_fixtures import BUCKET, KEY, SECRET, SeaweedFS, config_of, cut_shards
 
 URL = f"s3://{BUCKET}/some/shards"
 
@@ -59,22 +58,22 @@ def reader(cache: Path) -> TokenReader:
     return TokenReader(index, open_store(index, 1.0))
 
 
-def test_what_is_read_from_s3_is_what_the_folder_has(bucket, cut, tmp_path):
+def test_reader_reads_the_same_from_s3_and_from_the_folder(bucket, cut, tmp_path):
     made, local = reader(tmp_path), TokenReader(Index.open(cut))
     for n in range(len(local.index.languages)):
         assert np.array_equal(made.read("train", n, 50, 900), local.read("train", n, 50, 900))
-    settings = with_tokenizer(config(data={"shards": f"{URL}/", "cache": str(tmp_path)}))
+    settings = config_of(f"{URL}/", tmp_path)
     assert settings.data.shards == URL
     assert check_data(settings).index_hash == local.index.hash
 
 
-def test_bad_and_missing_shards_of_s3_are_named(bucket, cut, tmp_path):
+def test_reader_names_bad_and_missing_shards_of_s3(bucket, cut, tmp_path):
     index = Index.open(cut)
     language = index.languages.index("ja")
     offset = int(index.samples["offset"][index.sample_rows("train", language).start])
     whole = (cut / "ja-000000.tar").read_bytes()
     place = f"{BUCKET}/some/shards/ja-000000.tar"
-    settings = with_tokenizer(config(data={"shards": URL, "cache": str(tmp_path)}))
+    settings = config_of(URL, tmp_path)
     made = reader(tmp_path)
     try:
         wrong = bytearray(whole)
@@ -96,7 +95,7 @@ def test_bad_and_missing_shards_of_s3_are_named(bucket, cut, tmp_path):
     assert len(made.read("train", language, 0, 10)) == 10
 
 
-def test_what_s3_refuses_is_told_at_once(bucket, tmp_path, monkeypatch):
+def test_remote_folder_reports_what_s3_refuses_at_once(bucket, tmp_path, monkeypatch):
     monkeypatch.setattr("mlm.data.reading.remote_files.WAITS", (100,))
     with pytest.raises(DataError, match=r"s3://none/x/index\.json is not there; copy the shards"):
         open_index("s3://none/x", str(tmp_path))

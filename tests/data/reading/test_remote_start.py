@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from mlm.config import DataConfig
+from mlm.data.checks import check_data, with_tokenizer
 from mlm.data.index import Index
-from mlm.data.prepare import check_data, with_tokenizer
 from mlm.data.reading.remote import cache_folder, open_index
 from mlm.errors import BadShard, DataError, UserError
 from tests.data.reading.remote_fixtures import (
@@ -28,7 +28,7 @@ from tests.places import ROOT
 __all__ = ["copy", "cut", "nginx"]  # fixtures
 
 
-def test_sizes_are_compared_before_a_start(nginx, copy, tmp_path):
+def test_check_data_compares_sizes_of_remote_shards(nginx, copy, tmp_path):
     made = offered(nginx, tmp_path / "cache")
     facts = check_data(made)
     assert facts.index_hash == Index.open(copy).hash
@@ -46,8 +46,8 @@ def test_sizes_are_compared_before_a_start(nginx, copy, tmp_path):
         check_data(made)
 
 
-def test_of_many_shards_some_are_looked_at(nginx, copy, tmp_path, monkeypatch):
-    monkeypatch.setattr("mlm.data.reading.remote.LOOKED_AT", 5)
+def test_check_data_compares_sizes_of_some_of_many_shards(nginx, copy, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlm.data.reading.remote.SIZES_CHECKED", 5)
     check_data(offered(nginx, tmp_path / "cache"))
     looked = sorted(path for path, _ in ranges(nginx))
     index = Index.open(copy)
@@ -56,7 +56,7 @@ def test_of_many_shards_some_are_looked_at(nginx, copy, tmp_path, monkeypatch):
     assert looked == sorted(f"/{index.shard_name(n)}" for n in evenly)
 
 
-def test_all_bytes_are_compared_where_that_is_asked_for(nginx, copy, tmp_path):
+def test_remote_index_verify_deep_compares_all_bytes(nginx, copy, tmp_path):
     index = open_index(nginx.url, str(tmp_path / "cache"))
     index.verify(deep=True)
     content = bytearray((copy / "ja-000000.tar").read_bytes())
@@ -67,7 +67,7 @@ def test_all_bytes_are_compared_where_that_is_asked_for(nginx, copy, tmp_path):
         index.verify(deep=True)
 
 
-def test_a_changed_index_is_another_folder_and_a_wrong_array_is_refused(nginx, copy, tmp_path):
+def test_remote_index_keeps_a_changed_index_apart_and_refuses_a_wrong_array(nginx, copy, tmp_path):
     cache = tmp_path / "cache"
     first = open_index(nginx.url, str(cache))
     text = (copy / "index.json").read_text()
@@ -85,7 +85,7 @@ def test_a_changed_index_is_another_folder_and_a_wrong_array_is_refused(nginx, c
         open_index(nginx.url, str(cache))
 
 
-def test_an_index_writes_nothing_outside_of_its_folder(nginx, copy, tmp_path):
+def test_remote_index_writes_only_into_its_folder(nginx, copy, tmp_path):
     content = json.loads((copy / "index.json").read_text())
     content["arrays"]["../../other"] = hashlib.sha256(b"x").hexdigest()
     (copy / "index.json").write_text(json.dumps(content))
@@ -98,13 +98,13 @@ def test_an_index_writes_nothing_outside_of_its_folder(nginx, copy, tmp_path):
     }
 
 
-def test_the_tokenizer_beside_the_shards_is_found(nginx, copy, tmp_path):
+def test_with_tokenizer_finds_the_one_beside_remote_shards(nginx, copy, tmp_path):
     made = offered(nginx, tmp_path / "cache")
     assert made.data.shards == nginx.url
     folder = Path(str(made.data.tokenizer))
     assert folder.is_relative_to(tmp_path / "cache")
     shutil.rmtree(tmp_path / "cache")  # an old run's config still leads to it
-    assert with_tokenizer(made).data == made.data
+    assert with_tokenizer(made.data) == made.data
     check_data(made)
     shutil.rmtree(tmp_path / "cache")
     shutil.rmtree(copy / "tokenizer")
@@ -112,7 +112,7 @@ def test_the_tokenizer_beside_the_shards_is_found(nginx, copy, tmp_path):
         offered(nginx, tmp_path / "cache")
 
 
-def test_a_cache_that_is_too_small_is_refused_with_what_is_needed(nginx, tmp_path):
+def test_check_room_refuses_a_cache_that_is_too_small(nginx, tmp_path):
     made = offered(nginx, tmp_path / "cache", cache_gb=1e-4)
     with pytest.raises(UserError, match=r"data.cache_gb=0.0001 is less than the ") as caught:
         check_data(made)
@@ -125,18 +125,18 @@ def test_a_cache_that_is_too_small_is_refused_with_what_is_needed(nginx, tmp_pat
     check_data(replace(made, data=replace(made.data, cache_gb=needed - 1e-4, weights=one)))
 
 
-def test_a_cache_that_the_disk_has_no_room_for_is_refused(nginx, tmp_path, monkeypatch):
+def test_check_room_refuses_a_cache_larger_than_the_disk(nginx, tmp_path, monkeypatch):
     made = offered(nginx, tmp_path / "cache")
     usage = shutil.disk_usage(tmp_path)._replace(free=50_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"data.cache_gb=64.0 is more than .* has room for, where"):
+    with pytest.raises(UserError, match=r"data.cache_gb=64.0 is more than .* has room for, with"):
         check_data(made)
 
 
-def test_urls_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
+def test_remote_folder_refuses_unsupported_urls(tmp_path, monkeypatch):
     for url, sentence in {
-        "memory://x": "is of the protocol memory, in which nothing can be read here; give a folder",
-        "gopher://x/y": "is of the protocol gopher, in which nothing can be read here",
+        "memory://x": "has the unsupported protocol memory; give a folder",
+        "gopher://x/y": "has the unsupported protocol gopher",
         "https://host/x?key=1": "is not the plain URL of a folder; give one like",
         "simplecache::https://host/x": "is not the plain URL of a folder",
         "https://me:secret@host/x": r"=https://\.\.\.@host/x has a password in it",
@@ -155,7 +155,7 @@ def test_urls_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
     ), ran.stderr
 
 
-def test_the_cache_is_the_users_unless_another_is_given(monkeypatch, tmp_path):
+def test_cache_folder_is_the_users_by_default(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder(DataConfig().cache) == tmp_path / "polymlm"
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -1,11 +1,11 @@
-"""`mlm shards` with small samples and tars, that can be made to kill itself.
+"""`mlm shards` with small samples and tars, which can be made to kill itself.
 
     python -m tests.data.writing.small_shards corpus=... tokenizer=... out=...
 
-KILL=before|torn|after NUMBER kills every process of the command at that line of a journal, before
-it, in its middle or behind it; KILL=first, index and rename do at the end of the first pass, when
-the index is written, and before the folder gets its name. At its end it prints how many lines of
-text were tokenized. Workers that are spawned import this, and so are the same.
+KILL=before|torn|after NUMBER kills all processes of the command at that line of a journal: before,
+in the middle of or after writing it. KILL=first|index|rename kills them at the end of the first
+pass, once the index is written, and before the folder gets its name. At its end the command prints
+how many lines of text it tokenized. Spawned workers import this module, and so behave alike.
 """
 
 import os
@@ -21,7 +21,8 @@ tars.SAMPLE_IDS, tars.SHARD_SAMPLES, tokenizing.BATCH_CHARACTERS = 300, 3, 700
 
 _point, _, _number = os.environ.get("KILL", "").partition(" ")
 _appended = tokenized = 0
-_append_row, _buffers, _save = journal.append_row, Tokenizer.buffers, staging.save
+_append_row, _buffers = journal.append_row, Tokenizer.buffers
+_save_first_pass = staging.save_first_pass
 _write_index, _replace = shards.write_index, os.replace
 
 
@@ -32,14 +33,14 @@ def kill() -> None:
 def append_row(path: Path, row: dict) -> None:
     global _appended
     _appended += 1
-    due = _number and _appended == int(_number)
-    if due and _point == "before":
+    reached = _number and _appended == int(_number)
+    if reached and _point == "before":
         kill()
     _append_row(path, row)
-    if due and _point == "torn":
+    if reached and _point == "torn":
         os.truncate(path, path.stat().st_size - 20)
         kill()
-    if due and _point == "after":
+    if reached and _point == "after":
         kill()
 
 
@@ -49,10 +50,10 @@ def buffers(self: Tokenizer, lines: list[str], threads: int = 1) -> list:
     return _buffers(self, lines, threads)
 
 
-def save(*arguments) -> None:
+def save_first_pass(*arguments) -> None:
     if _point == "first":
         kill()
-    _save(*arguments)
+    _save_first_pass(*arguments)
 
 
 def write_index(*arguments) -> None:
@@ -67,7 +68,8 @@ def replace(source, target) -> None:
     _replace(source, target)
 
 
-journal.append_row, Tokenizer.buffers, staging.save = append_row, buffers, save
+journal.append_row, Tokenizer.buffers = append_row, buffers
+staging.save_first_pass = save_first_pass
 shards.write_index, os.replace = write_index, replace
 
 

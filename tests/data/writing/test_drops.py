@@ -1,8 +1,9 @@
-"""What is left out of a corpus, and that it is counted."""
+"""Text that is dropped from a corpus, and its counts."""
 
 import io
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,22 +11,21 @@ from rich.console import Console
 
 from launch.cli import main
 from mlm.data.index import Index
-from mlm.data.prepare import prepare
 from mlm.data.writing import shards, tars, tokenizing
 from mlm.data.writing.drops import table
 from mlm.data.writing.heldout import first_pass
 from mlm.data.writing.shards import REPORT, Options
-from mlm.data.writing.tokenizing import Work
+from mlm.data.writing.tokenizing import TextBatches
 from mlm.errors import DataError
 from mlm.text.documents import documents
 from mlm.text.lines import BadLines
 from mlm.text.sources import Source
 from tests.data.writing.test_shards import same_folders
-from tests.launch.launch_fixtures import quiet, small
+from tests.launch.launch_fixtures import prepared, small
 from tests.places import REAL
 from tests.text_fixtures import corpus, documents_of, paragraphs, shards_folder, tokenizer
 
-LONE = "\N{ZERO WIDTH SPACE}"  # a paragraph that has no ids
+INVISIBLE = "\N{ZERO WIDTH SPACE}"  # a paragraph that has no ids
 
 
 def write_text(path, found: list[list[str]]) -> None:
@@ -37,8 +37,8 @@ def report_of(folder) -> dict:
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_equal_documents_are_kept_once_the_first(tmp_path, workers):
-    """What is written is what a corpus without the others gives."""
+def test_shards_keep_the_first_of_equal_documents(tmp_path, workers):
+    """The same bytes as of a corpus without the copies."""
     random_ = random.Random(1)
     dropped = {}
     for folder in ("text", "once"):
@@ -46,11 +46,11 @@ def test_equal_documents_are_kept_once_the_first(tmp_path, workers):
     for language in ("el", "en", "sw"):
         once = documents_of(language)
         often = list(once)
-        for _ in range(20):  # copies stand behind what they are copies of
+        for _ in range(20):  # copies come after the original
             copied = random_.randrange(len(once))
             place = random_.randrange(often.index(once[copied]) + 1, len(often) + 1)
             often.insert(place, once[copied])
-        # Equal in all but where a paragraph ends, or in one character, is not equal.
+        # Documents that differ in a paragraph's end or in one character are no copies.
         other = [[" ".join(once[0])], [*once[1][:-1], once[1][-1] + "."]]
         write_text(tmp_path / "text" / f"{language}.txt", often + other)
         write_text(tmp_path / "once" / f"{language}.txt", once + other)
@@ -70,7 +70,7 @@ def test_equal_documents_are_kept_once_the_first(tmp_path, workers):
     assert same_folders(tmp_path / "a", tmp_path / "b")
 
 
-def test_without_copies_dropping_them_changes_nothing(tmp_path):
+def test_dropping_copies_changes_nothing_where_there_are_none(tmp_path):
     options = Options(drop_copies=True, skip_bad_lines=True)
     shards.write(corpus(), tokenizer(), tmp_path / "out", workers=1, options=options)
     assert same_folders(tmp_path / "out", shards_folder())
@@ -83,7 +83,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_lines_are_skipped_and_counted_when_asked(tmp_path, name):
+def test_documents_skip_and_count_bad_lines_on_request(tmp_path, name):
     raw, characters = BAD[name]
     (tmp_path / name).write_bytes(raw)
     text = (Source(str(tmp_path / name), name[2:]),)
@@ -94,7 +94,7 @@ def test_bad_lines_are_skipped_and_counted_when_asked(tmp_path, name):
         list(documents(text))
 
 
-def test_lines_behind_a_bad_one_keep_their_number(tmp_path):
+def test_documents_number_lines_after_a_bad_one_correctly(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\n\xff\n\n{"text": "two"}\nbad\n')
     lines = []
 
@@ -111,8 +111,8 @@ def test_lines_behind_a_bad_one_keep_their_number(tmp_path):
 
 
 @pytest.mark.parametrize("documents", [3, 40])
-def test_bad_lines_of_languages_of_any_size_are_left_out(tmp_path, monkeypatch, documents):
-    """Also the last, behind a whole batch."""
+def test_shards_skip_bad_lines_of_languages_of_any_size(tmp_path, monkeypatch, documents):
+    """Also the last line, after a full batch."""
     monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 1)
     (tmp_path / "text").mkdir()
     found = [[line] for line in paragraphs("en", documents)]
@@ -126,14 +126,15 @@ def test_bad_lines_of_languages_of_any_size_are_left_out(tmp_path, monkeypatch, 
     assert report["dropped"]["bad line"] == {"lines": 1, "characters": 1}
 
 
-def test_paragraphs_that_are_held_out_are_not_passed_over_with_the_others(tmp_path):
-    """As where a kill came when one part of a language was finished, and the other not."""
+def test_text_batches_skip_paragraphs_of_each_split_by_itself(tmp_path):
+    """As after a kill at which one split of a language was finished, and the other was not."""
     write_text(tmp_path / "en.txt", [paragraphs("en", 60), paragraphs("el", 60)])
     text = (Source(str(tmp_path / "en.txt"), "txt"),)
     found = first_pass("en", text, lambda amount: None)
     assert found.rule.paragraphs
-    parts = [next(Work(text, found, starts).batches()).parts for starts in ([0, 0], [9, 0], [0, 9])]
-    (train, heldout), (no_train, same), (same_train, no_heldout) = parts
+    batches = (iter(TextBatches(text, found, starts)) for starts in ([0, 0], [9, 0], [0, 9]))
+    splits = [next(batch).splits for batch in batches]
+    (train, heldout), (no_train, same), (same_train, no_heldout) = splits
     assert (no_train.lines, same.lines) == ([], heldout.lines)
     assert (same_train.lines, no_heldout.lines) == (train.lines, [])
     assert train.lines
@@ -141,13 +142,13 @@ def test_paragraphs_that_are_held_out_are_not_passed_over_with_the_others(tmp_pa
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_the_report_adds_up(tmp_path, monkeypatch, cut):
+def test_report_adds_up(tmp_path, monkeypatch, cut):
     if cut:
         monkeypatch.setattr(tars, "SAMPLE_IDS", 200)
         monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 300)
     (tmp_path / "text").mkdir()
     documents_ = [[line] for line in paragraphs("en", 40)]
-    documents_[7:7] = [[LONE], [LONE, LONE], documents_[0]]
+    documents_[7:7] = [[INVISIBLE], [INVISIBLE, INVISIBLE], documents_[0]]
     write_text(tmp_path / "text" / "en.txt", documents_)
     (tmp_path / "text" / "de.csv").touch()
     with (tmp_path / "text" / "en.txt").open("ab") as file:
@@ -170,15 +171,15 @@ def test_the_report_adds_up(tmp_path, monkeypatch, cut):
         assert found[split]["characters"] == index.totals[split][0].characters
         assert found[split]["documents"] == index.totals[split][0].documents
     assert report["total"]["documents"] == 73
-    shown = Console(file=io.StringIO(), width=200)
-    shown.print(table(report))
-    lines = shown.file.getvalue().splitlines()
+    printed = io.StringIO()
+    Console(file=printed, width=200).print(table(report))
+    lines = printed.getvalue().splitlines()
     assert [line for line in lines if " en " in line and "2 (3 characters)" in line]
     assert [line for line in lines if " total " in line and " 73 " in line]
     assert not [line for line in lines if " sw " in line]  # nothing of it was dropped
 
 
-def test_the_command_says_what_it_dropped(tmp_path, capfd, monkeypatch):
+def test_shards_command_prints_what_it_dropped(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "text").mkdir()
     write_text(tmp_path / "text" / "en.txt", [[line] for line in paragraphs("en", 30)] * 2)
@@ -192,28 +193,30 @@ def test_the_command_says_what_it_dropped(tmp_path, capfd, monkeypatch):
     assert main(["shards", *given, "on_bad_line=skip", "dedup=true"]) == 0
     out = capfd.readouterr().out
     assert "30 (" in out
-    assert f"Passed over in {tmp_path}/text, as no text by their names: de.csv" in out
-    assert report_of(tmp_path / "out")["passed over"] == ["de.csv"]
+    assert f"Skipped in {tmp_path}/text, not text by their names: de.csv" in out
+    assert report_of(tmp_path / "out")["skipped files"] == ["de.csv"]
     assert main(["shards", *given, "on_bad_line=maybe"]) == 2
     assert "on_bad_line='maybe' is not possible" in capfd.readouterr().err
 
 
-def test_a_run_prepares_its_corpus_with_what_it_is_told_to_drop(tmp_path):
+def test_prepare_drops_what_the_config_says(tmp_path):
     text = tmp_path / "text"
     text.mkdir()
     write_text(text / "en.txt", [[line] for line in paragraphs("en", 60)] * 2)
     with (text / "en.txt").open("ab") as file:
         file.write(b"\n\xff\n")
     with pytest.raises(DataError, match="byte 0xff"):
-        prepare(small(text), tmp_path / "runs", quiet())
-    made = prepare(small(text, on_bad_line="skip"), tmp_path / "runs", quiet())
-    once = prepare(small(text, on_bad_line="skip", dedup=True), tmp_path / "runs", quiet())
-    tokens = [sum(Index.open(config.data.shards).train_tokens) for config in (made, once)]
+        prepared(small(text), tmp_path / "runs")
+    made = prepared(small(text, on_bad_line="skip"), tmp_path / "runs")
+    once = prepared(small(text, on_bad_line="skip", dedup=True), tmp_path / "runs")
+    tokens = [
+        sum(Index.open(Path(str(config.data.shards))).train_tokens) for config in (made, once)
+    ]
     assert tokens[0] > 1.8 * tokens[1] > 0
 
 
-def test_more_threads_write_the_same(tmp_path, monkeypatch):
-    """One language on three cores: what is read and tokenized ahead comes in order."""
+def test_shards_are_equal_for_any_number_of_threads(tmp_path, monkeypatch):
+    """One language on three cores: batches prepared in the background come in order."""
     monkeypatch.setattr(tars, "SAMPLE_IDS", 300)
     monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 2000)
     (tmp_path / "text").mkdir()
@@ -223,7 +226,7 @@ def test_more_threads_write_the_same(tmp_path, monkeypatch):
     assert same_folders(tmp_path / "1", tmp_path / "3")
 
 
-def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch):
+def test_shards_raise_an_error_of_the_background(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 2000)
     monkeypatch.setattr("mlm.data.writing.heldout.check", lambda text, bad: iter([1]))
     (tmp_path / "text").mkdir()
@@ -235,10 +238,10 @@ def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch):
         shards.write(tmp_path / "text", tokenizer(), tmp_path / "out", workers=3)
 
 
-def test_sentencepiece_gives_the_same_ids_as_buffers_and_as_arrays():
+def test_tokenizer_buffers_hold_the_ids_of_encode():
     lines = [line for document in documents_of("ja") + documents_of("en") for line in document]
     assert tokenizer()._buffer_call is not None  # else sentencepiece has changed: see what is new
-    for some in (lines, lines[:3], ["", LONE, "a"] * 9):
+    for some in (lines, lines[:3], ["", INVISIBLE, "a"] * 9):
         for threads in (1, 2):
             found = [np.frombuffer(one, np.int32) for one in tokenizer().buffers(some, threads)]
             expected = tokenizer().encode(some)
@@ -247,9 +250,9 @@ def test_sentencepiece_gives_the_same_ids_as_buffers_and_as_arrays():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
-def test_all_of_the_real_text_is_counted_and_kept(tmp_path):
-    """Documents and characters of each language are those that its makers counted."""
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} does not exist")
+def test_report_counts_all_of_the_real_text(tmp_path):
+    """Documents and characters of each language are those in its COUNTS.json."""
     shards.write(REAL, tokenizer(), tmp_path / "out", workers=2)
     counts = json.loads((REAL / "COUNTS.json").read_text())
     report = report_of(tmp_path / "out")

@@ -1,4 +1,4 @@
-"""`mlm shards` that is killed, and what the same command then does."""
+"""`mlm shards` killed, and run again."""
 
 import filecmp
 import json
@@ -32,9 +32,11 @@ class Ran:
 
     @property
     def lines(self) -> int:
-        """How many were tokenized."""
+        """The lines that were tokenized."""
         assert self.code == 0, self.printed
-        return int(re.search(r"(\d+) lines were tokenized", self.printed)[1])
+        found = re.search(r"(\d+) lines were tokenized", self.printed)
+        assert found is not None, self.printed
+        return int(found[1])
 
     def says(self, sentence: str) -> bool:
         return sentence in " ".join(self.printed.split())
@@ -46,7 +48,7 @@ def arguments(text: Path, out: Path, workers: int = 1) -> list[str]:
 
 
 def run(text: Path, out: Path, *more: str, kill: str = "") -> Ran:
-    """`mlm shards` in a process of its own, forked, since to import all of it takes seconds."""
+    """`mlm shards` in its own process, forked, since its imports take seconds."""
     given = [*arguments(text, out), *more]
     with TemporaryFile() as file:
         child = os.fork()
@@ -83,7 +85,7 @@ def same_trees(one: Path, other: Path) -> bool:
 
 
 def journaled(aside: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of each tar that a journal says is whole."""
+    """Inode and time of each tar that a journal records as finished."""
     found = {}
     for path in (aside / WORK).glob("*.jsonl"):
         language, split, _ = path.name.split(".")
@@ -95,7 +97,7 @@ def journaled(aside: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-LINES = 51  # of the journals; in the 22nd a language's training part ends, in the 24th all of it
+LINES = 51  # of all journals; line 22 ends a language's training split, line 24 the language
 SOME = ["before 1", "after 1", "torn 3", "before 8", "after 22", "torn 24"]
 EVERY = [f"{('before', 'torn', 'after')[n % 3]} {n}" for n in range(1, LINES + 1)]
 
@@ -103,7 +105,7 @@ EVERY = [f"{('before', 'torn', 'after')[n % 3]} {n}" for n in range(1, LINES + 1
 @pytest.mark.parametrize(
     "point", [*SOME, *(pytest.param(point, marks=pytest.mark.slow) for point in EVERY)]
 )
-def test_a_killed_command_goes_on_and_ends_the_same(tmp_path, expected, point):
+def test_killed_command_resumes_and_writes_the_same(tmp_path, expected, point):
     out, aside = tmp_path / "out", tmp_path / ".out.partial"
     assert run(corpus(), out, kill=point).code == -signal.SIGKILL
     assert not out.exists()
@@ -115,12 +117,12 @@ def test_a_killed_command_goes_on_and_ends_the_same(tmp_path, expected, point):
     for name, (inode, changed) in kept.items():
         found = (out / name).stat()
         assert (found.st_ino, found.st_mtime_ns) == (inode, changed)
-    assert again.says("Going on from the shards") == bool(kept)
+    assert again.says("Resuming from the shards") == bool(kept)
     assert (len(kept) > 0) == (point not in ("before 1", "torn 1"))
     assert lines < expected[1] if len(kept) > 1 else lines <= expected[1]
 
 
-def test_finished_languages_are_not_tokenized_again(tmp_path, expected):
+def test_resumed_command_skips_finished_languages(tmp_path, expected):
     out = tmp_path / "out"
     assert run(corpus(), out, kill="index").code == -signal.SIGKILL
     assert run(corpus(), out).lines == 0
@@ -128,7 +130,7 @@ def test_finished_languages_are_not_tokenized_again(tmp_path, expected):
 
 
 @pytest.mark.parametrize("points", [["first", "after 2", "torn 4", "before 5", "rename"]])
-def test_a_command_may_be_killed_again_and_again(tmp_path, expected, points):
+def test_command_killed_several_times_resumes(tmp_path, expected, points):
     out = tmp_path / "out"
     for point in points:
         assert run(corpus(), out, kill=point).code == -signal.SIGKILL
@@ -137,7 +139,7 @@ def test_a_command_may_be_killed_again_and_again(tmp_path, expected, points):
 
 
 @pytest.mark.slow
-def test_workers_that_are_killed_with_their_command_go_on(tmp_path, expected):
+def test_command_killed_with_its_workers_resumes(tmp_path, expected):
     out, aside = tmp_path / "out", tmp_path / ".out.partial"
     command = [
         sys.executable,
@@ -166,7 +168,7 @@ def test_workers_that_are_killed_with_their_command_go_on(tmp_path, expected):
         assert ((out / name).stat().st_ino, (out / name).stat().st_mtime_ns) == (inode, changed)
 
 
-def test_what_has_changed_is_begun_anew(tmp_path, expected):
+def test_resumed_command_rewrites_a_changed_language(tmp_path, expected):
     text, out, aside = write_corpus(tmp_path / "text"), tmp_path / "out", tmp_path / ".out.partial"
     assert run(text, out, kill="index").code == -signal.SIGKILL
     kept = journaled(aside)
@@ -182,8 +184,8 @@ def test_what_has_changed_is_begun_anew(tmp_path, expected):
         assert (out / name).stat().st_ino == kept[name][0]
 
 
-def test_a_command_that_gives_other_text_after_a_kill_is_noticed(tmp_path):
-    """Nothing but its text tells: it is begun anew, and not mixed."""
+def test_resumed_command_notices_other_text_from_a_pipe(tmp_path):
+    """Only the text shows the change: the language is written again, and never mixed."""
     text, out, aside = tmp_path / "c.yaml", tmp_path / "out", tmp_path / ".out.partial"
     tar = write_tar(tmp_path / "en.tar", of_documents("txt", documents_of("en")))
     text.write_text(f"en: 'pipe:cat {tar}'\nsw: {corpus()}/sw.txt\n")
@@ -198,8 +200,8 @@ def test_a_command_that_gives_other_text_after_a_kill_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("dedup", ["false", "true"])
-def test_a_command_is_asked_for_its_text_twice(tmp_path, dedup):
-    """Once to look at it, once to tokenize it."""
+def test_pipe_runs_twice(tmp_path, dedup):
+    """Once for each pass."""
     tar = write_tar(tmp_path / "en.tar", of_documents("txt", documents_of("en")))
     (tmp_path / "c.yaml").write_text(f"en: 'pipe:echo once >> {tmp_path}/asked; cat {tar}'\n")
     assert len(documents_of("en")) >= FEW_DOCUMENTS
@@ -207,24 +209,24 @@ def test_a_command_is_asked_for_its_text_twice(tmp_path, dedup):
     assert (tmp_path / "asked").read_text() == "once\n" * 2
 
 
-def test_text_that_changes_while_it_is_read_is_noticed(tmp_path, monkeypatch):
+def test_shards_refuse_text_that_changes_while_it_is_read(tmp_path, monkeypatch):
     text, out = write_corpus(tmp_path / "text"), tmp_path / "out"
     first_pass = shards._first_pass
 
-    def changing(report, folder, language, *arguments):
-        found = first_pass(report, folder, language, *arguments)
+    def changing(progress, folder, language, *arguments):
+        found = first_pass(progress, folder, language, *arguments)
         if language == "sw":
             with (text / "sw.txt").open("a") as file:
                 file.write("\nmwisho\n")
         return found
 
     monkeypatch.setattr(shards, "_first_pass", changing)
-    with pytest.raises(DataError, match=r"the text of sw .* was changed while it was read; leave"):
+    with pytest.raises(DataError, match=r"the text of sw .* changed while it was read; keep"):
         shards.write(text, tokenizer(), out, workers=1)
     assert not out.exists()
 
 
-def test_a_language_is_begun_anew_without_those_whose_names_go_on(tmp_path):
+def test_resumed_command_keeps_languages_with_a_longer_name(tmp_path):
     text, out, aside = tmp_path / "text", tmp_path / "out", tmp_path / ".out.partial"
     write_corpus(text)
     shutil.copy(text / "sw.txt", text / "en-GB.txt")
@@ -240,7 +242,7 @@ def test_a_language_is_begun_anew_without_those_whose_names_go_on(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["gone", "cut"])
-def test_a_tar_that_is_not_whole_is_written_again(tmp_path, expected, how):
+def test_resumed_command_rewrites_a_missing_or_truncated_tar(tmp_path, expected, how):
     out, aside = tmp_path / "out", tmp_path / ".out.partial"
     assert run(corpus(), out, kill="index").code == -signal.SIGKILL
     if how == "gone":
@@ -251,32 +253,32 @@ def test_a_tar_that_is_not_whole_is_written_again(tmp_path, expected, how):
     assert same_trees(out, expected[0])
 
 
-def test_other_settings_begin_anew(tmp_path, expected):
+def test_resumed_command_with_other_settings_starts_over(tmp_path, expected):
     out = tmp_path / "out"
     assert run(corpus(), out, "dedup=true", kill="after 3").code == -signal.SIGKILL
     again = run(corpus(), out)
-    assert again.says("another tokenizer or other settings, so it is begun anew")
+    assert again.says("another tokenizer or other settings, so all are written again")
     assert again.lines == expected[1]
     assert same_trees(out, expected[0])
 
 
-def test_shards_that_are_whole_stay_after_an_error_and_it_is_said(tmp_path):
-    said: list[str] = []
+def test_finished_shards_stay_after_an_error(tmp_path):
+    sentences: list[str] = []
     out, aside = tmp_path / "out", tmp_path / ".out.partial"
 
     def full(folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match="No space left on device; free some space there"):
-        shards.write(corpus(), tokenizer(), out, workers=1, say=said.append, complete=full)
+        shards.write(corpus(), tokenizer(), out, workers=1, say=sentences.append, complete=full)
     assert aside.is_dir()
-    assert said == [f"Whole shards stay in {aside}; the same command goes on from them"]
-    shards.write(corpus(), tokenizer(), out, workers=1, say=said.append)
-    assert said[1:] == [f"Going on from the shards that an earlier command left in {aside}"]
+    assert sentences == [f"Finished shards stay in {aside}; the same command resumes from them"]
+    shards.write(corpus(), tokenizer(), out, workers=1, say=sentences.append)
+    assert sentences[1:] == [f"Resuming from the shards that an earlier command left in {aside}"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_one_process_at_a_time(tmp_path):
+def test_shards_are_written_by_one_process_at_a_time(tmp_path):
     with kept_folder(tmp_path / "out", lambda folder: False, "work"):
         with pytest.raises(UserError, match="out is being written by another process; wait for"):
             shards.write(corpus(), tokenizer(), tmp_path / "out", workers=1)

@@ -3,17 +3,19 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import sentencepiece
-import webdataset
+from webdataset.compat import WebDataset
 
 from mlm.data.index import Index
 from mlm.data.writing import shards, tars, tokenizing
-from mlm.data.writing.heldout import HeldOut, first_pass, joined
+from mlm.data.writing.heldout import HeldOutRule, first_pass, joined
 from mlm.data.writing.workers import Workers
 from mlm.errors import DataError, UserError
 from mlm.text.sources import Source
@@ -31,9 +33,9 @@ from tests.text_fixtures import (
 
 
 def webdataset_ids(paths) -> np.ndarray:
-    """All ids of some tars, read by webdataset itself."""
-    samples = webdataset.WebDataset([str(path) for path in paths], shardshuffle=False).decode()
-    arrays = [sample["npy"] for sample in samples]
+    """All ids of some tars, as webdataset reads them."""
+    read = WebDataset([str(path) for path in paths], shardshuffle=False).decode()
+    arrays = [sample["npy"] for sample in cast(Iterable[dict], read)]
     assert all(array.dtype == np.int32 for array in arrays)
     return np.concatenate(arrays) if arrays else np.empty(0, np.int32)
 
@@ -61,14 +63,14 @@ def same_folders(one: Path, other: Path) -> bool:
     return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
 
 
-def rule(folder: Path, documents) -> HeldOut:
+def rule(folder: Path, documents) -> HeldOutRule:
     path = folder / "en.txt"
     path.write_text("\n\n".join("\n".join(document) for document in documents))
     return first_pass("en", (Source(str(path), "txt"),), lambda amount: None).rule
 
 
 @pytest.mark.parametrize("language", ["en", "ja", "sw"])
-def test_webdataset_reads_what_sentencepiece_makes_of_the_documents(language):
+def test_webdataset_reads_the_ids_of_sentencepiece(language):
     documents = documents_of(language)
     cutoff = max(2**64 // 100 - 1, min(map(hashed, documents)))
     train = [document for document in documents if hashed(document) > cutoff]
@@ -80,7 +82,7 @@ def test_webdataset_reads_what_sentencepiece_makes_of_the_documents(language):
     assert 1 <= len(held) <= 5
 
 
-def test_few_documents_are_held_out_by_paragraph():
+def test_few_documents_are_split_by_paragraph():
     folder = shards_folder()
     every = [line for document in documents_of("el") for line in document]
     held = sorted(every, key=lambda line: hashed([line]))
@@ -93,7 +95,7 @@ def test_few_documents_are_held_out_by_paragraph():
     assert found == expected_ids([document for document in in_order if document])
 
 
-def test_the_held_out_part_depends_on_text_alone(tmp_path):
+def test_held_out_rule_depends_on_text_alone(tmp_path):
     documents = documents_of("en") + documents_of("sw")
     first = rule(tmp_path, documents)
     turned = rule(tmp_path, documents[::-1])
@@ -101,7 +103,7 @@ def test_the_held_out_part_depends_on_text_alone(tmp_path):
     assert not first.paragraphs
 
 
-def test_about_a_hundredth_of_documents_is_held_out(tmp_path):
+def test_held_out_rule_holds_about_a_hundredth_of_documents(tmp_path):
     documents = [[line] for line in paragraphs("en", 8000)]
     found = rule(tmp_path, documents)
     share = sum(found.holds(joined(document).encode()) for document in documents) / len(documents)
@@ -109,7 +111,7 @@ def test_about_a_hundredth_of_documents_is_held_out(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 5, 19, 300, 3000])
-def test_of_one_document_at_least_a_paragraph_and_at_most_a_tenth_is_held_out(tmp_path, count):
+def test_held_out_rule_holds_between_one_and_a_tenth_of_paragraphs(tmp_path, count):
     document = paragraphs("sw", count)
     found = rule(tmp_path, [document])
     train, held = found.split(document)
@@ -119,11 +121,11 @@ def test_of_one_document_at_least_a_paragraph_and_at_most_a_tenth_is_held_out(tm
     assert max(hashed([line]) for line in held) < min(hashed([line]) for line in train)
 
 
-def test_text_that_repeats_is_on_one_side(tmp_path):
+def test_held_out_rule_keeps_repeated_text_in_one_split(tmp_path):
     lines = paragraphs("en", 4)
     found = rule(tmp_path, [lines, lines, lines] * 20)
     train, held = found.split(lines)
-    assert found.paragraphs  # sixty documents that are one
+    assert found.paragraphs  # sixty copies of one document
     assert len(held) == 1
     assert len(train) == 3
     with pytest.raises(DataError, match=r"en \(.*\) has 1 different paragraphs, .*; add text"):
@@ -132,7 +134,7 @@ def test_text_that_repeats_is_on_one_side(tmp_path):
         rule(tmp_path, [])
 
 
-def test_the_number_of_workers_changes_nothing(tmp_path):
+def test_shards_are_equal_for_any_number_of_workers(tmp_path):
     seen = []
     report = lambda *pair: seen.append(pair)  # noqa: E731
     shards.write(corpus(), tokenizer(), tmp_path / "two", workers=2, on_progress=report)
@@ -142,7 +144,7 @@ def test_the_number_of_workers_changes_nothing(tmp_path):
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-def test_samples_and_tars_are_cut_and_joined_again(tmp_path, monkeypatch):
+def test_small_samples_and_tars_hold_the_same_ids(tmp_path, monkeypatch):
     monkeypatch.setattr(tars, "SAMPLE_IDS", 300)
     monkeypatch.setattr(tars, "SHARD_SAMPLES", 7)
     monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 500)
@@ -157,16 +159,17 @@ def test_samples_and_tars_are_cut_and_joined_again(tmp_path, monkeypatch):
     rows = index.sample_rows("train", index.languages.index("sw"))
     tokens = index.samples["tokens"][rows]
     assert set(tokens[:-1].tolist()) == {300}
-    names = [name for path in cut for name in webdataset_keys(path)]
+    paths = sorted((tmp_path / "cut").glob("sw-*.tar"))
+    names = [name for path in paths for name in webdataset_keys(path)]
     assert len(set(names)) == len(names) == len(tokens)
 
 
 def webdataset_keys(path: Path) -> list[str]:
-    return [sample["__key__"] for sample in webdataset.WebDataset(str(path), shardshuffle=False)]
+    return [sample["__key__"] for sample in WebDataset(str(path), shardshuffle=False)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_in_any_language_leaves_nothing_behind(tmp_path, workers):
+def test_shards_leave_nothing_after_an_error_in_any_language(tmp_path, workers):
     write_corpus(tmp_path / "corpus")
     with (tmp_path / "corpus" / "ja.txt").open("ab") as file:
         file.write(b"\xff\xfe\n")
@@ -175,7 +178,7 @@ def test_an_error_in_any_language_leaves_nothing_behind(tmp_path, workers):
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
-def test_nothing_is_written_over(tmp_path):
+def test_shards_refuse_a_folder_that_is_not_empty(tmp_path):
     (tmp_path / "kept").touch()
     with pytest.raises(UserError, match="nothing is overwritten; choose another folder"):
         shards.write(corpus(), tokenizer(), tmp_path, workers=1)
@@ -183,7 +186,7 @@ def test_nothing_is_written_over(tmp_path):
 
 
 def limited(folder: str) -> None:
-    """Writes shards in a process that may write files of 20 kB only."""
+    """Writes shards in a process whose files are limited to 20 kB."""
     text, ids = corpus(), tokenizer()
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -193,7 +196,7 @@ def limited(folder: str) -> None:
         print(error)
 
 
-def test_a_file_that_does_not_fit_is_one_sentence(tmp_path):
+def test_shards_report_a_file_that_does_not_fit_in_one_sentence(tmp_path):
     root, out = ROOT, tmp_path / "out"
     program = f"import tests.data.writing.test_shards as test; test.limited({str(out)!r})"
     ran = subprocess.run(
@@ -206,12 +209,12 @@ def test_a_file_that_does_not_fit_is_one_sentence(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence():
+def test_shards_report_an_unwritable_folder_in_one_sentence():
     with pytest.raises(UserError, match=r"^/proc/polymlm/shards cannot be written: .*; free some"):
         shards.write(corpus(), tokenizer(), Path("/proc/polymlm/shards"), workers=1)
 
 
-def test_a_killed_worker_is_one_sentence():
+def test_workers_report_a_killed_worker_in_one_sentence():
     with (
         pytest.raises(
             UserError, match=r"one of 2 worker processes was killed.*; give fewer workers"
@@ -221,12 +224,12 @@ def test_a_killed_worker_is_one_sentence():
         workers.each(die, {"a": ("a",), "b": ("b",)})
 
 
-def test_the_first_error_stops_the_other_workers():
+def test_workers_stop_at_the_first_error():
     with pytest.raises(DataError, match=r"^bad text$"), Workers(2, jobs=2, weight=1) as workers:
         workers.each(endless_or_bad, {"good": ("good",), "bad": ("bad",)})
 
 
-def test_progress_and_results_are_those_of_all_jobs():
+def test_workers_sum_progress_and_return_all_results():
     jobs = {"a": (1,), "b": (2,), "c": (3,)}
     for count in (1, 2):
         seen = []

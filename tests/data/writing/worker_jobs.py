@@ -1,21 +1,21 @@
-"""Jobs for worker processes, in a module that is quick to import there."""
+"""Jobs for worker processes, in a module that workers import quickly."""
 
 import os
 
 from mlm.errors import DataError
 
 
-def die(report, name: str) -> None:
+def die(progress, name: str) -> None:
     os._exit(9)
 
 
-def endless_or_bad(report, name: str) -> None:
+def endless_or_bad(progress, name: str) -> None:
     if name == "bad":
         raise DataError("bad text")
     while True:
-        report(0)
+        progress(0)
 
 
-def add(report, amount: int) -> int:
-    report(amount)
+def add(progress, amount: int) -> int:
+    progress(amount)
     return 10 * amount
