@@ -22,7 +22,7 @@ from mlm.data.writing.tars import TokenTars
 from mlm.data.writing.tokenizing import Work, tokenized
 from mlm.data.writing.workers import SMALL, Report, Workers
 from mlm.files.folders import kept_folder
-from mlm.text.corpus import languages, passed_over
+from mlm.text.corpus import languages, skipped_files
 from mlm.text.sources import Text
 from mlm.tokenizer.tokenizer import Tokenizer
 
@@ -74,7 +74,7 @@ def write(
     has something in it or cannot be written. `out` is there whole or not at all; after a kill or an
     error, whole shards stay beside it, and the same call goes on from them.
     """
-    sources, over = languages(corpus), passed_over(corpus)
+    sources, over = languages(corpus), skipped_files(corpus)
     if over:
         few = ", ".join(over[:FEW]) + (f" and {len(over) - FEW} more" if len(over) > FEW else "")
         say(f"Passed over in {corpus}, as no text by their names: {few}")

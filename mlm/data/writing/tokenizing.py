@@ -126,13 +126,13 @@ def tokenized(
 def encoded(batch: Batch, tokenizer: Tokenizer, threads: int) -> list[Ids]:
     """The ids of each split of a batch."""
     lines = [line for part in batch.parts for line in part.lines]
-    buffers = tokenizer.buffers(lines, threads)
+    arrays = tokenizer.encode(lines, threads)
     end = np.array([tokenizer.eos], np.int32)
     made, first = [], 0
     for part in batch.parts:
         parts = []
         for length in part.lengths:
-            parts += buffers[first : first + length]
+            parts += arrays[first : first + length]
             parts.append(end)
             first += length
         ids = np.frombuffer(b"".join(parts), np.int32)

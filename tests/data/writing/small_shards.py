@@ -21,7 +21,7 @@ tars.SAMPLE_IDS, tars.SHARD_SAMPLES, tokenizing.BATCH_CHARACTERS = 300, 3, 700
 
 _point, _, _number = os.environ.get("KILL", "").partition(" ")
 _appended = tokenized = 0
-_append_row, _buffers, _save = journal.append_row, Tokenizer.buffers, staging.save
+_append_row, _encode, _save = journal.append_row, Tokenizer.encode, staging.save
 _write_index, _replace = shards.write_index, os.replace
 
 
@@ -43,10 +43,10 @@ def append_row(path: Path, row: dict) -> None:
         kill()
 
 
-def buffers(self: Tokenizer, lines: list[str], threads: int = 1) -> list:
+def encode(self: Tokenizer, lines: list[str], threads: int = 1) -> list:
     global tokenized
     tokenized += len(lines)
-    return _buffers(self, lines, threads)
+    return _encode(self, lines, threads)
 
 
 def save(*arguments) -> None:
@@ -67,7 +67,7 @@ def replace(source, target) -> None:
     _replace(source, target)
 
 
-journal.append_row, Tokenizer.buffers, staging.save = append_row, buffers, save
+journal.append_row, Tokenizer.encode, staging.save = append_row, encode, save
 shards.write_index, os.replace = write_index, replace
 
 
