@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _PLACES = {
-    "AutoTokenizer": "mlm.tokenizer.family.auto",
+    "AutoTokenizer": "mlm.trained.auto_tokenizer",
     "XLMRobertaXLConfig": "mlm.family.config",
     "XLMRobertaXLForCausalLM": "mlm.family.language",
     "XLMRobertaXLForMaskedLM": "mlm.family.language",

@@ -1,8 +1,8 @@
 """A corpus: a folder with text for each language, or a YAML file that says where it is.
 
-In a folder a language has `<lang>.txt`, `.jsonl` or `.tar`, as it is or packed as .xz, .gz or .zst;
-or several of them, `<lang>-0000.txt`, `<lang>-0001.txt` ...; or a folder `<lang>/` with any of
-them, or one that `save_to_disk` of the package datasets made.
+In a folder a language has `<lang>.txt`, `.jsonl` or `.tar`, plain or compressed as .xz, .gz or
+.zst; or several of them, `<lang>-0000.txt`, `<lang>-0001.txt` ...; or a folder `<lang>/` with any
+of them, or one that `save_to_disk` of the package datasets made.
 """
 
 import re
@@ -35,7 +35,7 @@ def sample_corpus() -> Path:
 
 
 def resolve(corpus: str) -> Path:
-    """The folder or file that `corpus` means: the word "sample" stands for that in the package."""
+    """The folder or file that `corpus` names; "sample" is the corpus in the package."""
     return sample_corpus() if corpus == SAMPLE else Path(corpus)
 
 
@@ -43,8 +43,8 @@ def languages(corpus: Path) -> dict[str, Text]:
     """The sources of each language of a corpus, sorted by language.
 
     Raises DataError where the corpus is missing or has no text, where it gives a language in two
-    ways or in a form that is not known, and where a name is not one that a language can have.
-    Files of other kinds in a folder are no text: `passed_over` names them.
+    ways or in an unknown form, and where a name cannot be that of a language. Files of other kinds
+    in a folder are skipped: `skipped_files` names them.
     """
     corpus = Path(corpus)
     if corpus.suffix in YAML and corpus.is_file():
@@ -74,29 +74,29 @@ def languages(corpus: Path) -> dict[str, Text]:
     if not found:
         raise DataError(
             f"the corpus {corpus} holds no text; put a <language>.txt or <language>.jsonl there "
-            f"for each language, as it is or packed as .xz, .gz or .zst"
+            f"for each language, plain or compressed as .xz, .gz or .zst"
         )
     return {name: sum((text for _, text in found[name]), ()) for name in sorted(found)}
 
 
-def passed_over(corpus: Path) -> list[str]:
-    """What lies in a corpus folder and is no text by its name, but for hidden files and those that
-    say what a corpus is; sorted paths in the folder."""
+def skipped_files(corpus: Path) -> list[str]:
+    """The files in a corpus folder whose names are not those of text, except hidden files and files
+    about the corpus; sorted paths in the folder."""
     if not corpus.is_dir():
         return []
-    over = []
+    skipped = []
     for path in sorted(corpus.iterdir()):
         _, text = _entry(path)
         if not text:
-            over.append(path)
+            skipped.append(path)
         elif path.is_dir() and text[0].kind != "datasets":
-            taken = {source.place for source in text}
-            over += [one for one in sorted(path.iterdir()) if str(one) not in taken]
-    return [str(one.relative_to(corpus)) for one in over if not _ABOUT.match(one.name)]
+            read = {source.place for source in text}
+            skipped += [file for file in sorted(path.iterdir()) if str(file) not in read]
+    return [str(file.relative_to(corpus)) for file in skipped if not _ABOUT.match(file.name)]
 
 
 def _entry(path: Path) -> tuple[str, Text]:
-    """The language and the sources of what lies in a corpus folder; no sources: it is no text."""
+    """The language and the sources of an entry of a corpus folder; no sources: it is not text."""
     if path.name.startswith("."):
         return "", ()
     if path.is_dir():
@@ -123,20 +123,19 @@ def _of_folder(folder: Path) -> Text:
 
 def _no_language(name: object) -> str:
     return (
-        f"names the language {name!r}, and only letters of ASCII, digits, - and _ can stand in "
-        f"such a name"
+        f"names the language {name!r}, and such a name can only have ASCII letters, digits, - and _"
     )
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would take the last."""
+    """Refuses a key that is given twice, where YAML would take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             if str(key.value) in seen:
                 line = key.start_mark.line + 1
-                raise ValueError(f"{key.value} stands there a second time in line {line}")
+                raise ValueError(f"{key.value} is given a second time in line {line}")
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
@@ -146,7 +145,7 @@ def _of_yaml(path: Path) -> dict[str, Text]:
         content = yaml.load(path.read_text("utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise DataError(
-            f"the corpus {path} cannot be read as YAML ({' '.join(str(error).split())}); mend it"
+            f"the corpus {path} cannot be read as YAML ({' '.join(str(error).split())}); correct it"
         ) from None
     if not isinstance(content, dict) or not content:
         raise DataError(
@@ -165,14 +164,14 @@ def _of_yaml(path: Path) -> dict[str, Text]:
         again = [one.place for one, times in Counter(made[language]).items() if times > 1]
         if again:
             raise DataError(
-                f"{path} gives {language} the source {again[0]} twice; leave one out, or have the "
+                f"{path} gives {language} the source {again[0]} twice; remove one, or have the "
                 f"language read more often with data.weights"
             )
     return made
 
 
 def _sources(path: Path, language: str, item: Any) -> Iterator[Source]:
-    """The sources that an item of a YAML corpus stands for; paths are seen from its folder."""
+    """The sources of an item of a YAML corpus; paths are relative to its folder."""
     if isinstance(item, dict):
         yield _saved(path, language, item)
         return
@@ -189,9 +188,9 @@ def _sources(path: Path, language: str, item: Any) -> Iterator[Source]:
 
 
 def _expanded(item: str) -> Iterator[str]:
-    """All that braces stand for, as in webdataset; in a command only those of ranges, since it may
-    have others of its own, as awk does."""
-    from braceexpand import UnbalancedBracesError, braceexpand  # webdataset's
+    """All that braces stand for, as in webdataset; in a command only ranges are expanded, since
+    the command may have braces with another meaning, as awk does."""
+    from braceexpand import braceexpand  # webdataset depends on it
 
     if item.startswith("pipe:"):
         parts = _RANGE.split(item)  # a range is every second one
@@ -200,7 +199,7 @@ def _expanded(item: str) -> Iterator[str]:
         return
     try:
         yield from braceexpand(item)
-    except UnbalancedBracesError:
+    except ValueError:  # braces that are not balanced
         yield item
 
 
@@ -209,7 +208,7 @@ def _files(path: Path, language: str, given: str) -> Iterator[Source]:
     places = sorted(glob(place)) if has_magic(place) else [place]
     if not places:
         raise DataError(
-            f"{path} gives {language} the source {place}, to which no file fits; mend it"
+            f"{path} gives {language} the source {place}, which matches no file; correct it"
         )
     for one in places:
         if Path(one).is_dir():
@@ -218,15 +217,15 @@ def _files(path: Path, language: str, given: str) -> Iterator[Source]:
             yield _known(path, language, one, source(one))
         else:
             raise DataError(
-                f"{path} gives {language} the source {one}, which is not there; mend it"
+                f"{path} gives {language} the source {one}, which does not exist; correct it"
             )
 
 
 def _known(path: Path, language: str, place: str, found: Source | None) -> Source:
     if found is None:
         raise DataError(
-            f"{path} gives {language} the source {place}, which is of no known kind; give names "
-            f"that end in .txt, .jsonl or .tar, as they are or with .xz, .gz or .zst behind"
+            f"{path} gives {language} the source {place}, which is of an unknown kind; give names "
+            f"that end in .txt, .jsonl or .tar, or in one of these and .xz, .gz or .zst"
         )
     return found
 
@@ -235,13 +234,13 @@ def _saved(path: Path, language: str, item: dict) -> Source:
     if "datasets" not in item or not item.keys() <= _SAVED or not _all_text(item.values()):
         raise DataError(
             f"{path} gives {language} the source {item}, which is not of the form {{datasets: "
-            f"PATH, split: train, column: text}}, of which the last two can be left out; mend it"
+            f"PATH, split: train, column: text}}, of which the last two can be omitted; correct it"
         )
     folder = path.parent / item["datasets"]
     if not saved_dataset(folder):
         raise DataError(
-            f"{path} gives {language} the saved dataset {folder}, and that is no folder of "
-            f"save_to_disk; give the folder that it wrote"
+            f"{path} gives {language} the saved dataset {folder}, which save_to_disk has not "
+            f"written; give the folder that it wrote"
         )
     rest = {name: value for name, value in item.items() if name != "datasets"}
     return Source(str(folder), "datasets", **rest)

@@ -33,9 +33,9 @@ def documents(text: Text, bad: Skip = None) -> Iterator[list[str]]:
 
 
 def check(text: Text, bad: Skip = None) -> Iterator[int]:
-    """Reads all of the text for what `documents` raises, but for the size of documents.
+    """Reads all of the text and raises what `documents` raises, except for the size of documents.
 
-    Gives characters, some at a time, line ends among them or not.
+    Yields numbers of characters as they are read, with or without line ends.
     """
     for source in text:
         if source.kind == "txt":
@@ -53,7 +53,7 @@ def _file(source: Source, bad: Skip) -> Iterator[list[str]]:
 
 
 def _blank_line(place: str, groups: Lines) -> Iterator[list[str]]:
-    """Documents that end at a line of nothing but white space."""
+    """Documents that end at a line of white space alone."""
     document: list[str] = []
     open_characters = 0
     for number, text in groups:
@@ -84,7 +84,7 @@ def _check_size(place: str, document: list[str], last: int) -> None:
         characters += len(paragraph)
         if characters > MAX_DOCUMENT_CHARACTERS:
             raise DataError(
-                f"{place}, line {last - len(document) + 1 + before}: the document that goes on "
+                f"{place}, line {last - len(document) + 1 + before}: the document that continues "
                 f"here is longer than {MAX_DOCUMENT_CHARACTERS} characters; put blank lines "
                 f"between documents"
             )

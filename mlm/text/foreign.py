@@ -1,6 +1,6 @@
-"""Documents of what other programs wrote: tars as webdataset reads them, saved datasets."""
+"""Documents in the formats of other programs: tars as webdataset reads them, saved datasets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from mlm.errors import DataError
@@ -28,10 +28,10 @@ def tar_documents(source: Source, bad: Skip) -> Iterator[list[str]]:
                         found = True
                         where = f"{source.place}, {key}.{suffix}"
                         yield from _member(where, ending, raw, bad)
-            # Behind its end a tar is filled up with zeros; other bytes would never be read.
+            # After its end a tar is padded with zeros; other bytes would never be read.
             while block := stream.read(READ):
                 if block.count(0) != len(block):
-                    raise ValueError("something is behind the end of the tar, such as another one")
+                    raise ValueError("something is after the end of the tar, such as another tar")
     except (*UNREADABLE, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -80,6 +80,7 @@ def dataset_documents(source: Source, bad: Skip) -> Iterator[list[str]]:
         assert isinstance(saved, Dataset), saved
         _check_has(source.place, "column", source.column, saved.column_names)
         for rows in saved.select_columns([source.column]).iter(ROWS):
+            assert isinstance(rows, dict)
             for text in rows[source.column]:
                 number += 1
                 if document := _row(f"{source.place}, row {number}", text, bad):
@@ -95,16 +96,16 @@ def _row(where: str, text: object, bad: Skip) -> list[str]:
         return paragraphs(text)
     if bad is None:
         raise DataError(
-            f"{where} has {type(text).__name__} in place of a text; give the column that holds "
-            f"text, mend the row, or add on_bad_line=skip"
+            f"{where} has {type(text).__name__} instead of text; give the column that holds "
+            f"text, correct the row, or add on_bad_line=skip"
         )
     bad.add("" if text is None else str(text))
     return []
 
 
-def _check_has(place: str, what: str, name: str, names: list[str]) -> None:
+def _check_has(place: str, what: str, name: str, names: Sequence[object]) -> None:
     if name not in names:
         raise DataError(
-            f"{place} has no {what} {name}, and it has {', '.join(names)}; give one of these as "
-            f"{{datasets: {place}, {what}: {names[0]}}}"
+            f"{place} has no {what} {name}, and it has {', '.join(map(str, names))}; give one of "
+            f"these as {{datasets: {place}, {what}: {names[0]}}}"
         )

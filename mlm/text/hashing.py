@@ -1,4 +1,4 @@
-"""Hashes of text, for choices that depend on nothing but the text."""
+"""Hashes of text, for choices that depend on the text alone."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -13,13 +13,13 @@ def text_hash(paragraphs: Iterable[str], purpose: str) -> int:
 
 
 def bytes_hash(document: bytes, purpose: str) -> int:
-    """`text_hash` of a document whose every paragraph has a line end behind it."""
-    digest = _begun(purpose).copy()
+    """`text_hash` of a document in which every paragraph ends with a line end."""
+    digest = _keyed(purpose).copy()
     digest.update(document)
     return int.from_bytes(digest.digest(), "little")
 
 
 @cache
-def _begun(purpose: str) -> blake2b:
-    """Copied for each text, which is sooner done than the key is taken in."""
+def _keyed(purpose: str) -> blake2b:
+    """Copied for each text, which is faster than hashing the key again."""
     return blake2b(digest_size=HASH_BITS // 8, key=purpose.encode())

@@ -1,4 +1,4 @@
-"""Lines of bytes as text, and the documents that JSON gives; what is bad in them."""
+"""Lines of bytes as text, the documents in JSON, and the lines that are bad."""
 
 import io
 import json
@@ -15,7 +15,7 @@ BLOCK = 1 << 17  # bytes that are decoded at a time, and stay in the cache of a 
 
 @dataclass
 class BadLines:
-    """Lines that were left out, since they are not UTF-8 or no JSON object with a text."""
+    """Lines that were skipped, since they are not UTF-8 or not a JSON object with a text."""
 
     lines: int = 0
     characters: int = 0  # an invalid byte counts as one
@@ -31,7 +31,7 @@ Lines = Iterator[tuple[int, str]]  # some at a time, with the number of the firs
 
 
 def lines_of(source: Source, bad: Skip) -> Lines:
-    """The lines of a file; a byte order mark is left out."""
+    """The lines of a file, without a byte order mark."""
     reached = [0]
     try:
         with opened(source.place, source.packed) as stream:
@@ -81,8 +81,8 @@ def _good_lines(place: str, block: bytes, first: int, bad: Skip) -> Lines:
             if bad is None:
                 byte = error.object[error.start]
                 raise DataError(
-                    f"{place}, line {number}: byte 0x{byte:02x} at place {error.start + 1} is not "
-                    f"valid UTF-8; convert it to UTF-8, remove the line, or add on_bad_line=skip"
+                    f"{place}, line {number}: byte 0x{byte:02x} at position {error.start + 1} is "
+                    f"not valid UTF-8; convert it, remove the line, or add on_bad_line=skip"
                 ) from None
             bad.add(raw)
             good = []
@@ -116,7 +116,7 @@ def json_document(where: str, line: str, bad: Skip) -> list[str]:
             bad.add(line)
             return []
         raise DataError(
-            f"{where} is not a JSON object whose text is a string of valid Unicode; mend or "
+            f"{where} is not a JSON object whose text is a string of valid Unicode; correct or "
             f"remove this line, or add on_bad_line=skip"
         ) from None
 

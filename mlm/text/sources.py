@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, cast
 from urllib.parse import urlsplit
 
 from mlm.errors import DataError
 from mlm.text.streams import READ, UNREADABLE, is_remote, opened
 
-Kind = Literal["txt", "jsonl", "tar", "datasets"]
+SourceKind = Literal["txt", "jsonl", "tar", "datasets"]
 PACKED = r"(\.(?P<packed>xz|gz|zst))?"
 MARKS = ("state.json", "dataset_dict.json")  # in what `datasets` saved: one of them
 
@@ -26,7 +26,7 @@ class Source:
     """
 
     place: str
-    kind: Kind
+    kind: SourceKind
     packed: str | None = None
     split: str = "train"
     column: str = "text"
@@ -37,12 +37,12 @@ class Source:
         return self.place if is_remote(self.place) else Path(self.place).name
 
     def size(self) -> int:
-        """Bytes, packed as they are; 0 where that is not known before it is read."""
+        """Bytes, compressed or not; 0 where the size is unknown before it is read."""
         return 0 if is_remote(self.place) else sum(p.stat().st_size for p in self._files())
 
     def fingerprint(self) -> list:
-        """What changes when the source does, without a look at its text: for files their names,
-        sizes and times. A URL or a command is known by its text only."""
+        """What changes when the source does, without reading its text: for files their names, sizes
+        and times. A URL or a command is known by its text only."""
         made = [self.place, self.kind, self.split, self.column]
         if is_remote(self.place):
             return made
@@ -50,7 +50,7 @@ class Source:
         return [*made, *([name, of.st_size, of.st_mtime_ns] for name, of in stats)]
 
     def digest(self) -> str:
-        """A hash of its bytes; those of a URL or a command are fetched for it."""
+        """A hash of its bytes, which are fetched where the source is a URL or a command."""
         hashed = hashlib.blake2b()
         try:
             for place in [self.place] if is_remote(self.place) else map(str, self._files()):
@@ -74,15 +74,15 @@ Text = tuple[Source, ...]  # of one language, in order
 
 
 def source(place: str) -> Source | None:
-    """The source that a name says it is: a command, or by the ending of a file or a URL.
+    """The source that a name stands for: a command, or by the ending of a file or a URL.
 
-    A command's output is a tar, as it is to webdataset. None where the ending is of no kind.
+    A command's output is a tar, as in webdataset. None for an unknown ending.
     """
     if place.startswith("pipe:"):
         return Source(place, "tar")
     name = PurePosixPath(urlsplit(place).path if is_remote(place) else place).name
     match = _FILE.fullmatch(re.sub(r"\.tgz$", ".tar.gz", name))
-    return match and Source(place, match["kind"], match["packed"])
+    return match and Source(place, cast(SourceKind, match["kind"]), match["packed"])
 
 
 def saved_dataset(folder: Path) -> bool:
@@ -97,9 +97,9 @@ def shown(text: Iterable[Source]) -> str:
 
 
 def unreadable(place: str, where: str, error: BaseException) -> DataError:
-    """What is raised for a source that breaks off; `where` is empty or begins with a blank."""
-    said = error if isinstance(error, OSError) and error.errno else (error.args or [error])[0]
-    reason = str(said).split(" @ ")[0]  # webdataset adds to the arguments what it was reading
+    """What is raised for a source that cannot be read; `where` is empty or begins with a blank."""
+    cause = error if isinstance(error, OSError) and error.errno else (error.args or [error])[0]
+    reason = str(cause).split(" @ ")[0]  # webdataset adds to the arguments what it was reading
     remedy = "make sure that it is whole and that you may read it"
     if place.startswith("pipe:"):
         remedy += "; a command writes a tar of .txt or .json files"

@@ -7,7 +7,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO
+from typing import IO, Any
 
 import zstandard
 
@@ -51,26 +51,26 @@ def opened(place: str, packed: str | None) -> Iterator[IO[bytes]]:
 
 
 class _Command(io.RawIOBase):
-    """What a command writes, as webdataset starts it; OSError at the end where it failed."""
+    """The output of a command that webdataset starts; OSError at its end if the command failed."""
 
     def __init__(self, place: str) -> None:
         from webdataset.gopen import gopen  # takes seconds to import, and most text is in files
 
-        self._pipe = gopen(place)
+        self._pipe: Any = gopen(place)  # a Pipe of webdataset
         self._ended = False
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
-        # Past webdataset's own `read`, which looks at the exit code before the output is at its
-        # end and not behind it, so that a transfer that broke off can pass for a whole one.
+    def readinto(self, buffer: Any) -> int:
+        # Not webdataset's own `read`: it checks the exit code before the output ends and not after
+        # it, so that a transfer that broke off can pass for a whole one.
         count = self._pipe.stream.readinto(buffer)
         if not count and not self._ended:
             self._ended = True
             code = self._pipe.proc.wait()
             if code:
-                raise OSError(f"what was to bring it ended with exit code {code}")
+                raise OSError(f"the command that reads it ended with exit code {code}")
         return count
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class _Command(io.RawIOBase):
 
 
 class _Zstandard(io.RawIOBase):
-    """Zstandard frames, any number; EOFError where the last one is cut short.
+    """Any number of Zstandard frames; EOFError where the last one is cut short.
 
     The package's own stream reader takes a cut frame for the end of the file.
     """
@@ -97,7 +97,7 @@ class _Zstandard(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._plain:
             packed = self._file.read(READ)
             if not packed:

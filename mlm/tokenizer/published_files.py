@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
 
 from mlm.errors import DataError
@@ -21,6 +20,7 @@ from mlm.tokenizer.ids import (
     SPACE,
     UNK,
 )
+from mlm.tokenizer.model_proto import ModelProto
 from mlm.tokenizer.tokenizer import Tokenizer
 
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
@@ -102,13 +102,12 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
 
 def _sentencepiece_model(tokenizer: Tokenizer) -> Any:
     """The parsed model; raises DataError where it asks for what tokenizer.json cannot express."""
-    model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(tokenizer.model)
+    model = ModelProto.FromString(tokenizer.model)
     trained, normalised = model.trainer_spec, model.normalizer_spec
     pieces = model.pieces[FIRST_PIECE - SHIFT :]
     asked = {
         "is not a unigram model": trained.model_type != trained.UNIGRAM,
-        "puts the space behind a word": trained.treat_whitespace_as_suffix,
+        "puts the space after a word": trained.treat_whitespace_as_suffix,
         "has pieces that are bytes, unused or its user's own": any(
             piece.type != piece.NORMAL for piece in pieces
         ),

@@ -1,7 +1,7 @@
-"""The tokenizer: a sentencepiece unigram model behind XLM-R's numbering of ids."""
+"""The tokenizer: a sentencepiece unigram model with XLM-R's numbering of ids."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 import sentencepiece
 from google.protobuf.message import DecodeError
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from mlm.errors import DataError
 from mlm.tokenizer.ids import BOS, EOS, JSON_FILE, MODEL_FILE, PAD, UNK
+from mlm.tokenizer.model_proto import ModelProto
 from mlm.tokenizer.tokenizer_json import sentencepiece_model
 
 PADDED_TO = 128
-CONTROLS = 3  # pieces of a sentencepiece model that are no text
-# Of a call inside sentencepiece: no pool of threads, no sampling with its two settings, no <s>, no
-# </s>, not turned around.
-PLAIN = (None, False, -1, 0.1, False, False, False)
-FEW = 16  # lines that are done sooner one by one than a batch call has its thread running
+CONTROLS = 3  # the first pieces of a sentencepiece model: <unk>, <s>, </s>
+FEW = 16  # lines that take less time one by one than the threads of a batch call take to start
 
 
 class Tokenizer:
@@ -39,7 +36,7 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer of a folder: its sentencepiece model, or else the one that its
-        `tokenizer.json` was made of; raises DataError where it has neither."""
+        `tokenizer.json` was made of; raises DataError for a folder without both."""
         path, made = Path(folder) / MODEL_FILE, Path(folder) / JSON_FILE
         if not path.is_file() and made.is_file():
             return cls(sentencepiece_model(made), made)
@@ -71,12 +68,12 @@ class Tokenizer:
         return any((folder / name).is_file() for name in (MODEL_FILE, JSON_FILE))
 
     def same_ids(self, other: "Tokenizer") -> bool:
-        """Whether both give the same ids, also where one was made of a `tokenizer.json`."""
+        """Whether both give the same ids, even if one was made of a `tokenizer.json`."""
         return self.hash == other.hash or _rules(self.model) == _rules(other.model)
 
     def check_beside(self, folder: Path) -> None:
-        """Raises DataError where a folder has a `tokenizer.json` that gives other ids. Read as a
-        whole, which takes seconds for a large vocabulary."""
+        """Raises DataError for a folder whose `tokenizer.json` gives other ids. Reads all of the
+        file, which takes seconds for a large vocabulary."""
         path = folder / JSON_FILE
         if not path.is_file() or path == self.model_path:
             return
@@ -99,7 +96,7 @@ class Tokenizer:
 
     @cached_property
     def special(self) -> dict[str, int]:
-        """The ids that are no pieces of text, by what they are written as."""
+        """The ids of the special tokens, by what they are written as."""
         return {"<s>": BOS, "<pad>": PAD, "</s>": EOS, "<unk>": UNK, "<mask>": self.mask}
 
     @cached_property
@@ -119,55 +116,34 @@ class Tokenizer:
 
     def encode(self, lines: list[str], threads: int = 1) -> list[np.ndarray]:
         """The ids of each line, int32, without special ids; one batch call to sentencepiece."""
-        return self._encoded(lines, threads, out_type="numpy")
+        return self._encode(lines, threads, out_type="numpy")
 
-    def buffers(self, lines: list[str], threads: int = 1) -> list[Any]:
-        """As `encode`, but each line's ids are an object whose buffer holds int32.
+    def encode_with_ends(self, lines: list[str], threads: int, arrays: bool) -> list[Any]:
+        """The ids of each line with `<s>` before and `</s>` after them; as arrays or as lists."""
+        out_type = "numpy" if arrays else int
+        return self._encode(lines, threads, out_type=out_type, add_bos=True, add_eos=True)
 
-        To make an array of each takes sentencepiece a sixth of the time, on lines as they are.
-        """
-        if self._buffer_call is None or len(lines) < FEW:
-            return self.encode(lines, threads)
-        return self._buffer_call(lines, threads, *PLAIN)
-
-    @cached_property
-    def _buffer_call(self) -> Callable[..., list[Any]] | None:
-        """What sentencepiece's own `encode` calls for arrays; None where it is not as known."""
-        call = getattr(self._processor._processor, "_EncodeAsBufferBatch", None)
-        lines = ["a b", "ab, a"]
-        try:
-            found = call and [np.frombuffer(one, np.int32) for one in call(lines, 1, *PLAIN)]
-        except TypeError:
-            return None
-        same = found and all(map(np.array_equal, found, self.encode(lines)))
-        return call if same else None
-
-    def closed(self, lines: list[str], threads: int, arrays: bool) -> list[Any]:
-        """As `encode`, with `<s>` before and `</s>` behind each line; as arrays or as lists."""
-        kind = "numpy" if arrays else int
-        return self._encoded(lines, threads, out_type=kind, add_bos=True, add_eos=True)
-
-    def _encoded(self, lines: list[str], threads: int, **options: Any) -> list[Any]:
+    def _encode(self, lines: list[str], threads: int, **options: Any) -> list[Any]:
         if len(lines) < FEW:
             return [self._processor.encode(line, **options) for line in lines]
         return self._processor.encode(lines, num_threads=threads, **options)
 
     def surfaces(self, line: str) -> list[str]:
-        """What each id of a line stands for; other than its piece where that is `<unk>`."""
+        """The characters that each id of a line stands for: its piece, unless it is `<unk>`."""
         return self._processor.encode(line, out_type=str)
 
     def normalised(self, line: str) -> tuple[str, list[int]]:
-        """What sentencepiece makes of a line before it cuts it, and the place of each character.
+        """The normalised line that sentencepiece cuts into pieces, and the place of each character.
 
-        A place counts the characters of `line` before those that the character was made of; one
-        more says where the last of these ends.
+        A place is the index in `line` of the first character that the character was made of; one
+        more place says where the last of these ends.
         """
         return self._processor.normalize(line, with_offsets=True)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of ids. `<s>`, `<pad>` and `</s>` are left out; `<mask>` is shown."""
-        shown = [id for id in map(int, ids) if id not in (BOS, PAD, EOS)]
-        return self._processor.decode_pieces(self.pieces(shown))
+        """Text of ids. `<s>`, `<pad>` and `</s>` are skipped; `<mask>` is kept."""
+        kept = [id for id in map(int, ids) if id not in (BOS, PAD, EOS)]
+        return self._processor.decode_pieces(self.pieces(kept))
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """The piece of each id; special ones as `<s>`. Raises IndexError at an id >= size."""
@@ -176,7 +152,7 @@ class Tokenizer:
 
 
 def _rules(model: bytes) -> tuple[Any, ...]:
-    """All that the ids are made by: pieces with their scores, and how text is normalised."""
+    """All that the ids depend on: pieces with their scores, and how text is normalised."""
     made = ModelProto.FromString(model)
     spec = made.normalizer_spec
     blanks = spec.add_dummy_prefix, spec.remove_extra_whitespaces, spec.escape_whitespaces
@@ -193,15 +169,13 @@ def _begins_like_xlmr(model: bytes) -> bool:
 
 
 def _numbered(model: bytes) -> bytes:
-    """The model with its pieces moved so that sentencepiece itself gives XLM-R's ids.
-
-    All but `<mask>`, which it would take for a piece of text.
-    """
+    """The model with its pieces moved so that sentencepiece itself gives XLM-R's ids, except for
+    `<mask>`, which it would take for a piece of text."""
     rest = ModelProto.FromString(model)
     unk, bos, eos = rest.pieces[:3]
     pad = ModelProto.SentencePiece(piece="<pad>", score=0.0, type=unk.CONTROL)
     first = dict(zip((BOS, PAD, EOS, UNK), (bos, pad, eos, unk), strict=True))
     del rest.pieces[:3]
-    # A message is its fields one behind another, so two of them are one with the pieces of both.
+    # A message is its fields one after another, so two of them are one with the pieces of both.
     head = ModelProto(pieces=[first[id] for id in sorted(first)])
     return head.SerializeToString() + rest.SerializeToString()

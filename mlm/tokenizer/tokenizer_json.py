@@ -11,11 +11,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
-
 from mlm.errors import DataError
 from mlm.tokenizer.charsmap import APART, SINGLE
 from mlm.tokenizer.ids import BOS, EOS, FIRST_PIECE, PAD, SPACE, UNK
+from mlm.tokenizer.model_proto import ModelProto
 
 HEAD = ("truncation", "padding", "added_tokens")  # what stands before the vocabulary
 # What may stand beside the rules: it only does on graphemes what sentencepiece does without them.
@@ -50,7 +49,7 @@ def read_head(path: Path) -> dict[str, Any]:
     return found
 
 
-def _model(values: dict[str, Any]) -> ModelProto:
+def _model(values: dict[str, Any]) -> Any:
     vocabulary = values["model"]["vocab"]
     if values["model"]["type"] != "Unigram":
         raise ValueError(f"its model is of the type {values['model']['type']}")

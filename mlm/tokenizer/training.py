@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from mlm.errors import DataError
 from mlm.files.folders import new_folder
@@ -23,6 +22,7 @@ from mlm.text.hashing import text_hash
 from mlm.text.lines import BadLines
 from mlm.text.sources import Text
 from mlm.tokenizer.ids import EXTRA, FIRST_PIECE, MODEL_FILE
+from mlm.tokenizer.model_proto import ModelProto
 
 THREADS = 16  # fixed: sums over threads round differently, and the model would with their number
 MAX_LINE = 1024  # characters, at most 4096 bytes: sentencepiece drops lines of more than 4192
@@ -167,7 +167,7 @@ def _with_exact_scores(model: bytes) -> bytes:
     readers of the model in fp64; with scores as trained, rounding decides a tie in some 100,000
     lines, and the two give other ids (measured: 1 line in 258,088; rounded, none).
     """
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto = ModelProto.FromString(model)
     for piece in proto.pieces:
         piece.score = round(piece.score * 256) / 256
     return proto.SerializeToString()

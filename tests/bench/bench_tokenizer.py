@@ -23,7 +23,7 @@ import sentencepiece
 import transformers
 from transformers import XLMRobertaTokenizer as Theirs
 
-from mlm.tokenizer.family.auto import XLMRobertaTokenizer as Ours
+from mlm.tokenizer.family.tokenizer import XLMRobertaTokenizer as Ours
 from mlm.tokenizer.training import train
 
 ROOT = Path(__file__).resolve().parent.parent.parent

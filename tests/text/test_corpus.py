@@ -7,7 +7,7 @@ import zstandard
 
 from mlm.errors import DataError
 from mlm.text import documents as reading
-from mlm.text.corpus import languages, passed_over, resolve, sample_corpus
+from mlm.text.corpus import languages, resolve, sample_corpus, skipped_files
 from mlm.text.documents import documents
 from mlm.text.sources import Source, source
 from tests.places import REAL
@@ -46,7 +46,7 @@ def test_files_packed_in_parts_are_read_to_the_end(tmp_path, packed):
     assert list(documents(text_of(path))) == DOCUMENTS
 
 
-def test_languages_are_sorted_and_other_files_passed_over(tmp_path):
+def test_languages_are_sorted_and_other_files_skipped_files(tmp_path):
     for folder in ("folder.txt", "de"):
         (tmp_path / folder).mkdir()
     names = ("sw.txt", "en.jsonl.gz", "zh-Hans.txt.xz", "de/a.tar", ".fr.txt", "README", "de/.b")
@@ -54,8 +54,8 @@ def test_languages_are_sorted_and_other_files_passed_over(tmp_path):
     for name in names + others:
         (tmp_path / name).touch()
     assert list(languages(tmp_path)) == ["de", "en", "sw", "zh-Hans"]
-    assert passed_over(tmp_path) == sorted([*others, "folder.txt"])
-    assert passed_over(tmp_path / "README") == []
+    assert skipped_files(tmp_path) == sorted([*others, "folder.txt"])
+    assert skipped_files(tmp_path / "README") == []
 
 
 def test_hidden_files_are_no_text(tmp_path):
@@ -82,7 +82,7 @@ def test_documents_are_a_stream(tmp_path):
 def test_invalid_utf8_is_named_by_file_and_line(tmp_path, packed):
     path = tmp_path / f"en.txt{packed}"
     path.write_bytes(PACK[packed](b"good\n\ngood\nb\xc3\x28d\n"))
-    with pytest.raises(DataError, match=rf"{path}, line 4: byte 0xc3 at place 2 is not valid"):
+    with pytest.raises(DataError, match=rf"{path}, line 4: byte 0xc3 at position 2 is not valid"):
         list(documents(text_of(path)))
 
 

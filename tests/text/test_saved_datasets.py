@@ -48,7 +48,7 @@ def test_rows_without_text_are_named_or_skipped(tmp_path):
     datasets = pytest.importorskip("datasets")
     made = datasets.Dataset.from_dict({"text": ["one", None, "three"]})
     made.save_to_disk(str(tmp_path / "de"))
-    with pytest.raises(DataError, match=r"de, row 2 has NoneType in place of a text; give the"):
+    with pytest.raises(DataError, match=r"de, row 2 has NoneType instead of text; give the"):
         read(tmp_path)
     bad = BadLines()
     assert list(documents(languages(tmp_path)["de"], bad)) == [["one"], ["three"]]

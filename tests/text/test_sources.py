@@ -8,11 +8,12 @@ import re
 import subprocess
 import sys
 import tarfile
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-import webdataset
 import yaml
+from webdataset.writer import TarWriter
 
 from mlm.data.prepare import corpus_key
 from mlm.data.writing import shards
@@ -26,7 +27,7 @@ from tests.text_fixtures import documents_of, shards_folder, tokenizer
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    """As others make them, with what is no text among the rest."""
+    """As others make them, with files that are not text among the rest."""
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
@@ -67,8 +68,10 @@ def server(tmp_path):
         text=True,
     )
     try:
-        port = re.search(r"port (\d+)", process.stdout.readline())[1]
-        yield f"http://127.0.0.1:{port}"
+        assert process.stdout is not None
+        match = re.search(r"port (\d+)", process.stdout.readline())
+        assert match is not None
+        yield f"http://127.0.0.1:{match[1]}"
     finally:
         process.kill()
         process.wait()
@@ -109,7 +112,7 @@ def test_tars_of_others(tmp_path, kind):
 
 
 def test_tars_of_webdataset_and_of_json_lines(tmp_path):
-    with webdataset.TarWriter(str(tmp_path / "de.tar")) as writer:
+    with TarWriter(str(tmp_path / "de.tar")) as writer:
         writer.write({"__key__": "b", "json": {"text": "one\n\n two"}, "cls": 3})
         writer.write({"__key__": "c", "en.TXT": "three"})
         writer.write({"__key__": "d", "jsonl": '{"text": "four"}\n{"text": ""}\n{"text": "five"}'})
@@ -132,14 +135,14 @@ def test_what_is_wrong_in_a_tar_is_named(tmp_path, members, sentence):
         read(tmp_path)
 
 
-def test_a_tar_that_is_cut_or_has_another_behind_it_is_refused(tmp_path):
+def test_a_tar_that_is_cut_or_has_another_after_it_is_refused(tmp_path):
     path = write_tar(tmp_path / "de.tar", {"a.txt": b"x" * 3000, "b.txt": b"y" * 3000})
     raw = path.read_bytes()
     path.write_bytes(raw[:6000])
     with pytest.raises(DataError, match=r"de.tar cannot be read: unexpected end of data"):
         read(tmp_path)
     path.write_bytes(raw + raw)
-    with pytest.raises(DataError, match=r"de.tar cannot be read after b: something is behind"):
+    with pytest.raises(DataError, match=r"de.tar cannot be read after b: something is after"):
         read(tmp_path)
     path.write_bytes(b"no tar at all")
     with pytest.raises(DataError, match=r"de.tar cannot be read: "):
@@ -175,15 +178,15 @@ def test_a_file_says_where_text_is(tmp_path):
         ("de: []", "gives de no source; add one"),
         ("de: 3", "gives de the source 3, which is neither text nor a mapping"),
         ("de: a.txt", "gives de the source .*a.txt, which is not there"),
-        ("de: a-*.txt", "gives de the source .*a-\\*.txt, to which no file fits"),
-        ("de: [http://x/b.txt, a-*.txt]", "gives de the source .*a-\\*.txt, to which no file fits"),
-        ("de: sources.yaml", "sources.yaml, which is of no known kind; give names that end in"),
-        ("de: http://x/a.parquet", "http://x/a.parquet, which is of no known kind"),
+        ("de: a-*.txt", "gives de the source .*a-\\*.txt, which matches no file"),
+        ("de: [http://x/b.txt, a-*.txt]", "gives de the source .*a-\\*.txt, which matches no file"),
+        ("de: sources.yaml", "sources.yaml, which is of an unknown kind; give names that end in"),
+        ("de: http://x/a.parquet", "http://x/a.parquet, which is of an unknown kind"),
         ("de: {dataset: a}", "which is not of the form {datasets: PATH, split: train"),
         ("de: {datasets: a, split: 3}", "which is not of the form"),
-        ("de: a.txt\nsw: b.txt\nde: c.txt", r"\(de stands there a second time in line 3\); mend"),
-        ("de: [http://x/a.txt, http://x/a.txt]", "the source http://x/a.txt twice; leave one out"),
-        ("de: {datasets: a}", "gives de the saved dataset .*a, and that is no folder of"),
+        ("de: a.txt\nsw: b.txt\nde: c.txt", r"\(de is given a second time in line 3\); correct"),
+        ("de: [http://x/a.txt, http://x/a.txt]", "the source http://x/a.txt twice; remove one"),
+        ("de: {datasets: a}", "gives de the saved dataset .*a, which save_to_disk has not"),
     ],
 )
 def test_a_file_of_sources_that_is_wrong_is_one_sentence(tmp_path, content, sentence):
@@ -223,7 +226,7 @@ def test_a_command_that_fails_is_no_end_of_text(tmp_path):
     path = write_tar(tmp_path / "de.tar", of_documents("txt", DOCUMENTS))
     with pytest.raises(DataError, match=r"cannot be read: .* exit code 7; make"):
         read(sources_file(tmp_path, de=f"pipe:cat {path}; exit 7"))
-    # Without the zeros at its end a tar that broke off behind a document looks whole.
+    # Without the zeros at its end a tar that broke off after a document looks whole.
     with pytest.raises(DataError, match=r"cannot be read: .* exit code 7; make"):
         read(sources_file(tmp_path, de=f"pipe:head -c 2048 {path}; exit 7"))
 
@@ -232,6 +235,7 @@ def test_what_is_not_read_to_its_end_ends_the_command(tmp_path):
     command = f"pipe:echo $$ > {tmp_path}/pid; echo one; echo; exec yes"
     stream = documents((Source(command, "txt"),))
     assert next(stream) == ["one"]
+    assert isinstance(stream, Generator)
     stream.close()
     pid = int((tmp_path / "pid").read_text())
     with pytest.raises(ProcessLookupError):
@@ -286,5 +290,6 @@ def test_what_a_place_is_comes_from_its_name():
     }
     for place, expected in kinds.items():
         found = source(place)
+        assert found is not None
         assert (found.kind, found.packed) == expected
     assert source("a.parquet") is None

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer as TheirAuto
 from transformers import DataCollatorWithPadding
 from transformers import XLMRobertaTokenizer as Theirs
 
-from mlm.tokenizer.family.auto import AutoTokenizer
+from mlm.trained.auto_tokenizer import AutoTokenizer
 from tests.tokenizer.tokenizer_fixtures import (
     LIMIT,
     UNUSUAL,

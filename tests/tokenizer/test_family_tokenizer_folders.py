@@ -9,10 +9,10 @@ import tokenizers
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from mlm.errors import DataError
-from mlm.tokenizer.family.auto import AutoTokenizer
 from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
 from mlm.tokenizer.published_files import write_tokenizer
 from mlm.tokenizer.tokenizer import Tokenizer
+from mlm.trained.auto_tokenizer import AutoTokenizer
 from tests.tokenizer.tokenizer_fixtures import folder, ours
 
 PADDING = {

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlm.errors import DataError, UserError
-from mlm.tokenizer.family.auto import AutoTokenizer, XLMRobertaTokenizer
+from mlm.tokenizer.family.tokenizer import XLMRobertaTokenizer
 from mlm.tokenizer.ids import MODEL_FILE
+from mlm.trained.auto_tokenizer import AutoTokenizer
 from tests.exported_run import trained_run
 from tests.places import ROOT
 from tests.text_fixtures import tokenizer
@@ -129,15 +130,15 @@ def test_a_batch_is_its_texts_one_by_one(texts):
         (("a", ["b"]), {}, "text_pair is a list and text is one text"),
         ((["a", "b"], ["c"]), {}, "text has 2 texts and text_pair 1; give as many"),
         (([("a", "b"), "c"],), {}, "some texts of the list are pairs and others not"),
-        (("a b",), {"is_split_into_words": True}, "'a b' is no list of words"),
-        (("a",), {"padding": "longer"}, "padding='longer' is not served; choose True, False"),
-        (("a",), {"truncation": "first"}, "truncation='first' is not served"),
-        (("a",), {"padding": True, "padding_side": "top"}, "padding_side='top' is not served"),
-        (("a",), {"return_tensors": "tf"}, "return_tensors='tf' is not served; choose 'pt'"),
-        (("a",), {"max_length": 0}, "max_length=0 is no number of tokens; give 1 or more"),
+        (("a b",), {"is_split_into_words": True}, "'a b' is not a list of words"),
+        (("a",), {"padding": "longer"}, "padding='longer' is unsupported; choose True, False"),
+        (("a",), {"truncation": "first"}, "truncation='first' is unsupported"),
+        (("a",), {"padding": True, "padding_side": "top"}, "padding_side='top' is unsupported"),
+        (("a",), {"return_tensors": "tf"}, "return_tensors='tf' is unsupported; choose 'pt'"),
+        (("a",), {"max_length": 0}, "max_length=0 is not a number of tokens; give 1 or more"),
         (("a b c",), {"max_length": 1}, "leaves no room beside 2 special tokens; give at least 2"),
-        (("a b c",), {"max_length": 9.5}, "max_length=9.5 is no number of tokens"),
-        (("a",), {"stride": -1, "truncation": True}, "stride=-1 is no number of tokens"),
+        (("a b c",), {"max_length": 9.5}, "max_length=9.5 is not a number of tokens"),
+        (("a",), {"stride": -1, "truncation": True}, "stride=-1 is not a number of tokens"),
         (("a " * 9,), {"max_length": 5, "truncation": "only_second"}, "needs a text_pair"),
         (("a", "b " * 9), {"max_length": 9, "truncation": "only_first"}, "cannot cut 1. tokens"),
         ((["a", "a b c"],), {"return_tensors": "pt"}, "input_ids cannot be one tensor"),
@@ -146,8 +147,8 @@ def test_a_batch_is_its_texts_one_by_one(texts):
             {"padding": True, "truncation": True, "max_length": 9, "pad_to_multiple_of": 8},
             "rows cut to max_length=9 cannot be padded to pad_to_multiple_of=8",
         ),
-        (("a",), {"text_target": "b"}, "text_target='b' is not served; leave it out"),
-        (("a",), {"split_special_tokens": True}, "split_special_tokens=True is not served"),
+        (("a",), {"text_target": "b"}, "text_target='b' is unsupported; omit it"),
+        (("a",), {"split_special_tokens": True}, "split_special_tokens=True is unsupported"),
     ],
 )
 def test_what_is_not_served_is_refused(given, options, said):
@@ -193,7 +194,7 @@ def test_a_batch_can_be_moved_copied_and_sent():
 
 def test_ids_that_are_none_are_refused():
     for ids in ([-100], "a", [1.5], None, [[0], [-1]]):
-        with pytest.raises(ValueError, match="are no ids; give numbers from 0"):
+        with pytest.raises(ValueError, match="are not ids; give numbers from 0"):
             ours().decode(ids)
     with pytest.raises(ValueError, match="input_ids are not among labels"):
         ours().pad([{"labels": [1]}])
@@ -228,7 +229,7 @@ def test_a_folder_that_would_give_other_ids_is_refused(tmp_path):
     refused(r"tokenizer_config\.json has pad_token='<p>', which would change", pad_token="<p>")
     refused("has extra_special_tokens=", extra_special_tokens=["<e>"])
     refused("has do_lower_case=True", do_lower_case=True)
-    refused("padding_side='top' is not served", padding_side="top")
+    refused("padding_side='top' is unsupported", padding_side="top")
     added = {"4000": {"content": "<new>"}}
     refused("tokens that were added, such as '<new>'", added_tokens_decoder=added)
     path = tmp_path / "copy" / "tokenizer.json"
@@ -251,9 +252,9 @@ def test_a_folder_that_would_give_other_ids_is_refused(tmp_path):
     path.unlink()
     with pytest.raises(DataError, match=r"has no sentencepiece\.bpe\.model and no tokenizer\.json"):
         AutoTokenizer.from_pretrained(path.parent)
-    with pytest.raises(UserError, match="is no folder here, and nothing is downloaded"):
+    with pytest.raises(UserError, match="is not a folder here, and nothing is downloaded"):
         AutoTokenizer.from_pretrained("facebook/xlm-roberta-xl")
-    with pytest.raises(ValueError, match="do_lower_case=True is not served; choose from clean_up"):
+    with pytest.raises(ValueError, match="do_lower_case=True is unsupported; choose from clean_up"):
         AutoTokenizer.from_pretrained(folder(), do_lower_case=True)
 
 

@@ -31,6 +31,15 @@ def test_ids_are_those_of_sentencepiece_moved_by_one():
     assert 3 in ours.encode(["漢字 and ☃"])[0]
 
 
+def test_encode_gives_the_same_ids_line_by_line_and_in_threads():
+    lines = [line for language in LANGUAGES for line in paragraphs(language, 40)] + LINES
+    expected = [tokenizer().encode([line])[0] for line in lines]
+    for threads in (1, 2):
+        found = tokenizer().encode(lines, threads)
+        assert len(found) == len(expected)
+        assert all(map(np.array_equal, found, expected))
+
+
 def test_vocab_size_counts_every_id():
     ours = tokenizer()
     assert (ours.bos, ours.pad, ours.eos, ours.unk) == (0, 1, 2, 3)
@@ -154,7 +163,7 @@ def test_text_that_cannot_be_read_leaves_nothing_behind(tmp_path):
     write_corpus(tmp_path / "corpus")
     with (tmp_path / "corpus" / "sw.txt").open("ab") as file:
         file.write(b"\xff\n")
-    with pytest.raises(DataError, match=r"sw\.txt, line \d+: byte 0xff at place 1"):
+    with pytest.raises(DataError, match=r"sw\.txt, line \d+: byte 0xff at position 1"):
         train(tmp_path / "corpus", tmp_path / "out", 400)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 

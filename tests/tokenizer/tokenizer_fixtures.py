@@ -13,10 +13,11 @@ from transformers import AutoTokenizer as TheirAuto
 from transformers import XLMRobertaTokenizer as Theirs
 
 from mlm.text.corpus import sample_corpus
-from mlm.tokenizer.family.auto import AutoTokenizer, XLMRobertaTokenizer
+from mlm.tokenizer.family.tokenizer import XLMRobertaTokenizer
 from mlm.tokenizer.published_files import write_tokenizer
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.tokenizer.training import train
+from mlm.trained.auto_tokenizer import AutoTokenizer
 from tests.places import REAL
 
 LIMIT = 512

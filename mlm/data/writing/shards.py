@@ -21,7 +21,7 @@ from mlm.data.writing.tars import TokenTars
 from mlm.data.writing.tokenizing import TextBatches, tokenized
 from mlm.data.writing.workers import SMALL, JobProgress, Workers
 from mlm.files.folders import kept_folder
-from mlm.text.corpus import languages, passed_over
+from mlm.text.corpus import languages, skipped_files
 from mlm.text.sources import Text
 from mlm.tokenizer.tokenizer import Tokenizer
 
@@ -76,7 +76,7 @@ def write(
     be written. `out` exists whole or not at all; after a kill or an error, finished shards stay
     beside it, and the same call resumes from them.
     """
-    sources, skipped = languages(corpus), passed_over(corpus)
+    sources, skipped = languages(corpus), skipped_files(corpus)
     if skipped:
         more = f" and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
         say(f"Skipped in {corpus}, not text by their names: {', '.join(skipped[:LISTED])}{more}")

@@ -127,13 +127,13 @@ def tokenized(
 def encoded(batch: TextBatch, tokenizer: Tokenizer, threads: int) -> list[SplitIds]:
     """The ids of each split of a batch."""
     lines = [line for split in batch.splits for line in split.lines]
-    buffers = tokenizer.buffers(lines, threads)
+    arrays = tokenizer.encode(lines, threads)
     end = np.array([tokenizer.eos], np.int32)
     by_split, first = [], 0
     for split in batch.splits:
         pieces = []
         for length in split.lengths:
-            pieces += buffers[first : first + length]
+            pieces += arrays[first : first + length]
             pieces.append(end)
             first += length
         ids = np.frombuffer(b"".join(pieces), np.int32)

@@ -1,4 +1,4 @@
-"""Where a tokenizer is read from, and the folder that it is written to."""
+"""The folder of a tokenizer: reading and writing it, with the settings in tokenizer_config.json."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from mlm.errors import DataError, UserError
-from mlm.tokenizer.family.shape import SIDES
+from mlm.tokenizer.family.options import check_side
 from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
 from mlm.tokenizer.published_files import CONFIG, NO_LIMIT, ROLES, SPECIAL, write_tokenizer
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.tokenizer.tokenizer_json import read_head
 
 MODEL_CONFIG = "config.json"
-# What these would change is not served, other than by the value that leaves the ids as they are.
+# Keys that would change the ids, with the values that leave them as they are.
 FIXED = {
     "add_prefix_space": (True, None),
     "additional_special_tokens": ([], {}, None),
@@ -24,18 +24,18 @@ FIXED = {
     "sp_model_kwargs": ({}, None),
     "split_special_tokens": (False, None),
 }
-# Of how and where transformers had the files, which says nothing about the ids.
+# Where transformers had the files, which has no effect on the ids.
 IDLE = {"is_local", "local_files_only", "name_or_path", "special_tokens_map_file", "tokenizer_file"}
 
 
 @dataclass
 class Settings:
-    """What a folder says of its tokenizer beside the model; raises ValueError.
+    """What a folder says of its tokenizer besides the model; raises ValueError.
 
     model_max_length: tokens that the model takes
     padding_side, truncation_side: left or right
     clean_up_tokenization_spaces: whether decoding takes away blanks before punctuation
-    extra: what else stands in tokenizer_config.json, to be written again
+    extra: the other keys of tokenizer_config.json, which are written again
     """
 
     model_max_length: int = NO_LIMIT
@@ -51,50 +51,44 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("padding_side", "truncation_side"):
-            if (side := getattr(self, name)) not in SIDES:
-                raise ValueError(f"{name}={side!r} is not served; choose 'left' or 'right'")
+            check_side(name, getattr(self, name))
         length = self.model_max_length
         if not isinstance(length, int | float) or length < 1:
-            raise ValueError(f"model_max_length={length!r} is no number of tokens; give 1 or more")
+            raise ValueError(
+                f"model_max_length={length!r} is not a number of tokens; give 1 or more"
+            )
         self.model_max_length = int(length)
         self.clean_up_tokenization_spaces = bool(self.clean_up_tokenization_spaces)
 
 
-def open_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
-    """The tokenizer of a Hugging Face folder, of the folder that `mlm tokenizer` wrote, of a run
-    folder or of a checkpoint, and the Settings that are given there; raises UserError.
+def open_folder(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer of a Hugging Face folder or of the folder that `mlm tokenizer` wrote, and the
+    Settings that are given there; raises UserError.
 
     Where a folder has the sentencepiece model, the vocabulary of a `tokenizer.json` beside it is
-    not read: megabytes, of which `mlm import` sees that they say the same.
+    skipped: megabytes, which `mlm import` has compared with the model.
     """
     if not path.is_dir():
-        what = "a file" if path.exists() else "no folder here"
+        what = "a file" if path.exists() else "not a folder here"
         raise UserError(
             f"{path} is {what}, and nothing is downloaded; give the folder of a tokenizer or of a "
             f"model"
         )
-    if Tokenizer.is_in(path):
-        return Tokenizer.load(path), _settings(path)
-    if (path / MODEL_CONFIG).is_file():
+    if not Tokenizer.is_in(path):
         raise DataError(
             f"{path} has no {MODEL_FILE} and no {JSON_FILE}, which the ids are made with; copy one "
             f"there from where the model came from"
         )
-    from mlm.trained.opening import open_checkpoint  # here, since a folder of files needs no torch
-
-    trained = open_checkpoint(path, verify=False)  # no weight of it is read
-    if trained.tokenizer is None:
-        raise DataError(f"{path} has no tokenizer; give the folder that `mlm tokenizer` wrote")
-    return trained.tokenizer, {"model_max_length": trained.text_tokens}
+    return Tokenizer.load(path), _settings(path)
 
 
 def write_folder(tokenizer: Tokenizer, settings: Settings, folder: Path) -> tuple[str, ...]:
-    """Writes what transformers and `open_tokenizer` read; returns the files. Raises UserError."""
+    """Writes what transformers and `open_folder` read; returns the files. Raises UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_tokenizer(tokenizer, settings.model_max_length, folder)
-        own = {name: value for name, value in vars(settings).items() if name != "extra"}
-        values = {**settings.extra, **_values(folder / CONFIG), **own}
+        given = {name: getattr(settings, name) for name in Settings.names()}
+        values = {**settings.extra, **_values(folder / CONFIG), **given}
         text = json.dumps(values, indent=2, ensure_ascii=False)
         (folder / CONFIG).write_text(text + "\n", encoding="utf-8")
     except OSError as error:
@@ -106,17 +100,17 @@ def write_folder(tokenizer: Tokenizer, settings: Settings, folder: Path) -> tupl
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """What tokenizer_config.json says, without what is the same for every XLM-R tokenizer."""
+    """The settings of a folder; raises DataError for a key that would change the ids."""
     config = folder / CONFIG
     given = {name: value for name, value in _values(config).items() if name not in IDLE}
     for name in [*FIXED, *ROLES]:
         value = given.pop(name, None)
         value = value["content"] if isinstance(value, dict) and "content" in value else value
-        served = (ROLES[name], None) if name in ROLES else FIXED[name]
-        if value not in served:
+        supported = (ROLES[name], None) if name in ROLES else FIXED[name]
+        if value not in supported:
             raise DataError(
-                f"{config} has {name}={value!r}, which would change the ids and is not served "
-                f"other than as {served[0]!r}; use a tokenizer without it"
+                f"{config} has {name}={value!r}, which would change the ids, and only "
+                f"{supported[0]!r} is supported; use a tokenizer without it"
             )
     head = read_head(folder / JSON_FILE) if (folder / JSON_FILE).is_file() else {}
     _check_added(folder, given.pop("added_tokens_decoder", {}), head.get("added_tokens", []))
@@ -130,7 +124,7 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 
 def _positions(folder: Path) -> int:
-    """The tokens that the model beside the tokenizer takes, if there is one."""
+    """The tokens that the model in the folder takes; NO_LIMIT without one."""
     values = _values(folder / MODEL_CONFIG)
     try:
         return values["max_position_embeddings"] - values.get("pad_token_id", 1) - 1
@@ -144,13 +138,13 @@ def _check_added(folder: Path, listed: dict[str, Any], others: list[dict[str, An
     added |= _values(folder / "added_tokens.json").keys()
     if unknown := added - {*ROLES.values()}:
         raise DataError(
-            f"{folder} has tokens that were added, such as {min(unknown)!r}, and these are not "
-            f"served; use a tokenizer without them"
+            f"{folder} has tokens that were added, such as {min(unknown)!r}, and these are "
+            f"unsupported; use a tokenizer without them"
         )
 
 
 def _values(path: Path) -> dict[str, Any]:
-    """The values of a JSON file, none where it is not there; raises DataError."""
+    """The values of a JSON file, none where it is missing; raises DataError."""
     if not path.is_file():
         return {}
     try:

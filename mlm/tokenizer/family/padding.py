@@ -1,22 +1,22 @@
-"""Samples collated to a batch: rows that are ids already, padded to one length."""
+"""Samples collated to a batch: rows of ids padded to one length."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from mlm.tokenizer.family.encoding import BatchEncoding
-from mlm.tokenizer.family.shape import Shape
+from mlm.tokenizer.family.batch_encoding import BatchEncoding
+from mlm.tokenizer.family.options import Options
 from mlm.tokenizer.ids import PAD
 
 PADS = {"input_ids": PAD, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
 
 
-def pad_batch(given: Any, shape: Shape, with_mask: bool, tensors: str | None) -> BatchEncoding:
-    """The rows of a batch, given by name or as a list of samples, padded to `shape`.
+def pad_batch(given: Any, options: Options, with_mask: bool, tensors: str | None) -> BatchEncoding:
+    """The rows of a batch, given by name or as a list of samples, padded.
 
-    with_mask: add an attention_mask of ones where there is none
-    Tensors come back as tensors. Raises ValueError.
+    with_mask: add an attention_mask of ones where it is missing
+    Rows given as tensors are returned as tensors. Raises ValueError.
     """
     columns = _columns(given)
     ids = columns.get("input_ids")
@@ -30,11 +30,13 @@ def pad_batch(given: Any, shape: Shape, with_mask: bool, tensors: str | None) ->
     lengths = [len(row) for row in data["input_ids"]]
     if with_mask and "attention_mask" not in data:
         data["attention_mask"] = [[1] * length for length in lengths]
-    width = shape.width(max(lengths, default=0))
+    width = options.width(max(lengths, default=0))
     for name in PADS.keys() & data.keys():
         if [len(row) for row in data[name]] != lengths:
-            raise ValueError(f"{name} has rows of other lengths than input_ids; give as many")
-        data[name] = [_padded(row, width, PADS[name], shape.side) for row in data[name]]
+            raise ValueError(
+                f"{name} has rows of other lengths than input_ids; give rows of equal lengths"
+            )
+        data[name] = [pad_row(row, width, PADS[name], options.padding_side) for row in data[name]]
     if single:
         data = {name: values[0] for name, values in data.items()}
     return BatchEncoding(data, tensors=tensors)
@@ -47,7 +49,7 @@ def _columns(given: Any) -> dict[str, Any]:
     for sample in samples:
         if not isinstance(sample, Mapping):
             raise ValueError(
-                f"{sample!r:.80} is no sample; give what the tokenizer returned, or a list of it"
+                f"{sample!r:.80} is not a sample; give what the tokenizer returned, or a list of it"
             )
         if missing := sample.keys() ^ samples[0].keys():
             raise ValueError(f"{min(missing)} is not in every sample; give it in all or none")
@@ -69,6 +71,7 @@ def _kind(values: Any) -> str | None:
     return "pt" if hasattr(values, "device") else None
 
 
-def _padded(row: list[int], width: int, pad: int, side: str) -> list[int]:
+def pad_row(row: list[int], width: int, pad: int, side: str) -> list[int]:
+    """A row with pads at one side up to `width` tokens."""
     pads = [pad] * (width - len(row))
     return pads + row if side == "left" else row + pads

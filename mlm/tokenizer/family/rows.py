@@ -1,215 +1,121 @@
-"""The rows of a call: windows on texts, special tokens and pads, as lists or arrays of ids."""
+"""The rows of a call: texts, or windows on them, with special tokens and pads."""
 
-from functools import cached_property
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from mlm.tokenizer.encoding import Encoded
-from mlm.tokenizer.family.encoding import Encoding
-from mlm.tokenizer.family.shape import SIDES, Shape
+from mlm.tokenizer.family.batch_encoding import Encoding
+from mlm.tokenizer.family.encoded_texts import EncodedTexts
+from mlm.tokenizer.family.options import Options
+from mlm.tokenizer.family.padding import pad_row
 from mlm.tokenizer.family.windows import Window, cut
 from mlm.tokenizer.ids import BOS, EOS, PAD
 
-Bounds = tuple[np.ndarray, np.ndarray]  # of windows: where each begins, and ends
+Rows = list[Any] | np.ndarray  # lists of values, or an int64 array (rows, longest row)
 
 
-class Rows:
-    """The rows of `count` texts. What else `source` has are their pairs, as many.
+def encode_rows(source: EncodedTexts, special: bool, options: Options) -> list[Encoding]:
+    """The rows of all texts, each with its pair where there is one.
 
     special: whether `<s>` and `</s>` are added
-    shape: how rows are cut and padded; cut_side: at which end tokens are cut off
-    places: whether `encodings` will be asked for; without, it is slower and all else faster
-    Windows on texts are counted in the ids of all texts.
+    Raises ValueError where a text cannot be cut as the options say.
     """
+    texts = list(pairwise(source.bounds))
+    pairs = [texts[: source.count], texts[source.count :]] if source.has_pairs else [texts]
+    rows: Iterable[tuple[int, tuple[Window, ...]]] = enumerate(zip(*pairs, strict=True))
+    if options.truncation:
+        # A further row must hold something of each text.
+        least = len(pairs) if options.overflow else 0
+        room = options.room(2 * len(pairs) if special else 0, least)
+        rows = [(n, windows) for n, each in rows for windows in _windows(each, room, options)]
+    if special:
+        end = source.bounds[-1]
+        rows = [(sample, _with_special(windows, end)) for sample, windows in rows]
+    made = [Encoding(source, sample, parts) for sample, parts in rows]
+    lengths = list(map(len, made))
+    width = options.width(max(lengths, default=0))
+    for row, length in zip(made, lengths, strict=True):
+        row.pad(width - length, options.padding_side)
+    return made
 
-    def __init__(
-        self,
-        source: Encoded,
-        count: int,
-        special: bool,
-        shape: Shape,
-        cut_side: str,
-        places: bool,
-    ) -> None:
-        if cut_side not in SIDES:
-            raise ValueError(f"truncation_side={cut_side!r} is not served; choose left or right")
-        self.source, self.count, self.special = source, count, special
-        self.shape, self.cut_side = shape, cut_side
-        self.pair = source.count > count
-        self.added = (4 if self.pair else 2) if special else 0
-        alone = count == 1 and not (shape.overflow or shape.multiple)
-        self.pads = bool(shape.padding) and not (alone and shape.padding == "longest")
-        several = self.pair or shape.overflow or shape.truncation == "only_second"
-        # Whether sentencepiece itself can make the rows, as it can those of single texts.
-        self._closes = source.plain and special and not (several or places)
 
-    def lists(self) -> list[list[int]]:
-        """The ids of each row."""
-        if self.pads:
-            return self._trimmed(self.array())
-        if self._closes:
-            return self._closed
-        ids = self.source.ids.tolist()
-        texts = [
-            [ids[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
-            for starts, ends in self._windows[1]
-        ]
-        if not self.special:
-            return texts[0] if not self.pair else [a + b for a, b in zip(*texts, strict=True)]
-        if not self.pair:
-            return [[BOS, *row, EOS] for row in texts[0]]
-        return [[BOS, *a, EOS, EOS, *b, EOS] for a, b in zip(*texts, strict=True)]
+def ids_and_mask(rows: list[Encoding], tensors: bool) -> tuple[Rows, Rows]:
+    """The ids and the attention mask of rows; arrays where they are to be tensors and can be."""
+    if not tensors or not rows or any(len(row) != len(rows[0]) for row in rows):
+        return [row.ids for row in rows], [row.attention_mask for row in rows]
+    ids = np.array(rows[0].source.ids)
+    lengths = [len(row) - row.left - row.right for row in rows]
+    flat = np.concatenate([ids[start:end] for row in rows for start, end in row.parts])
+    return _padded(
+        flat, lengths, len(rows[0]), "left" if any(row.left for row in rows) else "right"
+    )
 
-    def array(self) -> np.ndarray:
-        """The ids as (rows, longest row), int64; rows that are shorter end in pads."""
-        width = int(self.totals.max(initial=0))
-        made = np.full((len(self.totals), width), PAD, np.int64)
-        if self._closes:
-            made[self._real] = np.concatenate(self._closed) if len(made) else 0
-            return made
-        rows, at, places = np.arange(len(made)), self._left, np.arange(width)
-        for place, (starts, ends) in enumerate(self._windows[1]):
-            if self.special:
-                made[rows, at] = EOS if place else BOS
-                at = at + 1
-            stop = at + ends - starts
-            text = (places >= at[:, None]) & (places < stop[:, None])
-            made[text] = self._ids(starts, ends)
-            at = stop
-            if self.special:
-                made[rows, at] = EOS
-                at = at + 1
-        return made
 
-    def mask(self) -> np.ndarray:
-        """(rows, longest row), int64: 1 for each token, 0 for each pad."""
-        return self._real.astype(np.int64)
+def encode_plain(source: EncodedTexts, options: Options, tensors: bool) -> tuple[Rows, Rows]:
+    """Ids and attention mask of single plain texts with `<s>` and `</s>`, in a fraction of the
+    time of `encode_rows`, as sentencepiece itself makes the rows."""
+    arrays = tensors and options.padding is not None
+    rows = source.with_ends(arrays)
+    if options.truncation:
+        options.room(special=2)
+        rows = [_cut_row(row, options) for row in rows]
+    lengths = list(map(len, rows))
+    longest = max(lengths, default=0)
+    width, side = options.width(longest), options.padding_side
+    if arrays and rows and width >= longest:
+        return _padded(np.concatenate(rows), lengths, width, side)
+    rows = [row.tolist() for row in rows] if arrays else rows
+    mask = [[1] * length for length in lengths]
+    if options.padding is None:
+        return rows, mask
+    mask = [pad_row(row, width, 0, side) for row in mask]
+    return [pad_row(row, width, PAD, side) for row in rows], mask
 
-    def masks(self, ids: list[list[int]]) -> list[list[int]]:
-        """The same for the lists that `lists` made."""
-        if self.pads:
-            return self._trimmed(self.mask())
-        return [[1] * len(row) for row in ids]
 
-    @cached_property
-    def samples(self) -> list[int]:
-        """The text of each row."""
-        return self._windows[0].tolist()
+def _padded(ids: np.ndarray, lengths: list[int], width: int, side: str) -> tuple[Rows, Rows]:
+    """Ids of rows, one after another, as padded rows; and their attention mask."""
+    columns, ends = np.arange(width), np.array(lengths)[:, None]
+    mask = columns < ends if side == "right" else columns >= width - ends
+    rows = np.full(mask.shape, PAD, np.int64)
+    rows[mask] = ids
+    return rows, mask.astype(np.int64)
 
-    @property
-    def even(self) -> bool:
-        """Whether all rows have one length."""
-        return bool((self.totals == self.totals[:1]).all())
 
-    @cached_property
-    def totals(self) -> np.ndarray:
-        """The tokens of each row, pads included."""
-        width = self.shape.width(int(self._lengths.max(initial=0)))
-        return np.maximum(self._lengths, width)
+def _cut_row(row: Any, options: Options) -> Any:
+    most = options.max_length
+    assert most is not None
+    if len(row) <= most:
+        return row
+    right = options.truncation_side == "right"
+    row = (row[:most] if right else row[-most:]).copy()
+    row[-1 if right else 0] = EOS if right else BOS
+    return row
 
-    def encodings(self) -> list[Encoding]:
-        """Each row with all that is known of it."""
-        if self._closes:  # from the texts again, since the caller has the rows and may change them
-            again = self.source, self.count, self.special, self.shape, self.cut_side
-            return Rows(*again, places=True).encodings()
-        windows = [
-            list(zip(starts.tolist(), ends.tolist(), strict=True))
-            for starts, ends in self._windows[1]
-        ]
-        pairs = windows[1] if self.pair else [None] * len(windows[0])
-        right = self.totals - self._lengths - self._left
-        pads = zip(self._left.tolist(), right.tolist(), strict=True)
-        rows = zip(self.samples, windows[0], pairs, pads, strict=True)
-        return [
-            Encoding(self.source, sample, window, pair, self.special, *pad)
-            for sample, window, pair, pad in rows
-        ]
 
-    @cached_property
-    def _closed(self) -> list[Any]:
-        """The rows of single texts as sentencepiece gives them, cut; arrays where pads follow."""
-        rows, most = self.source.closed(arrays=self.pads), self.shape.max_length
-        if self.shape.truncation:
-            self._room(0)
-            right = self.cut_side == "right"
-            for place, row in enumerate(rows):
-                if len(row) > most:
-                    rows[place] = cut = (row[:most] if right else row[-most:]).copy()
-                    cut[-1 if right else 0] = EOS if right else BOS
-        return rows
+def _windows(
+    texts: tuple[Window, ...], room: int, options: Options
+) -> Iterable[tuple[Window, ...]]:
+    """Of each row of a text: the window on the text, and the one on its pair."""
+    lengths = [end - start for start, end in texts]
+    if sum(lengths) <= room:
+        return [texts]
+    assert options.truncation is not None
+    cuts = cut(lengths, room, options.truncation, options.stride, options.truncation_side)
+    begins = [begin for begin, _ in texts]
+    return [
+        tuple(
+            (begin + start, begin + end)
+            for begin, (start, end) in zip(begins, windows, strict=True)
+        )
+        for windows in (cuts if options.overflow else [next(cuts)])
+    ]
 
-    def _room(self, least: int) -> int:
-        """Tokens that a row has for its texts; raises ValueError for fewer than `least`."""
-        room = self.shape.max_length - self.added
-        if room < least:
-            raise ValueError(
-                f"max_length={self.shape.max_length} leaves no room beside {self.added} special "
-                f"tokens; give at least {self.added + least}"
-            )
-        return room
 
-    @cached_property
-    def _windows(self) -> tuple[np.ndarray, list[Bounds]]:
-        """The text of each row, and the bounds of its windows on the text and on its pair."""
-        bounds, count = self.source.bounds, self.count
-        windows = [(bounds[:count], bounds[1 : count + 1])]
-        windows += [(bounds[count:-1], bounds[count + 1 :])] if self.pair else []
-        samples = np.arange(count)
-        if not self.shape.truncation:
-            return samples, windows
-        overflow = self.shape.overflow
-        room = self._room(1 + self.pair if overflow else 0)  # windows of nothing cover nothing
-        sizes = np.array([ends - starts for starts, ends in windows])
-        found: dict[int, list[tuple[Window, Window | None]]] = {}
-        for sample in np.flatnonzero(sizes.sum(axis=0) > room).tolist():
-            lengths = sizes[:, sample].tolist()
-            second = lengths[1] if self.pair else None
-            shape = self.shape
-            cuts = cut(lengths[0], second, room, shape.truncation, shape.stride, self.cut_side)
-            found[sample] = list(cuts) if overflow else [next(cuts)]
-        if not found:
-            return samples, windows
-        rows = np.ones(count, np.int64)
-        rows[list(found)] = list(map(len, found.values()))
-        each, first_row = np.repeat(samples, rows), np.cumsum(rows) - rows
-        windows = [(starts[each], ends[each]) for starts, ends in windows]
-        for sample, cuts in found.items():
-            for row, chosen in enumerate(cuts, int(first_row[sample])):
-                for (starts, ends), window in zip(windows, chosen, strict=False):
-                    ends[row] = starts[row] + window[1]
-                    starts[row] += window[0]
-        return each, windows
-
-    def _ids(self, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """The ids of windows, one behind another."""
-        if np.array_equal(starts[1:], ends[:-1]):
-            return self.source.ids[starts[0] : ends[-1]] if len(starts) else self.source.ids[:0]
-        sizes = ends - starts
-        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return self.source.ids[np.repeat(starts, sizes) + within]
-
-    @cached_property
-    def _lengths(self) -> np.ndarray:
-        """The tokens of each row without pads."""
-        if self._closes:
-            return np.fromiter(map(len, self._closed), np.int64, self.count)
-        return sum((ends - starts for starts, ends in self._windows[1]), self.added)
-
-    @cached_property
-    def _real(self) -> np.ndarray:
-        """Which places of the rows are no pads, bool (rows, longest row)."""
-        places = np.arange(int(self.totals.max(initial=0)))
-        real = places < (self._left + self._lengths)[:, None]
-        return real & (places >= self._left[:, None]) if self.shape.side == "left" else real
-
-    @cached_property
-    def _left(self) -> np.ndarray:
-        """The pads before each row."""
-        return (self.totals - self._lengths) * (self.shape.side == "left")
-
-    def _trimmed(self, array: np.ndarray) -> list[list[int]]:
-        """The rows of an array as lists, each to its own length."""
-        return [
-            row[:total] for row, total in zip(array.tolist(), self.totals.tolist(), strict=True)
-        ]
+def _with_special(windows: tuple[Window, ...], end: int) -> tuple[Window, ...]:
+    """`<s> A </s>`, or `<s> A </s></s> B </s>`. end: of the texts, after which are `<s>`, `</s>`"""
+    bos, eos = (end, end + 1), (end + 1, end + 2)
+    if len(windows) == 1:
+        return bos, windows[0], eos
+    return bos, windows[0], eos, eos, windows[1], eos

@@ -21,7 +21,7 @@ tars.SAMPLE_IDS, tars.SHARD_SAMPLES, tokenizing.BATCH_CHARACTERS = 300, 3, 700
 
 _point, _, _number = os.environ.get("KILL", "").partition(" ")
 _appended = tokenized = 0
-_append_row, _buffers = journal.append_row, Tokenizer.buffers
+_append_row, _encode = journal.append_row, Tokenizer.encode
 _save_first_pass = staging.save_first_pass
 _write_index, _replace = shards.write_index, os.replace
 
@@ -44,10 +44,10 @@ def append_row(path: Path, row: dict) -> None:
         kill()
 
 
-def buffers(self: Tokenizer, lines: list[str], threads: int = 1) -> list:
+def encode(self: Tokenizer, lines: list[str], threads: int = 1) -> list:
     global tokenized
     tokenized += len(lines)
-    return _buffers(self, lines, threads)
+    return _encode(self, lines, threads)
 
 
 def save_first_pass(*arguments) -> None:
@@ -68,7 +68,7 @@ def replace(source, target) -> None:
     _replace(source, target)
 
 
-journal.append_row, Tokenizer.buffers = append_row, buffers
+journal.append_row, Tokenizer.encode = append_row, encode
 staging.save_first_pass = save_first_pass
 shards.write_index, os.replace = write_index, replace
 

@@ -1,115 +1,98 @@
-"""What a tokenizer returns: ids, masks and more by name, and where in a text each token stands."""
+"""What a tokenizer returns: ids, masks and more by name, and where in its text a token stands."""
 
 from collections import UserDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from mlm.tokenizer.encoding import Encoded
-from mlm.tokenizer.family.windows import Window
-from mlm.tokenizer.ids import BOS, EOS, PAD
+from mlm.tokenizer.family.encoded_texts import EncodedTexts
 
-NAMES = {BOS: "<s>", PAD: "<pad>", EOS: "</s>"}
+Value = TypeVar("Value")
 
 
 class CharSpan(NamedTuple):
-    """Characters of a text, from `start` to behind the last."""
+    """Characters of a text: the first, and the one after the last."""
 
     start: int
     end: int
 
 
 class TokenSpan(NamedTuple):
-    """Tokens of a row, from `start` to behind the last."""
+    """Tokens of a row: the first, and the one after the last."""
 
     start: int
     end: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Encoding:
-    """One row: a window on a text, maybe one on its pair, special tokens, and pads.
+    """One row: the tokens of a text, or of a window on it, maybe those of its pair, special tokens
+    and pads.
 
-    source: of the texts; sample: which of them it is
-    first, second: the windows, counted in the ids of all texts
-    special: whether `<s>` and `</s>` were added
+    source: the texts; sample: the index of this one
+    parts: where the values of its tokens are in those of `source`: the first, and the one after the
+    last
     left, right: pads at each end
     """
 
-    source: Encoded
+    source: EncodedTexts
     sample: int
-    first: Window
-    second: Window | None
-    special: bool
+    parts: tuple[tuple[int, int], ...]
     left: int = 0
     right: int = 0
 
     @property
     def ids(self) -> list[int]:
-        def of(start: int, end: int) -> list[int]:
-            return self.source.ids[start:end].tolist()
-
-        return self._laid(of, of, BOS, EOS, PAD)
+        return self._row(self.source.ids)
 
     @property
     def tokens(self) -> list[str]:
-        return self._each(self.source.tokens, *map(NAMES.get, (BOS, EOS, PAD)))
+        return self._row(self.source.tokens)
 
     @property
     def offsets(self) -> list[tuple[int, int]]:
-        return self._each(self.source.offsets, (0, 0), (0, 0), (0, 0))
+        return self._row(self.source.offsets)
 
     @property
     def word_ids(self) -> list[int | None]:
-        return self._each(self.source.words, None, None, None)
+        return self._row(self.source.word_ids)
 
     @property
     def sequence_ids(self) -> list[int | None]:
-        return self._laid(_constant(0), _constant(1), None, None, None)
-
-    @property
-    def type_ids(self) -> list[int]:
-        return self._laid(_constant(0), _constant(0), 0, 0, 0)
+        return self._row(self.source.sequence_ids)
 
     @property
     def attention_mask(self) -> list[int]:
-        return self._laid(_constant(1), _constant(1), 1, 1, 0)
+        tokens = len(self) - self.left - self.right
+        return [0] * self.left + [1] * tokens + [0] * self.right
 
     @property
     def special_tokens_mask(self) -> list[int]:
-        return self._laid(_constant(0), _constant(0), 1, 1, 1)
+        return self._row(self.source.special_tokens_mask)
 
     def __len__(self) -> int:
-        return len(self.attention_mask)
+        return self.left + sum(end - start for start, end in self.parts) + self.right
 
-    def span(self, sequence: int) -> Window:
-        """The place of a sequence, 0 or 1, in the row."""
+    def pad(self, pads: int, side: str) -> None:
+        """Adds pads at a side, none where `pads` is negative."""
+        if side == "left":
+            self.left = max(0, pads)
+        else:
+            self.right = max(0, pads)
+
+    def span(self, sequence: int) -> tuple[int, int]:
+        """The first token of a sequence, 0 or 1, and the one after its last."""
         found = [place for place, of in enumerate(self.sequence_ids) if of == sequence]
         return (found[0], found[-1] + 1) if found else (0, 0)
 
-    def _each(self, values: Sequence[Any], opening: Any, closing: Any, pad: Any) -> list[Any]:
-        def of(start: int, end: int) -> Sequence[Any]:
-            return values[start:end]
-
-        return self._laid(of, of, opening, closing, pad)
-
-    def _laid(
-        self,
-        of_first: Callable[[int, int], Sequence[Any]],
-        of_second: Callable[[int, int], Sequence[Any]],
-        opening: Any,
-        closing: Any,
-        pad: Any,
-    ) -> list[Any]:
-        """The values of a row: of the two windows, of `<s>`, of `</s>` and of a pad."""
-        row = list(of_first(*self.first))
-        second = list(of_second(*self.second)) if self.second else []
-        if self.special:
-            row = [opening, *row, closing]
-            second = [closing, *second, closing] if self.second else []
-        return [pad] * self.left + row + second + [pad] * self.right
+    def _row(self, values: list[Value]) -> list[Value]:
+        row = values[-1:] * self.left
+        for start, end in self.parts:
+            row += values[start:end]
+        row += values[-1:] * self.right
+        return row
 
 
 class BatchEncoding(UserDict):
@@ -125,7 +108,7 @@ class BatchEncoding(UserDict):
         encodings: Callable[[], list[Encoding]] | None = None,
         tensors: str | None = None,
     ) -> None:
-        """encodings: makes all that is known of each row, when it is asked for."""
+        """encodings: makes all that is known of each row, on the first request for it."""
         super().__init__(data)
         self._make, self._made = encodings, None
         self.convert_to_tensors(tensors)
@@ -144,7 +127,7 @@ class BatchEncoding(UserDict):
 
     @property
     def encodings(self) -> list[Encoding]:
-        """Every row with all that is known of it; raises ValueError where the texts are gone."""
+        """Every row with all that is known of it; raises ValueError for a batch without texts."""
         if self._make is None:
             raise ValueError(
                 "this batch no longer knows its texts, since it was padded, copied or sent by "
@@ -156,13 +139,15 @@ class BatchEncoding(UserDict):
 
     @property
     def is_fast(self) -> bool:
-        """Whether the places of tokens are known."""
+        """Whether the offsets of tokens are known."""
         return self._make is not None
 
     @property
     def n_sequences(self) -> int | None:
-        """1 for texts, 2 for pairs, None where it is not known."""
-        return 1 + (self.encodings[0].second is not None) if self._make and self.encodings else None
+        """1 for texts, 2 for pairs, None where it is unknown."""
+        if self._make is None or not self.encodings:
+            return None
+        return 2 if self.encodings[0].source.has_pairs else 1
 
     def to(self, device: Any, *, non_blocking: bool = False) -> "BatchEncoding":
         """Moves every tensor to a device; returns the same batch."""
@@ -173,7 +158,7 @@ class BatchEncoding(UserDict):
 
     def convert_to_tensors(self, tensor_type: str | None = None) -> "BatchEncoding":
         """Makes `pt` or `np` tensors of all lists; returns the same batch."""
-        self.data = {name: tensor(name, self.data[name], tensor_type) for name in self.data}
+        self.data = {name: to_tensor(name, self.data[name], tensor_type) for name in self.data}
         return self
 
     def tokens(self, batch_index: int = 0) -> list[str]:
@@ -190,20 +175,20 @@ class BatchEncoding(UserDict):
     def token_to_sequence(
         self, batch_or_token_index: int, token_index: int | None = None
     ) -> int | None:
-        return self._at(batch_or_token_index, token_index, "sequence_ids")
+        return self._value(batch_or_token_index, token_index, "sequence_ids")
 
     def token_to_word(
         self, batch_or_token_index: int, token_index: int | None = None
     ) -> int | None:
-        return self._at(batch_or_token_index, token_index, "word_ids")
+        return self._value(batch_or_token_index, token_index, "word_ids")
 
     def token_to_chars(
         self, batch_or_token_index: int, token_index: int | None = None
     ) -> CharSpan | None:
         """The characters of a token; None for an added one."""
-        if self._at(batch_or_token_index, token_index, "sequence_ids") is None:
+        if self._value(batch_or_token_index, token_index, "sequence_ids") is None:
             return None
-        return CharSpan(*self._at(batch_or_token_index, token_index, "offsets"))
+        return CharSpan(*self._value(batch_or_token_index, token_index, "offsets"))
 
     def char_to_token(
         self, batch_or_char_index: int, char_index: int | None = None, sequence_index: int = 0
@@ -242,22 +227,22 @@ class BatchEncoding(UserDict):
         offsets = self.encodings[row].offsets
         return CharSpan(offsets[tokens.start][0], offsets[tokens.end - 1][1])
 
-    def _at(self, batch_or_index: int, index: int | None, values: str) -> Any:
+    def _value(self, batch_or_index: int, index: int | None, values: str) -> Any:
         row, place = _row(batch_or_index, index)
         return getattr(self.encodings[row], values)[place]
 
 
-def tensor(name: str, value: Any, kind: str | None) -> Any:
+def to_tensor(name: str, value: Any, kind: str | None) -> Any:
     """A value as int64 `pt` or `np` tensor, or as it is; raises ValueError for uneven rows."""
     if kind is None:
         return value
     if kind not in ("pt", "np"):
-        raise ValueError(f"return_tensors={kind!r} is not served; choose 'pt', 'np' or None")
+        raise ValueError(f"return_tensors={kind!r} is unsupported; choose 'pt', 'np' or None")
     if not hasattr(value, "shape"):
         value = _array(name, value)
     if kind == "np":
         return np.asarray(value)
-    import torch  # here, since whoever asks for lists needs no torch
+    import torch  # here, since lists need no torch
 
     made = torch.as_tensor(value)
     return made.float() if made.dtype == torch.float64 else made
@@ -270,14 +255,10 @@ def _array(name: str, value: Any) -> np.ndarray:
         made = np.array(None)
     if made.dtype.kind not in "biuf":
         raise ValueError(
-            f"{name} cannot be one tensor, since its rows differ in length or are no numbers; use "
-            f"padding=True and truncation=True, or leave it out"
+            f"{name} cannot be one tensor, since its rows differ in length or are not numbers; use "
+            f"padding=True and truncation=True, or skip it"
         )
     return made if made.size else made.astype(np.int64)
-
-
-def _constant(value: int) -> Callable[[int, int], list[int]]:
-    return lambda start, end: [value] * (end - start)
 
 
 def _row(batch_or_index: int, index: int | None) -> tuple[int, int]:

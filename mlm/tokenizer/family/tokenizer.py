@@ -1,21 +1,23 @@
-"""`AutoTokenizer`, and the tokenizer that it gives."""
+"""The tokenizer of the family, with the interface that users of the reference know."""
 
 from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from mlm.tokenizer.encoding import encode, encode_words
-from mlm.tokenizer.family.encoding import BatchEncoding
-from mlm.tokenizer.family.files import NO_LIMIT, Settings, open_tokenizer, write_folder
+from mlm.tokenizer.family.batch_encoding import BatchEncoding
+from mlm.tokenizer.family.encoded_texts import EncodedTexts
+from mlm.tokenizer.family.files import NO_LIMIT, Settings, open_folder, write_folder
+from mlm.tokenizer.family.inputs import texts_of
+from mlm.tokenizer.family.options import Options, checked_options
 from mlm.tokenizer.family.padding import pad_batch
-from mlm.tokenizer.family.rows import Rows
-from mlm.tokenizer.family.shape import checked_shape
-from mlm.tokenizer.family.texts import texts_of
+from mlm.tokenizer.family.rows import encode_plain, encode_rows, ids_and_mask
+from mlm.tokenizer.family.segments import segments_of, segments_of_words
 from mlm.tokenizer.family.vocabulary import Vocabulary
 from mlm.tokenizer.tokenizer import Tokenizer
 
-# What the reference also takes, with the values that ask for nothing here.
+# Further arguments of the reference, with the values that have no effect here.
 IDLE = {
     "cache_dir": (None,),
     "force_download": (False,),
@@ -52,14 +54,13 @@ class XLMRobertaTokenizer(Vocabulary):
 
     @classmethod
     def from_pretrained(cls, path: str | PathLike, **changes: Any) -> "XLMRobertaTokenizer":
-        """The tokenizer of a Hugging Face folder, of the folder that `mlm tokenizer` wrote, of a
-        run folder or of a checkpoint.
+        """The tokenizer of a Hugging Face folder or of the folder that `mlm tokenizer` wrote.
 
         changes: of model_max_length, padding_side, truncation_side, clean_up_tokenization_spaces
         Raises ValueError.
         """
-        changes = _served(changes, Settings.names())
-        tokenizer, settings = open_tokenizer(Path(path))
+        changes = checked_changes(changes)
+        tokenizer, settings = open_folder(Path(path))
         return cls(tokenizer, Settings(**{**settings, **changes}), str(path))
 
     def save_pretrained(self, folder: str | PathLike) -> tuple[str, ...]:
@@ -67,8 +68,8 @@ class XLMRobertaTokenizer(Vocabulary):
 
         Raises UserError.
         """
-        own = {name: getattr(self, name) for name in Settings.names()}
-        return write_folder(self.tokenizer, Settings(**own, extra=self._extra), Path(folder))
+        settings = {name: getattr(self, name) for name in Settings.names()}
+        return write_folder(self.tokenizer, Settings(**settings, extra=self._extra), Path(folder))
 
     def __call__(
         self,
@@ -95,43 +96,41 @@ class XLMRobertaTokenizer(Vocabulary):
 
         text, text_pair: a text or a list of texts; with is_split_into_words a text is a list of
         words, each of which is tokenized by itself
-        Raises ValueError for what cannot be served; warns of an option without effect.
+        Raises ValueError for what is unsupported; warns of an option without effect.
         """
-        _served(others, set())
+        _check_arguments(others)
         texts, pairs, batched = texts_of(text, text_pair, is_split_into_words)
         overflow = bool(return_overflowing_tokens)
-        shape = checked_shape(
-            padding,
-            truncation,
-            max_length,
-            stride,
-            pad_to_multiple_of,
-            self.padding_side if padding_side is None else padding_side,
-            overflow,
-            self._limit,
+        options = self._options(
+            padding, truncation, max_length, stride, pad_to_multiple_of, padding_side, overflow
         )
-        source = (encode_words if is_split_into_words else encode)(self.tokenizer, texts + pairs)
-        special, places = bool(add_special_tokens), return_offsets_mapping
-        places = places or return_special_tokens_mask
-        rows = Rows(source, len(texts), special, shape, self.truncation_side, places)
-        batch = BatchEncoding(encodings=rows.encodings)
-        lists = not (return_tensors and rows.pads and rows.even)
-        batch["input_ids"] = rows.lists() if lists else rows.array()
+        cut = segments_of_words if is_split_into_words else segments_of
+        segments = cut(texts + pairs, self.tokenizer.special)
+        source = EncodedTexts(self.tokenizer, segments, len(texts))
+        special, tensors = bool(add_special_tokens), return_tensors is not None
+        batch = BatchEncoding(encodings=partial(encode_rows, source, special, options))
+        general = pairs or overflow or options.truncation == "only_second" or not special
+        general = general or return_offsets_mapping or return_special_tokens_mask
+        if source.plain and not general:
+            ids, mask = encode_plain(source, options, tensors)
+        else:
+            ids, mask = ids_and_mask(batch.encodings, tensors)
+        batch["input_ids"] = ids
         if return_token_type_ids:
-            batch["token_type_ids"] = [[0] * len(row) for row in batch["input_ids"]]
+            batch["token_type_ids"] = [[0] * len(row) for row in ids]
         if return_attention_mask or return_attention_mask is None:
-            ids = batch["input_ids"]
-            batch["attention_mask"] = rows.masks(ids) if lists else rows.mask()
+            batch["attention_mask"] = mask
         if return_special_tokens_mask:
             batch["special_tokens_mask"] = [row.special_tokens_mask for row in batch.encodings]
         if return_offsets_mapping:
             batch["offset_mapping"] = [row.offsets for row in batch.encodings]
+        lengths = list(map(len, ids))
         if not (batched or overflow or return_tensors):
             batch.update({name: value[0] for name, value in batch.items()})
         if return_length:
-            batch["length"] = rows.totals.tolist()
+            batch["length"] = lengths
         if overflow:
-            batch["overflow_to_sample_mapping"] = rows.samples
+            batch["overflow_to_sample_mapping"] = [row.sample for row in batch.encodings]
         return batch.convert_to_tensors(return_tensors)
 
     def encode(
@@ -163,11 +162,11 @@ class XLMRobertaTokenizer(Vocabulary):
         token_type_ids and special_tokens_mask are padded, others stay as they are
         Raises ValueError.
         """
-        side = self.padding_side if padding_side is None else padding_side
-        shape = checked_shape(
-            padding, False, max_length, 0, pad_to_multiple_of, side, False, self._limit
+        options = self._options(
+            padding, False, max_length, 0, pad_to_multiple_of, padding_side, overflow=False
         )
-        return pad_batch(encoded_inputs, shape, return_attention_mask is not False, return_tensors)
+        mask = return_attention_mask is not False
+        return pad_batch(encoded_inputs, options, mask, return_tensors)
 
     @property
     def max_len_single_sentence(self) -> int:
@@ -179,9 +178,27 @@ class XLMRobertaTokenizer(Vocabulary):
         """The tokens of a text and its pair that fit into the model."""
         return self.model_max_length - self.num_special_tokens_to_add(pair=True)
 
-    @property
-    def _limit(self) -> int | None:
-        return None if self.model_max_length >= NO_LIMIT else self.model_max_length
+    def _options(
+        self,
+        padding: bool | str,
+        truncation: bool | str | None,
+        max_length: int | None,
+        stride: int,
+        multiple: int | None,
+        padding_side: str | None,
+        overflow: bool,
+    ) -> Options:
+        side = self.padding_side if padding_side is None else padding_side
+        return checked_options(
+            padding,
+            truncation,
+            max_length,
+            stride,
+            multiple,
+            (side, self.truncation_side),
+            overflow,
+            None if self.model_max_length >= NO_LIMIT else self.model_max_length,
+        )
 
     def __repr__(self) -> str:
         return (
@@ -191,25 +208,18 @@ class XLMRobertaTokenizer(Vocabulary):
         )
 
 
-class AutoTokenizer:
-    """`AutoTokenizer.from_pretrained(folder)`: the tokenizer that is in a folder."""
-
-    def __init__(self) -> None:
-        raise TypeError("an AutoTokenizer is not made; use AutoTokenizer.from_pretrained(folder)")
-
-    @staticmethod
-    def from_pretrained(path: str | PathLike, **changes: Any) -> XLMRobertaTokenizer:
-        """As `XLMRobertaTokenizer.from_pretrained`."""
-        return XLMRobertaTokenizer.from_pretrained(path, **changes)
-
-
-def _served(given: Mapping[str, Any], served: set[str]) -> dict[str, Any]:
-    """`given` without what asks for nothing; raises ValueError for what is not served."""
-    found = {}
-    for name, value in given.items():
-        if name in served:
-            found[name] = value
-        elif name not in IDLE or value not in IDLE[name]:
-            choice = f"choose from {', '.join(sorted(served))}, or " if served else ""
-            raise ValueError(f"{name}={value!r} is not served; {choice}leave it out")
+def checked_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among the arguments of `from_pretrained`; raises ValueError for arguments that
+    would have another effect."""
+    settings = Settings.names()
+    found = {name: value for name, value in changes.items() if name in settings}
+    others = {name: value for name, value in changes.items() if name not in settings}
+    _check_arguments(others, f"choose from {', '.join(sorted(settings))}, or ")
     return found
+
+
+def _check_arguments(given: Mapping[str, Any], choice: str = "") -> None:
+    """Raises ValueError for an argument that would have an effect in the reference."""
+    for name, value in given.items():
+        if name not in IDLE or value not in IDLE[name]:
+            raise ValueError(f"{name}={value!r} is unsupported; {choice}omit it")
