@@ -104,7 +104,7 @@ def _composed(settings: DictConfig, job: Any, given: dict[str, Any]) -> Composed
     plain = cast(dict[str, Any], plain)
     for name, value in given.items():
         if any(text.startswith(f"{name}=") for text in job.overrides.task):
-            raise UserError(f"{name} is given twice, as {value!r} and by {name}=...; leave one out")
+            raise UserError(f"{name} is given twice, as {value!r} and by {name}=...; omit one")
         plain[name] = value
     overrides = [re.sub(r"^(\w+)\.kind=", r"\1=", text) for text in job.overrides.task]
     return Composed(plain, overrides, job.runtime.choices.get("model"))

@@ -1,4 +1,4 @@
-"""What the command reports beside its answers: `mlm: ...`, a line each, on standard error."""
+"""What a command reports besides its answers: `mlm: ...`, a line each, on standard error."""
 
 import logging
 import sys

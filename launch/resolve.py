@@ -43,14 +43,14 @@ def resolve(config: TrainConfig, processes: int | None = None) -> tuple[TrainCon
     )
 
 
-def _device(asked: str) -> tuple[str, int]:
+def _device(given: str) -> tuple[str, int]:
     """`("cuda", visible GPUs)` or `("cpu", 0)`."""
-    if asked == "cpu":
+    if given == "cpu":
         return "cpu", 0
     import torch
 
     gpus = torch.cuda.device_count()
-    if asked == "cuda" and gpus == 0:
+    if given == "cuda" and gpus == 0:
         raise UserError(
             "train.device=cuda is asked for, and no GPU is visible here; use train.device=cpu (or "
             "auto), or start where there is one"

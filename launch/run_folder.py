@@ -42,7 +42,7 @@ def check_folder(folder: Path, fresh: bool) -> dict[str, Any] | None:
 
     Raises `UserError` where the folder is something else or could not be written.
     """
-    # Unlike `Path.exists`, it is false, not an error, behind a folder that may not be looked into.
+    # Unlike `Path.exists`, it is false, not an error, in a folder that may not be read.
     place = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         what = "is read-only" if place.is_dir() else "is not a folder"
@@ -121,7 +121,7 @@ def claim(folder: Path, fresh: bool) -> IO[bytes]:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keeps a run from being started meanwhile; raises `UserError` where it is going on."""
+    """Keeps a run from being started meanwhile; raises `UserError` if it is running."""
     path = folder / "logs" / "launcher.log"
     if not path.is_file():  # an import, or nothing at all
         yield

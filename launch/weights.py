@@ -18,8 +18,8 @@ SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediat
 def with_weights(composed: Composed) -> tuple[Composed, list[str]]:
     """The job with its shape and tokenizer from `weights`, and what to say of it.
 
-    A run that goes on from a checkpoint of its own keeps what it began with, and the weights are
-    not looked at. Raises `UserError`.
+    A run that resumes from a checkpoint of its own keeps what it began with, and `weights` is not
+    read. Raises `UserError`.
     """
     settings = composed.settings
     given = settings.get("weights")
@@ -31,10 +31,10 @@ def with_weights(composed: Composed) -> tuple[Composed, list[str]]:
     before = _saved(composed)
     if before is not None and path in (kept := Path(before["weights"]), *kept.parents):
         shape = {name: before["model"][name] for name in start.SHAPE}
-        tokenizer, said = settings["data"]["tokenizer"] or _kept_tokenizer(before), []
+        tokenizer, notes = settings["data"]["tokenizer"] or _kept_tokenizer(before), []
     else:
         found = start.starting_model(path)
-        kept, shape, said = found.path, found.model, [found.message]
+        kept, shape, notes = found.path, found.model, [found.message]
         tokenizer = start.tokenizer_for(found, settings["data"]["tokenizer"])
     _check_given(composed, shape)
     settings = settings | {
@@ -43,11 +43,11 @@ def with_weights(composed: Composed) -> tuple[Composed, list[str]]:
         "data": settings["data"] | {"tokenizer": tokenizer},
     }
     chosen = any(text.startswith("model=") for text in composed.overrides)
-    return replace(composed, settings=settings, model=composed.model if chosen else None), said
+    return replace(composed, settings=settings, model=composed.model if chosen else None), notes
 
 
 def _saved(composed: Composed) -> dict[str, Any] | None:
-    """The settings of the run that this job goes on with, if it began with weights and has a
+    """The settings of the run that this job resumes, if it began with weights and has a
     checkpoint."""
     from mlm.checkpoint import newest
 
@@ -62,7 +62,7 @@ def _saved(composed: Composed) -> dict[str, Any] | None:
         before = yaml.safe_load((folder / CONFIG).read_text("utf-8"))
         return before if isinstance(before["weights"], str) else None
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return None  # what is wrong with it is told where the folder is checked
+        return None  # the check of the folder reports what is wrong with it
 
 
 def _kept_tokenizer(before: dict[str, Any]) -> str | None:
@@ -74,14 +74,14 @@ def _kept_tokenizer(before: dict[str, Any]) -> str | None:
 
 def _check_given(composed: Composed, shape: dict[str, Any]) -> None:
     """Raises `UserError` for a shape that the user gave and the weights do not have."""
-    asked, weights = composed.settings["model"], composed.settings["weights"]
+    given, weights = composed.settings["model"], composed.settings["weights"]
     default = ModelConfig()
     chosen = [text for text in composed.overrides if re.match(r"(model|experiment)=", text)]
     for name, value in shape.items():
         named = [t for t in composed.overrides if re.match(rf"\+{{0,2}}model\.{name}=", t)]
-        by_choice = chosen and (name in SIZES or asked[name] != getattr(default, name))
-        if (named or by_choice) and asked[name] not in (None, value):
+        by_choice = chosen and (name in SIZES or given[name] != getattr(default, name))
+        if (named or by_choice) and given[name] not in (None, value):
             raise UserError(
-                f"{(named or chosen)[-1]} asks for {name}={asked[name]}, and weights={weights} "
-                f"has {value}; leave it out: the shape comes from the weights"
+                f"{(named or chosen)[-1]} asks for {name}={given[name]}, and weights={weights} "
+                f"has {value}; omit it: the shape comes from the weights"
             )

@@ -85,10 +85,10 @@ def run_ranks(command: list[str], folder: Path, env: dict[str, str], log: IO[byt
             start_new_session=True,
             preexec_fn=_end_with(os.getpid()) if sys.platform == "linux" else None,
         )
-        with _stopping(child, folder) as asked:
+        with _stopping(child, folder) as requests:
             code = _wait(child, folder)
     (folder / STOP).unlink(missing_ok=True)
-    if len(asked) > 1:
+    if len(requests) > 1:
         return Outcome(FAILED, "the ranks were killed; the last checkpoint stands")
     return outcome(folder, code, start)
 
@@ -96,13 +96,13 @@ def run_ranks(command: list[str], folder: Path, env: dict[str, str], log: IO[byt
 @contextmanager
 def _stopping(child: subprocess.Popen, folder: Path) -> Iterator[list[int]]:
     """Handles interrupts while the child lives; gives the list of those that came."""
-    asked: list[int] = []
+    requests: list[int] = []
 
     def stop(number: int, frame: object) -> None:
-        if asked and number == signal.SIGUSR1:
+        if requests and number == signal.SIGUSR1:
             return
-        asked.append(number)
-        if len(asked) == 1:
+        requests.append(number)
+        if len(requests) == 1:
             (folder / STOP).touch()
             log.warning("saving and stopping; once more to kill")
         else:
@@ -110,7 +110,7 @@ def _stopping(child: subprocess.Popen, folder: Path) -> Iterator[list[int]]:
 
     before = {number: signal.signal(number, stop) for number in STOPS}
     try:
-        yield asked
+        yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

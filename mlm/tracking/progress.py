@@ -28,12 +28,12 @@ def progress(console: Console, title: str) -> Iterator[Callable[[int, int | None
     with bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(
-            task, description=_said(title, done, total), completed=done, total=total
+            task, description=_line(title, done, total), completed=done, total=total
         )
 
 
-def _said(title: str, done: int, total: int | None) -> str:
-    return f"{title} ({done:,} looked at)" if done and total is None else title
+def _line(title: str, done: int, total: int | None) -> str:
+    return f"{title} ({done:,} read)" if done and total is None else title
 
 
 def _lines(console: Console, title: str) -> Callable[[int, int | None], None]:
@@ -44,6 +44,6 @@ def _lines(console: Console, title: str) -> Callable[[int, int | None], None]:
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
             rest = "" if total is None else f": {done / max(total, 1):.0%}"
-            console.print(f"{_said(title, done, total)}{rest}")
+            console.print(f"{_line(title, done, total)}{rest}")
 
     return show

@@ -72,8 +72,8 @@ def test_a_corpus_that_cannot_be_read_is_refused(ranks, tmp_path, capfd):
     assert list(ranks.iterdir()) == []
 
 
-def test_a_folder_that_may_not_be_looked_into_is_refused(tmp_path):
-    """As somebody else than root, who may look into all of them."""
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path):
+    """As a user other than root, who may read all of them."""
     (tmp_path / "closed").mkdir(mode=0)
     child = os.fork()
     if child == 0:

@@ -229,7 +229,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
-def test_help_into_a_reader_that_has_enough():
+def test_help_into_a_closed_pipe_is_no_traceback():
     """`mlm train --help | head -1`: no traceback about a broken pipe."""
     command = f"{sys.executable} -m launch train --help | head -1"
     done = subprocess.run(

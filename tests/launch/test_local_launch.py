@@ -58,7 +58,7 @@ def test_an_unnamed_run_is_named_after_its_model_and_the_time(corpus, ranks):
     assert time.strptime(name, "tiny-%Y%m%d-%H%M%S")
 
 
-def test_an_unnamed_run_never_goes_on_with_another(tmp_path, monkeypatch):
+def test_an_unnamed_run_never_resumes_another(tmp_path, monkeypatch):
     """Two that start in the same second are two runs."""
     monkeypatch.setattr(run_folder, "datetime", SimpleNamespace(now=lambda: datetime(2026, 1, 2)))
     names = []
@@ -131,7 +131,7 @@ def test_a_sweeper_gets_the_evaluation_loss(corpus, ranks):
     assert losses == [2.5]
 
 
-def test_the_same_run_goes_on_and_another_one_is_refused(corpus, ranks, capfd):
+def test_the_same_run_resumes_and_another_one_is_refused(corpus, ranks, capfd):
     given = [f"data.corpus={corpus}", "run.name=a"]
     assert train(*given) == 0
     (ranks / "runs" / "a" / "stop").touch()

@@ -129,8 +129,8 @@ def test_a_rank_that_is_stopped_is_killed_once_the_run_has_failed(tmp_path):
     wait_for(lambda: dead(int((tmp_path / "working").read_text())))
 
 
-def test_a_rank_that_is_stopped_in_a_run_that_goes_on_is_left_alone(tmp_path):
-    """Whoever has stopped it may let it go on."""
+def test_a_rank_that_is_stopped_in_a_running_run_is_left_alone(tmp_path):
+    """Whoever has stopped it may continue it."""
     process = launched(tmp_path, "goes on", STOPPED)
     inner = int((tmp_path / "working").read_text())
     with pytest.raises(subprocess.TimeoutExpired):

@@ -44,7 +44,7 @@ def torchrun(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
         ),
     ],
 )
-def test_an_error_under_torchrun_is_told_once(arguments, sentence, tmp_path):
+def test_an_error_under_torchrun_is_reported_once(arguments, sentence, tmp_path):
     done = torchrun(tmp_path, *arguments)
     assert done.returncode != 0
     assert done.stderr.count("mlm: ") == 1
@@ -63,7 +63,7 @@ def test_a_sweep_is_refused_under_torchrun(tmp_path, monkeypatch, capsys):
     assert err.count("\n") == 1
     monkeypatch.setenv("RANK", "1")
     assert main(["train", *SMALL, "-m", "seed=1,2", "data.shards=x"]) == 2
-    assert capsys.readouterr().err == ""  # rank 0 has told it
+    assert capsys.readouterr().err == ""  # rank 0 has reported it
     assert list(tmp_path.iterdir()) == []
 
 

@@ -123,7 +123,7 @@ def test_a_shape_that_contradicts_the_weights_is_refused(ranks, capfd):
     ):
         assert main([*arguments, given]) == CONFIG
         err = capfd.readouterr().err
-        assert f"{given} asks for {asked}, and weights={source} has {value}; leave it out" in err
+        assert f"{given} asks for {asked}, and weights={source} has {value}; omit it" in err
         assert err.count("\n") == 1
     assert main([*arguments, "model.num_hidden_layers=4", "data.seq_len=64"]) == CONFIG
     assert "data.seq_len=64 is above the 32 tokens" in capfd.readouterr().err

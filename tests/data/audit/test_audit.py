@@ -230,7 +230,7 @@ def test_audit_reports_differences(whole, tmp_path, capsys):
         (["step=0"], "step=0 is not a step that .* has taken; give one from 1 to 12"),
         (["step=13"], "step=13 is not a step that .* has taken; give one from 1 to 12"),
         (["rows=-1"], "rows=-1 is below 0; give 0 or more"),
-        (["step=1", "every=true"], "step and every=true are both given; leave one out"),
+        (["step=1", "every=true"], "step=1 and every=true are both given; omit one"),
     ],
 )
 def test_audit_reports_mistakes_in_one_sentence(arguments, said, whole, capsys):
