@@ -24,9 +24,9 @@ def main() -> None:
     for layout in LAYOUTS:
         with TemporaryDirectory() as folder:
             ranks = run_ranks(4, cost, config, layout, Path(folder))
-        own = max(rank.own for rank in ranks)
+        state_bytes = max(rank.state_bytes for rank in ranks)
         save, back, load = (
-            max(1 + getattr(rank, name) / rank.own for rank in ranks)
+            max(1 + getattr(rank, name) / rank.state_bytes for rank in ranks)
             for name in ("save", "background", "load")
         )
         waits = [
@@ -35,7 +35,7 @@ def main() -> None:
         ]
         name = f"{layout.tp}-{layout.pp}-{layout.dp}-z{layout.zero}"
         print(
-            f"{name:10s} {own / 1e6:12.0f} MB {save:14.2f} {back:11.2f} {load:5.2f} "
+            f"{name:10s} {state_bytes / 1e6:12.0f} MB {save:14.2f} {back:11.2f} {load:5.2f} "
             f"{waits[0]:12.2f} s {waits[1]:9.2f} s"
         )
 

@@ -21,10 +21,10 @@ from tests.state_reading import newest_checkpoint
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one rank. own: bytes of its part of the state; the others: bytes added at the peak, and
+    """The cost of a rank: bytes of its part of the state; bytes added at the peak of each call, and
     seconds that a call of `save` takes."""
 
-    own: int
+    state_bytes: int
     save: int
     save_seconds: float
     background: int
@@ -47,7 +47,7 @@ def cost(config: ModelConfig, layout: Layout, folder: Path) -> Cost:
         for number, tensor in enumerate(piece.tensors.values()):
             tensor.fill_(number + 1.0)  # so that all of it is in memory
     held = {p.data_ptr() for piece in engine.pieces() for p in piece.tensors.values()}
-    own = sum(4 * len(t) for piece in engine.pieces() for t in piece.tensors.values())
+    state_bytes = sum(4 * len(t) for piece in engine.pieces() for t in piece.tensors.values())
     found, seconds = [], []
     for background in (False, True):
         saver = checkpoint.Saver(engine, folder, checkpoint.Keep(2), background)
@@ -73,4 +73,4 @@ def cost(config: ModelConfig, layout: Layout, folder: Path) -> Cost:
         for number, tensor in enumerate(piece.tensors.values()):
             assert torch.equal(tensor, torch.full_like(tensor, number + 1.0)), piece.name
     assert held == {p.data_ptr() for piece in engine.pieces() for p in piece.tensors.values()}
-    return Cost(own, found[0], seconds[0], found[1], seconds[1], load)
+    return Cost(state_bytes, found[0], seconds[0], found[1], seconds[1], load)

@@ -37,7 +37,7 @@ def damage(folder: Path) -> None:
     victim.write_bytes(victim.read_bytes()[:-1])
 
 
-def test_all_are_listed_and_verified(run, capfd):
+def test_checkpoints_are_listed_and_verified(run, capfd):
     damage(run / "checkpoints" / "step-00000002")
     (run / "checkpoints" / "step-00000005.partial").mkdir()
     assert main(["checkpoints", str(run)]) == DONE
@@ -52,7 +52,7 @@ def test_all_are_listed_and_verified(run, capfd):
     assert "is damaged" not in capfd.readouterr().out
 
 
-def test_pruning_keeps_the_newest_and_takes_what_is_no_checkpoint(run, capfd):
+def test_prune_keeps_the_newest_and_deletes_broken_folders(run, capfd):
     damage(run / "checkpoints" / "step-00000004")
     (run / "checkpoints" / "step-00000005.partial").mkdir()
     assert main(["checkpoints", str(run), "keep=1", "keep_every=2"]) == DONE
@@ -62,7 +62,7 @@ def test_pruning_keeps_the_newest_and_takes_what_is_no_checkpoint(run, capfd):
     assert [entry.wrong for entry in entries(run)] == [None, None]
 
 
-def test_what_is_asked_wrongly_deletes_nothing(run, capfd, tmp_path):
+def test_checkpoints_deletes_nothing_on_wrong_arguments(run, capfd, tmp_path):
     for arguments, said in (
         (["keep=0"], "keep=0 is below 1; give 1 or more"),
         (["keep=1", "keep_every=-2"], "keep_every=-2 is below 0"),

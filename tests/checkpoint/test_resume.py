@@ -63,7 +63,7 @@ def _as_if_killed_after(folder: Path, step: int) -> None:
     assert metrics(folder)[-1]["step"] > step
 
 
-def test_a_request_to_stop_saves_and_asks_for_another_start(tmp_path, monkeypatch):
+def test_stop_request_saves_and_requests_a_restart(tmp_path, monkeypatch):
     """All ranks stop after the same step, although rank 0 alone looks for the request."""
     whole = config(parallel={"dp": 2})
     run(tmp_path / "whole", whole)
@@ -90,7 +90,7 @@ def test_a_request_to_stop_saves_and_asks_for_another_start(tmp_path, monkeypatc
     assert exact(asked) == exact(tmp_path / "whole")
 
 
-def test_a_finished_run_started_again_only_evaluates(tmp_path, capfd):
+def test_resume_of_a_finished_run_only_evaluates(tmp_path, capfd):
     made = config()
     first = run(tmp_path, made)
     before = (tmp_path / "metrics.jsonl").read_text()
@@ -103,14 +103,14 @@ def test_a_finished_run_started_again_only_evaluates(tmp_path, capfd):
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
-def test_only_the_newest_checkpoints_are_kept(tmp_path):
+def test_keep_deletes_all_but_the_newest_checkpoints(tmp_path):
     run(tmp_path, config(checkpoint={"every": 1, "keep": 3}))
     steps = [checkpoint.read_manifest(p).step for p in checkpoint.all_checkpoints(tmp_path)]
     assert steps == [4, 5, 6]
     assert not list((tmp_path / "checkpoints").glob("*.partial"))
 
 
-def test_a_save_that_was_killed_is_no_checkpoint(tmp_path):
+def test_interrupted_save_leaves_no_checkpoint(tmp_path):
     """Killed before its folder was renamed: the manifest is there, the name is not."""
     run(tmp_path, config(train={"steps": 2}))
     newest = newest_checkpoint(tmp_path)
@@ -139,7 +139,7 @@ def cut(victim: Path) -> None:
         pytest.param(Path.unlink, id="deleted", marks=pytest.mark.slow),
     ],
 )
-def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capfd):
+def test_resume_skips_a_damaged_checkpoint(damage, tmp_path, capfd):
     made = config(parallel={"tp": 2})
     run(tmp_path, made)
     before = exact(tmp_path)
@@ -157,7 +157,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capfd):
     assert names == ["step-00000004", "step-00000006", "step-00000006.damaged"]
 
 
-def test_a_checkpoint_that_has_lost_its_manifest_is_told(tmp_path, capfd):
+def test_resume_reports_a_checkpoint_without_manifest(tmp_path, capfd):
     made = config()
     run(tmp_path, made)
     newest = newest_checkpoint(tmp_path)
@@ -172,7 +172,7 @@ def test_a_checkpoint_that_has_lost_its_manifest_is_told(tmp_path, capfd):
     assert run(tmp_path, made)["code"] == DATA  # and not begun anew
 
 
-def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(tmp_path):
+def test_resume_refuses_a_run_without_a_whole_checkpoint(tmp_path):
     made = config()
     run(tmp_path, made)
     for folder in checkpoint.all_checkpoints(tmp_path):
@@ -184,13 +184,13 @@ def test_a_run_without_a_whole_checkpoint_is_not_begun_anew(tmp_path):
     assert len(checkpoint.all_checkpoints(tmp_path)) == 2
 
 
-def test_some_checkpoints_stay_for_good(tmp_path):
+def test_keep_every_keeps_multiples(tmp_path):
     run(tmp_path, config(checkpoint={"every": 1, "keep": 1, "keep_every": 2}))
     steps = [checkpoint.read_manifest(p).step for p in checkpoint.all_checkpoints(tmp_path)]
     assert steps == [2, 4, 6]
 
 
-def test_other_shards_are_refused(tmp_path):
+def test_resume_refuses_other_shards(tmp_path):
     made = config()
     run(tmp_path, made)
     manifest = newest_checkpoint(tmp_path) / checkpoint.MANIFEST

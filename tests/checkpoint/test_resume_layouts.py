@@ -116,7 +116,7 @@ QUICK = ("2-2-1", "1-1-2-z3")
     "target",
     [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in LAYOUTS],
 )
-def test_every_checkpoint_goes_on_in_every_layout(target, tmp_path):
+def test_resume_continues_every_checkpoint_in_every_layout(target, tmp_path):
     sources = {name: source(name) for name in LAYOUTS}
     made = config_of(target)
     folders = [folder for folder, _ in sources.values()]
@@ -134,7 +134,7 @@ def test_every_checkpoint_goes_on_in_every_layout(target, tmp_path):
     ("target", "dtype"),
     [("2-2-1", "bf16"), pytest.param("1-1-2-z3", "bf16", marks=pytest.mark.slow)],
 )
-def test_a_checkpoint_goes_on_in_another_dtype(target, dtype, tmp_path):
+def test_resume_continues_in_another_dtype(target, dtype, tmp_path):
     """The masters and moments are the same, and so is what bf16 rounds them to."""
     folder, expected = source("1-1-1")
     rounded, _ = source(target, dtype)
@@ -149,7 +149,7 @@ def test_a_checkpoint_goes_on_in_another_dtype(target, dtype, tmp_path):
     assert all(abs(a - b) <= 0.02 * b for a, b in zip(back[0], losses[1], strict=True))
 
 
-def test_a_run_is_started_again_in_another_layout(tmp_path):
+def test_resume_continues_a_run_in_another_layout(tmp_path):
     """Through the training program: the data, the schedule and the evaluations go on, too."""
     one = config(model=STILL, train={"steps": 4})
     assert run(tmp_path / "run", one)["code"] == DONE

@@ -35,7 +35,7 @@ def padded_batch(config) -> Sample:
     return Sample(ids, lengths, torch.zeros_like(ids))
 
 
-def test_transformers_gives_the_logits_of_the_run():
+def test_export_gives_the_logits_of_the_run_in_transformers():
     model = AutoModelForMaskedLM.from_pretrained(exported(), local_files_only=True).eval()
     assert type(model).__name__ == "XLMRobertaXLForMaskedLM"
     assert model.dtype == torch.float32
@@ -54,7 +54,7 @@ def test_transformers_gives_the_logits_of_the_run():
     assert torch.equal(again, ours)
 
 
-def test_weights_are_those_of_the_checkpoint_under_the_published_names():
+def test_export_has_the_weights_of_the_checkpoint():
     held = open_weights(newest_checkpoint(trained_run()))
     weights = {name: held.read(name) for name in held.shapes}
     with safe_open(exported() / "model.safetensors", framework="pt") as file:
@@ -67,7 +67,7 @@ def test_weights_are_those_of_the_checkpoint_under_the_published_names():
     assert not report["unexpected_keys"]
 
 
-def test_config_and_card_say_what_the_model_is():
+def test_export_writes_config_and_card():
     config = json.loads((exported() / "config.json").read_text())
     assert config["vocab_size"] == tokenizer().padded_size > tokenizer().size
     assert config["model_type"] == "xlm-roberta-xl"
@@ -79,7 +79,7 @@ def test_config_and_card_say_what_the_model_is():
     assert "| Tokens in all | 512 |" in card
 
 
-def test_the_tokenizer_has_the_real_ids_and_no_padded_ones():
+def test_exported_tokenizer_has_only_real_ids():
     theirs = AutoTokenizer.from_pretrained(exported(), local_files_only=True)
     assert len(theirs) == theirs.vocab_size == tokenizer().size
     assert theirs.mask_token_id == tokenizer().mask
@@ -93,7 +93,7 @@ def test_the_tokenizer_has_the_real_ids_and_no_padded_ones():
     assert theirs.decode(theirs("kabu ab", add_special_tokens=False).input_ids) == "kabu ab"
 
 
-def test_a_swapped_pair_of_tensors_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+def test_export_refuses_swapped_tensors_and_leaves_nothing(tmp_path, monkeypatch):
     real = write.write_safetensors
     names = [
         "roberta.encoder.layer.0.attention.self.query.weight",
@@ -110,7 +110,7 @@ def test_a_swapped_pair_of_tensors_is_refused_and_leaves_nothing(tmp_path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_config_is_refused_without_transformers_too(tmp_path, monkeypatch):
+def test_export_refuses_a_wrong_config_without_transformers(tmp_path, monkeypatch):
     monkeypatch.setattr(check, "find_spec", lambda name: None)
     made = hf.hf_config
     monkeypatch.setattr(hf, "hf_config", lambda trained: made(trained) | {"hidden_act": "relu"})
@@ -119,7 +119,7 @@ def test_a_wrong_config_is_refused_without_transformers_too(tmp_path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_wrong_tokenizer_is_refused(tmp_path, monkeypatch):
+def test_export_refuses_a_wrong_tokenizer(tmp_path, monkeypatch):
     def shifted(trained):
         made = backend(trained)
         made.normalizer = tokenizers.normalizers.Lowercase()
@@ -131,7 +131,7 @@ def test_a_wrong_tokenizer_is_refused(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_transformers_the_files_are_checked_and_it_is_said(tmp_path, monkeypatch, capsys):
+def test_export_without_transformers_checks_the_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(check, "find_spec", lambda name: None)
     step = newest_checkpoint(trained_run())
     hf.export(str(step), str(tmp_path / "out"))
@@ -143,7 +143,7 @@ def test_without_transformers_the_files_are_checked_and_it_is_said(tmp_path, mon
         assert (tmp_path / "out" / path.name).read_text("utf-8", "ignore") == expected
 
 
-def test_large_models_are_written_in_shards(tmp_path, monkeypatch):
+def test_export_writes_shards_of_large_models(tmp_path, monkeypatch):
     monkeypatch.setattr(write, "SHARD_BYTES", 40_000)
     hf.export(str(trained_run()), str(tmp_path / "out"))
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -162,7 +162,7 @@ def test_large_models_are_written_in_shards(tmp_path, monkeypatch):
     assert torch.equal(weight, whole.weights.read("roberta.embeddings.word_embeddings.weight"))
 
 
-def test_what_is_there_is_not_written_over(tmp_path):
+def test_export_overwrites_nothing(tmp_path):
     with pytest.raises(UserError, match="exists, and nothing is overwritten; choose another"):
         hf.export(str(trained_run()), str(tmp_path))
     (tmp_path / "file").touch()
@@ -171,7 +171,7 @@ def test_what_is_there_is_not_written_over(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+def test_export_leaves_nothing_on_a_full_disk(tmp_path, monkeypatch):
     def full(path, *_):
         path.write_bytes(b"the beginning")
         raise OSError(28, "No space left on device")
@@ -182,7 +182,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folders_that_hold_no_run(tmp_path):
+def test_open_trained_refuses_folders_without_a_model(tmp_path):
     with pytest.raises(UserError, match="missing is not a folder; give a run folder"):
         open_trained(tmp_path / "missing")
     with pytest.raises(UserError, match=r"holds no whole checkpoint and no config\.json; give"):
@@ -203,7 +203,7 @@ def copied_run(tmp_path: Path, change) -> Path:
     return run
 
 
-def test_the_tokenizer_is_taken_from_where_it_still_is(tmp_path):
+def test_open_trained_finds_a_copy_of_the_tokenizer(tmp_path):
     shards = tmp_path / "shards"
     run = copied_run(
         tmp_path, lambda config: config["data"].update(tokenizer="gone", shards=str(shards))
@@ -221,7 +221,7 @@ def test_the_tokenizer_is_taken_from_where_it_still_is(tmp_path):
         open_trained(run)
 
 
-def test_a_damaged_checkpoint_is_refused(tmp_path):
+def test_export_refuses_a_damaged_checkpoint(tmp_path):
     run = copied_run(tmp_path, lambda config: None)
     part = next(iter(newest_checkpoint(run).glob("*.distcp")))
     content = bytearray(part.read_bytes())
@@ -232,7 +232,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_do_not_fit_the_config_are_refused(tmp_path):
+def test_start_refuses_weights_that_do_not_fit_the_config(tmp_path):
     run = copied_run(tmp_path, lambda config: config["model"].update(intermediate_size=128))
     with pytest.raises(DataError, match=r"intermediate\.dense|output\.dense"):
         open_trained(run)

@@ -24,7 +24,7 @@ from tests.published_folders import (
 )
 
 
-def test_damage_where_no_text_comes_is_found(tmp_path, monkeypatch):
+def test_export_finds_damage_outside_of_the_compared_text(tmp_path, monkeypatch):
     real = write.write_safetensors
 
     def wrong(path, shapes, read, dtypes):
@@ -43,7 +43,7 @@ def test_damage_where_no_text_comes_is_found(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("run", [import_model, hf.export])
-def test_what_transformers_gives_counts(run, tmp_path, monkeypatch):
+def test_check_compares_the_outputs_of_transformers(run, tmp_path, monkeypatch):
     source = folder_of(model(MASKED), tmp_path / "source")
     asked = check._transformers
 
@@ -57,7 +57,7 @@ def test_what_transformers_gives_counts(run, tmp_path, monkeypatch):
     assert left_nothing(tmp_path, "source")
 
 
-def test_the_ids_of_transformers_count(tmp_path, monkeypatch):
+def test_export_compares_the_ids_of_transformers(tmp_path, monkeypatch):
     asked = check._their_tokenizer
 
     def lower(folder):
@@ -72,7 +72,7 @@ def test_the_ids_of_transformers_count(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("run", [import_model, hf.export])
-def test_outputs_that_are_no_numbers_are_refused(run, tmp_path):
+def test_check_refuses_outputs_that_are_not_finite(run, tmp_path):
     source = folder_of(model(MASKED), tmp_path / "source")
     damaged(source, lambda held: held | {QUERY: held[QUERY] * float("nan")})
     with pytest.raises(UserError, match="by up to nan"):
@@ -80,14 +80,14 @@ def test_outputs_that_are_no_numbers_are_refused(run, tmp_path):
     assert left_nothing(tmp_path, "source")
 
 
-def test_outputs_of_two_shapes_are_apart():
+def test_check_refuses_outputs_of_another_shape():
     """Though one could be stretched to the other."""
     sample = Sample(torch.zeros(2, 3).long(), torch.tensor([3, 3]), torch.zeros(2, 3).long())
     apart = check._difference(torch.zeros(2, 3, 4), torch.zeros(2, 3, 1), sample)
     assert apart == float("inf")
 
 
-def test_the_tokenizer_cuts_where_positions_end(tmp_path):
+def test_export_truncates_where_positions_end(tmp_path):
     source = folder_of(model(MASKED), tmp_path / "source")  # 66 positions, the padding's is 1
     assert open_trained(source).max_tokens == 64
     hf.export(str(source), str(tmp_path / "out"))

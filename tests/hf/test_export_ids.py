@@ -82,7 +82,7 @@ def in_transformers(multilingual, tmp_path_factory):
 
 
 @pytest.mark.parametrize("language", [*LANGUAGES, "unusual"])
-def test_ids_equal_those_of_sentencepiece(language, multilingual, in_transformers):
+def test_exported_tokenizer_gives_the_ids_of_sentencepiece(language, multilingual, in_transformers):
     lines = UNUSUAL if language == "unusual" else real_lines()[language]
     assert language == "unusual" or len(lines) == LINES
     processor = sentencepiece.SentencePieceProcessor(model_file=str(multilingual.model_path))
@@ -96,7 +96,7 @@ def test_ids_equal_those_of_sentencepiece(language, multilingual, in_transformer
     assert pairs == [[0, *one, 2, 2, *two, 2] for one, two in turned]
 
 
-def test_a_tie_is_no_reason_to_refuse_and_other_ids_are(multilingual):
+def test_check_ids_allows_ties_only(multilingual):
     """Scores of models trained elsewhere are not rounded, and fp32 sums then decide ties."""
     theirs = backend(multilingual)
     lines = {str(number): line for number, line in enumerate(real_lines()["ko"])}
@@ -130,7 +130,7 @@ PARTS = st.one_of(
 @example("\u0341").via("a mark at the start")
 @example("o\u0323\u0300").via("two marks, of which one composes")
 @settings(max_examples=400, deadline=None)
-def test_text_is_normalised_as_sentencepiece_does(text):
+def test_normalizer_gives_the_text_of_sentencepiece(text):
     theirs, ours, _ = normalizers()
     if max(text, default="") >= "\U000105c9":
         return  # scripts that came after the Unicode of the tokenizers library
@@ -138,7 +138,7 @@ def test_text_is_normalised_as_sentencepiece_does(text):
     assert ours.normalize_str(text) == expected
 
 
-def test_rules_are_read_from_the_model():
+def test_charsmap_rules_are_read_from_the_model():
     _, _, sources = normalizers()
     assert len(sources) > 200_000
     assert {"ﬁ", "e\u0301", "ᄀ\u1161\u11a8", "\t"} <= set(sources)

@@ -46,7 +46,7 @@ def round_trip(source: Path, capsys) -> str:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_every_head_comes_back_as_it_was(head, tmp_path, capsys):
+def test_round_trip_keeps_every_head(head, tmp_path, capsys):
     theirs = model(head)
     source = folder_of(theirs, tmp_path / "source")
     said = round_trip(source, capsys)
@@ -78,7 +78,7 @@ def test_every_head_comes_back_as_it_was(head, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_card_says_how_to_use_it(head, tmp_path, monkeypatch):
+def test_card_has_working_code(head, tmp_path, monkeypatch):
     """Its example runs."""
     export(str(folder_of(model(head), tmp_path / "source")), str(tmp_path / "exported"))
     card = (tmp_path / "exported" / "README.md").read_text()
@@ -94,7 +94,7 @@ def test_the_card_says_how_to_use_it(head, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_five_shards_come_back_bit_for_bit(dtype, tmp_path, capsys):
+def test_round_trip_of_five_shards_is_bit_equal(dtype, tmp_path, capsys):
     size = "38KB" if dtype == torch.float32 else "21KB"
     source = folder_of(model(MASKED, dtype), tmp_path / "source", size)
     assert len(list(source.glob("model-*-of-00005.safetensors"))) == 5
@@ -108,7 +108,7 @@ def test_five_shards_come_back_bit_for_bit(dtype, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_a_class_that_is_not_named_is_known_by_its_weights(head, tmp_path):
+def test_head_of_recognises_a_class_by_its_weights(head, tmp_path):
     source = folder_of(model(head), tmp_path / "source")
     values = json.loads((source / "config.json").read_text())
     del values["architectures"]
@@ -116,7 +116,7 @@ def test_a_class_that_is_not_named_is_known_by_its_weights(head, tmp_path):
     assert open_trained(source).head == head
 
 
-def test_a_folder_with_nothing_but_a_tokenizer_json_has_its_tokenizer(tmp_path, capsys):
+def test_import_takes_the_tokenizer_from_tokenizer_json_alone(tmp_path, capsys):
     """As transformers 5 saves one."""
     source = folder_of(model(MASKED), tmp_path / "source", with_tokenizer=False)
     export(str(folder_of(model(MASKED), tmp_path / "full")), str(tmp_path / "exported"))
@@ -140,7 +140,7 @@ def test_a_folder_with_nothing_but_a_tokenizer_json_has_its_tokenizer(tmp_path, 
     assert tokenizer_in(tmp_path / "given").hash == tokenizer().hash
 
 
-def test_a_bare_model_without_a_pooler_comes_back(tmp_path, capsys):
+def test_import_keeps_a_bare_model_without_pooler(tmp_path, capsys):
     config = open_trained(folder_of(model(HEADS[0]), tmp_path / "with")).config
     mlm.XLMRobertaXLModel(config, False, seed=1).save_pretrained(tmp_path / "source")
     shutil.copy(tokenizer().model_path, tmp_path / "source")
@@ -148,7 +148,7 @@ def test_a_bare_model_without_a_pooler_comes_back(tmp_path, capsys):
     same_tensors(tmp_path / "exported", tmp_path / "source")
 
 
-def test_double_precision_is_rounded(tmp_path, capsys):
+def test_import_rounds_double_precision(tmp_path, capsys):
     source = folder_of(model(MASKED, torch.float64), tmp_path / "source")
     round_trip(source, capsys)
     rounded = {name: tensor.float() for name, tensor in tensors(source).items()}
@@ -157,7 +157,7 @@ def test_double_precision_is_rounded(tmp_path, capsys):
     assert found[QUERY].dtype == torch.float32
 
 
-def test_several_dtypes_come_back(tmp_path, capsys):
+def test_round_trip_keeps_several_dtypes(tmp_path, capsys):
     theirs = model(MASKED, torch.bfloat16)
     for name, parameter in theirs.named_parameters():
         if "norm" in name.lower():
@@ -169,7 +169,7 @@ def test_several_dtypes_come_back(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_torch_files_are_read(shards, tmp_path, capsys):
+def test_import_reads_torch_files(shards, tmp_path, capsys):
     theirs = model(MASKED)
     source = bin_folder(theirs, tmp_path / "source", shards)
     said = round_trip(source, capsys)
@@ -186,7 +186,7 @@ def test_torch_files_are_read(shards, tmp_path, capsys):
     ],
     ids=["relative_key", "relative_key_query", "pruned"],
 )
-def test_what_transformers_5_does_not_serve_is_compared_without_it(config, tmp_path, capsys):
+def test_import_skips_transformers_where_it_is_wrong(config, tmp_path, capsys):
     made = mlm.XLMRobertaXLConfig(
         vocab_size=512,
         hidden_size=32,
@@ -215,7 +215,7 @@ def test_what_transformers_5_does_not_serve_is_compared_without_it(config, tmp_p
     assert "from mlm import XLMRobertaXLForTokenClassification, AutoTokenizer" in card
 
 
-def test_an_import_is_filled_and_not_mistaken_for_a_run(tmp_path):
+def test_fill_takes_an_import(tmp_path):
     source = folder_of(model(MASKED), tmp_path / "source")
     import_model(str(source), str(tmp_path / "out"))
     ours, theirs = (fill_masks(path, ["kabu <mask>"], 3) for path in (tmp_path / "out", source))
@@ -226,13 +226,13 @@ def test_an_import_is_filled_and_not_mistaken_for_a_run(tmp_path):
         import_model(str(tmp_path / "out"), str(tmp_path / "again"))
 
 
-def test_heads_do_not_fill(tmp_path):
+def test_fill_refuses_other_heads(tmp_path):
     source = folder_of(model("XLMRobertaXLForQuestionAnswering"), tmp_path / "source")
     with pytest.raises(UserError, match=r"source holds an XLMRobertaXLForQuestionAnswering, and m"):
         fill_masks(source, ["<mask>"], 3)
 
 
-def test_little_memory_leaves_transformers_out(tmp_path, monkeypatch, capsys):
+def test_check_skips_transformers_where_memory_is_small(tmp_path, monkeypatch, capsys):
     source = folder_of(model(MASKED), tmp_path / "source")
     memory = check.psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(check.psutil, "virtual_memory", lambda: memory)
@@ -241,7 +241,7 @@ def test_little_memory_leaves_transformers_out(tmp_path, monkeypatch, capsys):
     same_tensors(tmp_path / "exported", source)
 
 
-def test_exports_in_another_dtype_say_what_rounding_did(tmp_path, capsys):
+def test_export_in_another_dtype_reports_the_rounding(tmp_path, capsys):
     source = folder_of(model(MASKED), tmp_path / "source")
     export(str(source), str(tmp_path / "bf16"), "bf16")
     assert "Rounding the weights moved the outputs by at most" in capsys.readouterr().out
@@ -258,7 +258,7 @@ def test_exports_in_another_dtype_say_what_rounding_did(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_original_checkpoints_are_imported(parts, tmp_path, capsys):
+def test_import_takes_original_checkpoints(parts, tmp_path, capsys):
     """Whole and split by rank, a file and its folder; 128 ids, so there is no tokenizer for it."""
     (tmp_path / "original").mkdir()
     path = original.write(tmp_path / "original", parts)

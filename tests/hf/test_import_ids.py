@@ -53,7 +53,7 @@ def as_transformers_4_has_it(folder: Path) -> None:
 @pytest.mark.parametrize(
     "write", [written_by_us, written_by_transformers_5, as_transformers_4_has_it]
 )
-def test_files_of_one_tokenizer_are_imported(write, tmp_path, capsys):
+def test_import_takes_the_files_of_one_tokenizer(write, tmp_path, capsys):
     source = folder_of(model(MASKED), tmp_path / "source")
     write(source)
     import_model(str(source), str(tmp_path / "out"))
@@ -67,7 +67,7 @@ def test_files_of_one_tokenizer_are_imported(write, tmp_path, capsys):
     assert tokenizer_in(tmp_path / "alone").same_ids(tokenizer())
 
 
-def test_lines_that_transformers_reads_otherwise_are_no_contradiction(tmp_path):
+def test_import_allows_lines_that_transformers_normalises_differently(tmp_path):
     """Its class drops marks of Yoruba; the rules are the same, and what counts."""
     source = shutil.copytree(large_folder(), tmp_path / "source")
     loaded = Tokenizer.load(source)
@@ -131,7 +131,7 @@ def emptied(values: dict[str, Any]) -> None:
         (emptied, "some of it is missing"),
     ],
 )
-def test_files_that_contradict_each_other_are_refused(
+def test_import_refuses_contradicting_tokenizer_files(
     change: Callable[[dict[str, Any]], None], said, tmp_path
 ):
     source = folder_of(model(MASKED), tmp_path / "source")
@@ -155,7 +155,7 @@ def test_files_that_contradict_each_other_are_refused(
     assert left_nothing(tmp_path, "source", "out")
 
 
-def test_another_tokenizer_than_that_of_the_json_beside_is_refused(tmp_path):
+def test_import_refuses_a_tokenizer_other_than_tokenizer_json(tmp_path):
     source = folder_of(model(MASKED), tmp_path / "source")
     written_by_us(source)
     values = json.loads((source / JSON_FILE).read_text("utf-8"))
@@ -167,7 +167,7 @@ def test_another_tokenizer_than_that_of_the_json_beside_is_refused(tmp_path):
     assert left_nothing(tmp_path, "source")
 
 
-def test_tokens_of_a_user_are_left_out_when_asked_for(tmp_path, capsys):
+def test_import_skips_added_tokens_if_asked(tmp_path, capsys):
     """Though one of them stands in the lines that are compared."""
     source = folder_of(model(MASKED), tmp_path / "source")
     written_by_us(source)
@@ -181,7 +181,7 @@ def test_tokens_of_a_user_are_left_out_when_asked_for(tmp_path, capsys):
     assert "ids are equal to those of" in capsys.readouterr().out
 
 
-def test_ids_are_compared_on_lines(tmp_path, monkeypatch):
+def test_import_compares_ids_on_lines(tmp_path, monkeypatch):
     source = folder_of(model(MASKED), tmp_path / "source")
     right = ids._sentencepiece
 

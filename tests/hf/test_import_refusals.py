@@ -30,7 +30,7 @@ from tests.published_folders import (
 from tests.text_fixtures import tokenizer
 
 
-def test_copies_of_a_tied_weight_that_differ_are_refused(tmp_path):
+def test_import_refuses_differing_copies_of_a_tied_weight(tmp_path):
     source = bin_folder(model(MASKED), tmp_path / "source")
     state = torch.load(source / "pytorch_model.bin")
     state["lm_head.decoder.bias"] = state["lm_head.decoder.bias"] + 1
@@ -40,7 +40,7 @@ def test_copies_of_a_tied_weight_that_differ_are_refused(tmp_path):
     assert left_nothing(tmp_path, "source")
 
 
-def test_copies_that_differ_at_their_end_are_refused(tmp_path, monkeypatch):
+def test_import_refuses_copies_that_differ_at_their_end(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "PART", 100)
     source = bin_folder(model(MASKED), tmp_path / "source")
     name = "lm_head.decoder.weight"
@@ -53,7 +53,7 @@ def test_copies_that_differ_at_their_end_are_refused(tmp_path, monkeypatch):
     assert left_nothing(tmp_path, "source")
 
 
-def test_without_a_tokenizer_only_when_asked_for(tmp_path, capsys):
+def test_import_without_tokenizer_must_be_asked_for(tmp_path, capsys):
     source = folder_of(model(MASKED), tmp_path / "source", with_tokenizer=False)
     with pytest.raises(DataError, match=r"has no sentencepiece.bpe.model, .*add tokenizer=DIR"):
         import_model(str(source), str(tmp_path / "out"))
@@ -71,7 +71,7 @@ def test_without_a_tokenizer_only_when_asked_for(tmp_path, capsys):
     assert tokenizer_in(tmp_path / "with").hash == tokenizer().hash
 
 
-def test_a_given_tokenizer_is_that_of_the_folder(tmp_path, capsys):
+def test_import_checks_a_given_tokenizer_against_the_folder(tmp_path, capsys):
     source = folder_of(model(MASKED), tmp_path / "source")
     shutil.copytree(tokenizer().model_path.parent, tmp_path / "other")
     other = cast(Any, sentencepiece_model_pb2).ModelProto.FromString(tokenizer().model)
@@ -87,7 +87,7 @@ def test_a_given_tokenizer_is_that_of_the_folder(tmp_path, capsys):
     assert tokenizer_in(tmp_path / "out").model == other.SerializeToString()
 
 
-def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, capsys):
+def test_import_refuses_a_tokenizer_of_another_model(tmp_path, capsys):
     small = folder_of(model(MASKED, vocab_size=384), tmp_path / "small")
     with pytest.raises(DataError, match=r"a vocab_size of 384, below the 400 ids of its tokenizer"):
         import_model(str(small), str(tmp_path / "out"))
@@ -105,7 +105,7 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, capsys):
     assert "2,048 embeddings and the tokenizer 400 ids: check that it" in capsys.readouterr().out
 
 
-def test_another_tokenizer_put_into_an_import_is_refused(tmp_path):
+def test_open_trained_refuses_a_replaced_tokenizer(tmp_path):
     import_model(str(folder_of(model(MASKED), tmp_path / "source")), str(tmp_path / "out"))
     path = tmp_path / "out" / "tokenizer" / MODEL_FILE
     kept = path.read_bytes()
@@ -116,7 +116,7 @@ def test_another_tokenizer_put_into_an_import_is_refused(tmp_path):
         open_trained(tmp_path / "out")
 
 
-def test_what_is_there_is_not_written_over(tmp_path):
+def test_import_overwrites_nothing(tmp_path):
     source = folder_of(model(MASKED), tmp_path / "source")
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="out exists, and nothing is overwritten; choose another"):
@@ -150,7 +150,7 @@ def test_what_is_there_is_not_written_over(tmp_path):
     ],
     ids=["missing", "foreign", "shape", "integers"],
 )
-def test_other_weights_are_refused_by_file_and_name(change, sentence, tmp_path):
+def test_import_refuses_other_weights_by_file_and_name(change, sentence, tmp_path):
     source = folder_of(model(MASKED), tmp_path / "source")
     damaged(source, change)
     with pytest.raises(DataError, match=sentence):
@@ -158,7 +158,7 @@ def test_other_weights_are_refused_by_file_and_name(change, sentence, tmp_path):
     assert left_nothing(tmp_path, "source")
 
 
-def test_cut_and_foreign_files_are_refused(tmp_path):
+def test_import_refuses_cut_and_foreign_files(tmp_path):
     source = folder_of(model(MASKED), tmp_path / "source")
     path = source / "model.safetensors"
     whole = path.read_bytes()
@@ -193,7 +193,9 @@ def test_cut_and_foreign_files_are_refused(tmp_path):
     ],
     ids=["seen", "not seen"],
 )
-def test_damage_on_the_way_is_found_and_leaves_nothing(name, row, sentence, tmp_path, monkeypatch):
+def test_import_finds_damage_during_writing_and_leaves_nothing(
+    name, row, sentence, tmp_path, monkeypatch
+):
     source = folder_of(model(MASKED), tmp_path / "source")
     write = stored.SaveTiles.resolve_data
 
@@ -209,7 +211,7 @@ def test_damage_on_the_way_is_found_and_leaves_nothing(name, row, sentence, tmp_
     assert left_nothing(tmp_path, "source")
 
 
-def test_large_weights_are_compared_to_their_end(tmp_path, monkeypatch):
+def test_import_compares_large_weights_to_their_end(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "PART", 100)
     source = folder_of(model(MASKED), tmp_path / "source")
     right = stored.SaveTiles.resolve_data
@@ -226,14 +228,14 @@ def test_large_weights_are_compared_to_their_end(tmp_path, monkeypatch):
     assert left_nothing(tmp_path, "source")
 
 
-def test_a_folder_whose_weights_do_not_fit_its_config_is_refused(tmp_path):
+def test_import_refuses_weights_that_do_not_fit_the_config(tmp_path):
     source = folder_of(model(MASKED), tmp_path / "source")
     damaged(source, lambda held: {name: each for name, each in held.items() if name != QUERY})
     with pytest.raises(DataError, match=f"source has no {QUERY}, which an {MASKED} of its config"):
         open_trained(source)
 
 
-def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+def test_import_leaves_nothing_on_a_full_disk(tmp_path, monkeypatch):
     source = folder_of(model(MASKED), tmp_path / "source")
 
     def full(self, item):
@@ -250,7 +252,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     assert left_nothing(tmp_path, "source")
 
 
-def test_no_checkpoint_at_all(tmp_path):
+def test_original_refuses_a_folder_without_checkpoint(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "model.safetensors").touch()
     for name, sentence in (
@@ -273,7 +275,7 @@ def test_no_checkpoint_at_all(tmp_path):
     assert left_nothing(tmp_path, "empty", "source")
 
 
-def test_a_config_that_the_class_cannot_be_made_of_is_refused(tmp_path):
+def test_import_refuses_a_config_that_does_not_fit_the_class(tmp_path):
     source = folder_of(model("XLMRobertaXLForQuestionAnswering"), tmp_path / "source")
     values = json.loads((source / "config.json").read_text("utf-8"))
     values["id2label"] = {"0": "a", "1": "b", "2": "c"}

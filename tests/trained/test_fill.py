@@ -29,13 +29,13 @@ TEXTS = [
         *(f"{paragraphs(language, 3)[0]} <mask>" for language in LANGUAGES),
     ],
 )
-def test_ids_are_those_of_transformers(text):
+def test_encode_gives_the_ids_of_transformers(text):
     theirs = AutoTokenizer.from_pretrained(exported(), local_files_only=True)
     assert encode(tokenizer(), text) == theirs(text).input_ids
 
 
 @pytest.mark.parametrize("folder", ["run", "exported"])
-def test_candidates_equal_fill_mask_by_hand(folder):
+def test_fill_gives_the_candidates_of_a_plain_computation(folder):
     model = AutoModelForMaskedLM.from_pretrained(exported(), local_files_only=True).eval()
     theirs = AutoTokenizer.from_pretrained(exported(), local_files_only=True)
     found = fill(str(trained_run() if folder == "run" else exported()), TEXTS, 4)
@@ -54,7 +54,7 @@ def test_candidates_equal_fill_mask_by_hand(folder):
             assert [value for _, value in candidates] == pytest.approx(expected, rel=1e-4)
 
 
-def test_only_real_pieces_are_proposed():
+def test_fill_proposes_only_real_pieces():
     every = tokenizer().size - 5  # all but five special ids
     [[candidates]] = fill(str(exported()), ["<mask>"], every)
     assert len({piece for piece, _ in candidates}) == every
@@ -63,13 +63,13 @@ def test_only_real_pieces_are_proposed():
         fill(str(exported()), ["<mask>"], every + 1)
 
 
-def test_the_best_candidates_stand_in_the_text():
+def test_fill_puts_the_best_candidates_into_the_text():
     [found] = fill_masks(exported(), ["  ☃ <mask> [x]<mask>!"], 2)
     first, second = (candidates[0][0].replace("▁", " ") for candidates in found.masks)
     assert found.best == f"☃{first} [x]{second}!".strip()
 
 
-def test_it_is_shown_readably(capsys):
+def test_fill_prints_a_table(capsys):
     found = fill(str(exported()), TEXTS, 2)
     shown = capsys.readouterr().out
     for text, masks in zip(TEXTS, found, strict=True):
@@ -89,12 +89,12 @@ def test_it_is_shown_readably(capsys):
         ("<mask> kabu" * 100, r"has \d+ tokens, and the model has positions for 64; give a short"),
     ],
 )
-def test_texts_that_cannot_be_filled(text, sentence):
+def test_fill_refuses_texts(text, sentence):
     with pytest.raises(UserError, match=sentence):
         fill(str(exported()), ["<mask>", text], 3)
 
 
-def test_a_text_may_be_as_long_as_the_model_takes():
+def test_fill_takes_a_text_of_the_maximal_length():
     fill(str(exported()), ["<mask>" * 62], 1)
     with pytest.raises(UserError, match="has 65 tokens"):
         fill(str(exported()), ["<mask>" * 63], 1)

@@ -26,7 +26,7 @@ __all__ = ["ranks"]  # a fixture
 SMALL = ["tracker=none", "train.device=cpu", "data.seq_len=32", "train.dtype=fp32"]
 
 
-def test_what_cannot_be_pretrained_is_refused(tmp_path):
+def test_starting_model_refuses_what_cannot_be_pretrained(tmp_path):
     made = mlm.XLMRobertaXLConfig(
         vocab_size=512,
         hidden_size=32,
@@ -50,7 +50,7 @@ def test_what_cannot_be_pretrained_is_refused(tmp_path):
     )
 
 
-def test_every_setting_comes_from_the_weights(tmp_path):
+def test_starting_model_determines_every_setting_of_the_shape(tmp_path):
     changed = {
         "hidden_act": "relu",
         "layer_norm_eps": 1e-3,
@@ -68,7 +68,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     return yaml.safe_load((folder / "config.yaml").read_text())
 
 
-def test_shape_and_tokenizer_come_from_the_weights(ranks, capfd):
+def test_start_takes_shape_and_tokenizer_from_the_weights(ranks, capfd):
     source = source_of(ranks.parent / "source", intermediate_size=96)
     arguments = ["train", *SMALL, f"data.corpus={corpus()}", f"weights={source}"]
     assert main([*arguments, "run.name=a", "model.hidden_dropout_prob=0.25"]) == 0
@@ -89,7 +89,7 @@ def test_shape_and_tokenizer_come_from_the_weights(ranks, capfd):
     assert [path.name[:4] for path in (ranks / "others").iterdir()] == ["run-"]
 
 
-def test_a_tokenizer_json_is_enough_to_go_on_with(ranks, capfd):
+def test_start_needs_only_a_tokenizer_json(ranks, capfd):
     full, source = source_of(ranks.parent / "full"), ranks.parent / "source"
     export(str(full), str(source))
     (source / MODEL_FILE).unlink()
@@ -110,7 +110,7 @@ def test_a_tokenizer_json_is_enough_to_go_on_with(ranks, capfd):
     )
 
 
-def test_a_shape_that_contradicts_the_weights_is_refused(ranks, capfd):
+def test_start_refuses_a_shape_that_contradicts_the_weights(ranks, capfd):
     source = source_of(ranks.parent / "source")
     arguments = ["train", *SMALL, f"data.corpus={corpus()}", f"weights={source}"]
     capfd.readouterr()
@@ -134,7 +134,7 @@ def test_a_shape_that_contradicts_the_weights_is_refused(ranks, capfd):
     assert list(ranks.iterdir()) == []
 
 
-def test_another_tokenizer_is_refused(ranks, tmp_path, capfd):
+def test_start_refuses_another_tokenizer(ranks, tmp_path, capfd):
     source = source_of(tmp_path / "source")
     assert main(["tokenizer", f"corpus={corpus()}", f"out={tmp_path}/other", "vocab_size=300"]) == 0
     base = ["train", *SMALL, f"weights={source}"]
@@ -152,7 +152,7 @@ def test_another_tokenizer_is_refused(ranks, tmp_path, capfd):
     assert list(ranks.iterdir()) == [ranks / "runs"]
 
 
-def test_a_run_keeps_the_checkpoint_that_it_began_with(ranks, tmp_path, capfd):
+def test_run_keeps_the_checkpoint_that_it_started_with(ranks, tmp_path, capfd):
     source = shutil.copytree(trained_run(), tmp_path / "source")
     step = newest_checkpoint(source)
     base = ["train", *SMALL, f"data.shards={shards_folder()}", "run.name=a"]
@@ -174,7 +174,7 @@ def test_a_run_keeps_the_checkpoint_that_it_began_with(ranks, tmp_path, capfd):
     assert "model.hidden_size=64 asks for hidden_size=64" in capfd.readouterr().err
 
 
-def test_a_fresh_start_keeps_the_weights_that_it_begins_with(ranks, tmp_path, capfd):
+def test_fresh_start_keeps_the_weights_that_it_starts_with(ranks, tmp_path, capfd):
     run = tmp_path / "runs" / "mine"
     shutil.copytree(trained_run(), run)
     given = [f"data.shards={shards_folder()}", f"run.dir={run.parent}", "run.name=mine"]

@@ -55,7 +55,7 @@ def built_and_saved(made: TrainConfig, run: str) -> None:
     ],
     ids=["2-2-1-z1", "1-1-2-z3", "2-2-1-z1-bf16", "2-1-2-z3-bf16", "2-1-2-z2-bf16", "4-1-1-z1"],
 )
-def test_five_shards_into_ranks_and_out_again_are_bit_equal(parallel, dtype, tmp_path):
+def test_ranks_load_and_export_five_shards_bit_equally(parallel, dtype, tmp_path):
     """fp32 masters are those of the folder where ranks compute in bf16, too."""
     source = source_of(tmp_path / "source", shard="44KB")
     assert len(list(source.glob("*.safetensors"))) == 5
@@ -82,7 +82,7 @@ def read_by_rank(made: TrainConfig) -> int:
 
 
 @pytest.mark.ranks
-def test_a_rank_reads_its_slices_only(tmp_path):
+def test_build_reads_only_the_slices_of_a_rank(tmp_path):
     source = source_of(tmp_path / "source")
     found = run_ranks(4, read_by_rank, starting(source, parallel={"tp": 2, "pp": 2}))
     whole = sum(tensor.numel() for tensor in tensors(source).values())
@@ -93,7 +93,7 @@ def test_a_rank_reads_its_slices_only(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_layouts_go_on_alike_and_a_resumed_run_needs_the_weights_no_more(tmp_path):
+def test_layouts_train_equally_and_resume_without_the_source(tmp_path):
     source = source_of(tmp_path / "source")
     losses = {}
     for name, parallel in (
@@ -124,7 +124,7 @@ def test_layouts_go_on_alike_and_a_resumed_run_needs_the_weights_no_more(tmp_pat
 
 
 @pytest.mark.ranks
-def test_a_step_of_nothing_gives_the_weights_back(tmp_path):
+def test_step_without_learning_rate_keeps_the_weights(tmp_path):
     """Of an import and of a checkpoint; with a learning rate of 0 nothing moves."""
     source = source_of(tmp_path / "source", dtype=torch.bfloat16)
     import_model(str(source), str(tmp_path / "imported"))
@@ -137,7 +137,7 @@ def test_a_step_of_nothing_gives_the_weights_back(tmp_path):
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("head", ["XLMRobertaXLModel", "XLMRobertaXLForTokenClassification"])
-def test_the_head_of_another_class_is_new(head, tmp_path):
+def test_starting_model_reports_a_new_head(head, tmp_path):
     source = source_of(tmp_path / "source", head, num_labels=2)
     said = starting_model(source).message
     assert said.startswith(f"Starting with the weights of {source}, an {head}; it has no lm_head, ")
@@ -157,7 +157,7 @@ def test_the_head_of_another_class_is_new(head, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ranks
-def test_the_command_line_from_a_folder_to_a_folder(tmp_path):
+def test_command_line_imports_trains_and_exports(tmp_path):
     """import, train, train on without the source, export: each a process of its own."""
     source = source_of(tmp_path / "source")
     still = ["optim.lr=0", "train.steps=1", "train.global_batch_size=8", "train.micro_batch_size=4"]

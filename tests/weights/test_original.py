@@ -27,7 +27,7 @@ def loaded(original) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
-def test_logits_are_those_of_transformers(parts, tmp_path):
+def test_original_gives_the_logits_of_transformers(parts, tmp_path):
     first, ids = write(tmp_path, parts), tokens()
     for path in (tmp_path, first, tmp_path / "model.pt"):
         for head, theirs in zip((None, "mnli"), their_models(), strict=True):
@@ -47,7 +47,7 @@ def test_logits_are_those_of_transformers(parts, tmp_path):
 
 
 @pytest.mark.parametrize("parts", [2, 4])
-def test_parts_are_joined_as_they_are_read(parts, tmp_path):
+def test_original_joins_parts_when_they_are_read(parts, tmp_path):
     for number in (1, parts):
         (tmp_path / str(number)).mkdir()
     whole = open_original(write(tmp_path / "1", 1)).weights
@@ -61,7 +61,7 @@ def test_parts_are_joined_as_they_are_read(parts, tmp_path):
                 assert torch.equal(found, whole.part(name, dim, start, stop)), name
 
 
-def test_settings_are_found_where_newer_code_has_them(tmp_path):
+def test_original_reads_settings_of_newer_code(tmp_path):
     plain = {key: value for key, value in ARGS.items() if key != "data"}
     for model in (argparse.Namespace(**ARGS), dict(ARGS)):
         for cfg in ({"model": model}, OmegaConf.create({"model": plain})):
@@ -72,7 +72,7 @@ def test_settings_are_found_where_newer_code_has_them(tmp_path):
         open_original(path)
 
 
-def test_names_of_decoders_and_files_of_other_names(tmp_path):
+def test_original_reads_decoder_names_and_other_file_names(tmp_path):
     def rename(values: dict) -> None:
         values["model"] = {
             name.replace("encoder.", "decoder.", 1): each for name, each in values["model"].items()
@@ -91,7 +91,7 @@ def test_names_of_decoders_and_files_of_other_names(tmp_path):
 
 
 @pytest.mark.parametrize("version", [None, 1.0])
-def test_the_final_norm_is_kept_where_the_original_would_drop_it(version, tmp_path):
+def test_original_keeps_the_final_norm(version, tmp_path):
     def set_version(values: dict) -> None:
         del values["model"]["encoder.sentence_encoder.version"]
         if version is not None:
@@ -103,7 +103,7 @@ def test_the_final_norm_is_kept_where_the_original_would_drop_it(version, tmp_pa
     assert torch.equal(original.weights.read("roberta.encoder.LayerNorm.weight"), expected)
 
 
-def test_other_activations(tmp_path):
+def test_original_checks_the_activation(tmp_path):
     def act(name: str) -> Callable[[dict], None]:
         return lambda values: setattr(values["args"], "activation_fn", name)
 
@@ -171,7 +171,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_said_in_one_sentence(name, tmp_path):
+def test_original_reports_damage_in_one_sentence(name, tmp_path):
     damage, said = DAMAGES[name]
     with pytest.raises(DataError, match=said) as found:
         open_original(change(tmp_path, damage))
@@ -200,14 +200,14 @@ PART_DAMAGES = {
 
 
 @pytest.mark.parametrize("name", PART_DAMAGES)
-def test_parts_that_do_not_belong_together(name, tmp_path):
+def test_original_refuses_parts_of_several_checkpoints(name, tmp_path):
     damage, said = PART_DAMAGES[name]
     path = change(tmp_path, damage, parts=2, which=1)
     with pytest.raises(DataError, match=said):
         loaded(open_original(path))
 
 
-def test_parts_that_are_not_there(tmp_path):
+def test_original_refuses_missing_parts(tmp_path):
     first = write(tmp_path, 4)
     (tmp_path / "model-model_part-3.pt").unlink()
     with pytest.raises(
@@ -231,7 +231,7 @@ def test_parts_that_are_not_there(tmp_path):
         open_original(cut)
 
 
-def test_a_decoder_that_is_not_tied_is_refused(tmp_path):
+def test_original_refuses_an_untied_decoder(tmp_path):
     def untie(values: dict) -> None:
         values["model"]["encoder.lm_head.weight"] = torch.zeros(TINY["vocab_size"], 32)
 

@@ -12,7 +12,7 @@ FC1 = "encoder.sentence_encoder.layers.1.fc1.weight"
 
 
 @pytest.mark.parametrize("name", REQUIRED)
-def test_a_setting_of_another_architecture_is_refused(name, tmp_path):
+def test_original_refuses_a_setting_of_another_architecture(name, tmp_path):
     other = not REQUIRED[name][0]
     path = change(tmp_path, lambda values: setattr(values["args"], name, other))
     with pytest.raises(DataError, match=f"trained with {name}={other}"):
@@ -20,13 +20,13 @@ def test_a_setting_of_another_architecture_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["encoder_embed_dim", "encoder_ffn_embed_dim"])
-def test_a_size_that_is_not_the_tensors_is_refused(name, tmp_path):
+def test_original_refuses_a_size_other_than_the_tensors(name, tmp_path):
     path = change(tmp_path, lambda values: setattr(values["args"], name, 8))
     with pytest.raises(DataError, match=f"trained with {name}=8, and its tensors have"):
         open_original(path)
 
 
-def test_another_pooler_is_refused_where_there_is_one(tmp_path):
+def test_original_refuses_another_pooler_activation(tmp_path):
     path = change(tmp_path, lambda values: setattr(values["args"], "pooler_activation_fn", "relu"))
     open_original(path)
     with pytest.raises(DataError, match="pooler_activation_fn=relu"):
@@ -34,7 +34,7 @@ def test_another_pooler_is_refused_where_there_is_one(tmp_path):
 
 
 @pytest.mark.parametrize("hidden", [2560, 4096])
-def test_the_published_models_need_no_settings(hidden, tmp_path):
+def test_config_values_of_published_models_need_no_settings(hidden, tmp_path):
     shape = {
         "vocab_size": 250880,
         "hidden_size": hidden,
@@ -47,7 +47,7 @@ def test_the_published_models_need_no_settings(hidden, tmp_path):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_half_precision_stays(parts, tmp_path):
+def test_original_keeps_half_precision(parts, tmp_path):
     for rank, state in enumerate(original_states(parts)):
         name = "model.pt" if parts == 1 else f"model-model_part-{rank}.pt"
         half = {key: each.half() for key, each in state.items()}
@@ -57,7 +57,7 @@ def test_half_precision_stays(parts, tmp_path):
         assert weights.dtypes[name] == weights.read(name).dtype == torch.float16, name
 
 
-def test_parts_of_two_dtypes_are_refused(tmp_path):
+def test_original_refuses_parts_of_two_dtypes(tmp_path):
     def halve(values: dict) -> None:
         values["model"][FC1] = values["model"][FC1].half()
 
@@ -66,7 +66,7 @@ def test_parts_of_two_dtypes_are_refused(tmp_path):
         open_original(path)
 
 
-def test_parts_are_joined_by_number(tmp_path):
+def test_original_joins_parts_by_number(tmp_path):
     """Of sixteen, ten comes after nine."""
     for parts in (1, 16):
         (tmp_path / str(parts)).mkdir()

@@ -28,7 +28,7 @@ def weights_of(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype = torch.fl
 
 @pytest.mark.parametrize("numbers", [100, 1 << 24], ids=["parts", "whole"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_come_back_whole_and_in_slices(numbers, dtype, tmp_path, monkeypatch):
+def test_checkpoint_weights_are_read_whole_and_in_slices(numbers, dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "PART", numbers)
     weights = weights_of({"a.weight": (33, 12), "a.bias": (333,), "b": (2, 3, 4), "c": ()}, dtype)
     seen = []
@@ -44,7 +44,7 @@ def test_weights_come_back_whole_and_in_slices(numbers, dtype, tmp_path, monkeyp
                 assert torch.equal(one, weights.part(name, dim, start, stop).float())
 
 
-def test_what_cannot_be_read_is_told_as_it_is(tmp_path):
+def test_write_weights_raises_the_error_of_reading(tmp_path):
     def part(name: str, *_) -> torch.Tensor:
         raise DataError("the source is gone")
 
@@ -74,7 +74,7 @@ def _status(name: str) -> float:
 
 
 @pytest.mark.ranks
-def test_one_weight_is_in_memory_at_a_time(tmp_path):
+def test_write_weights_holds_one_weight_in_memory(tmp_path):
     shapes = {f"layer.{number}": (1500, 1500) for number in range(40)}
     (tmp_path / "source").mkdir()
     write_weights(shapes, lambda name: torch.ones(shapes[name]), tmp_path / "source")

@@ -22,7 +22,7 @@ def sharded(folder: Path) -> Path:
     return folder
 
 
-def test_more_bytes_than_one_read_gives(tmp_path, monkeypatch):
+def test_open_file_reads_more_bytes_than_one_read_gives(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "AT_ONCE", 100)
     our_model(MASKED, init={"seed": 1}).save_pretrained(tmp_path)
     held, weights = tensors(tmp_path), open_weights(tmp_path)
@@ -30,7 +30,7 @@ def test_more_bytes_than_one_read_gives(tmp_path, monkeypatch):
         assert torch.equal(weights.read(name), held[name]), name
 
 
-def test_of_two_files_with_one_weight_the_index_tells_which(tmp_path):
+def test_open_weights_follows_the_index_where_two_files_have_a_weight(tmp_path):
     folder = sharded(tmp_path)
     listed = json.loads((folder / INDEX).read_text())["weight_map"]
     expected = tensors(folder)
@@ -42,7 +42,7 @@ def test_of_two_files_with_one_weight_the_index_tells_which(tmp_path):
         assert torch.equal(open_weights(folder).read(name), expected[name])
 
 
-def test_an_index_names_files_beside_it_only(tmp_path):
+def test_open_weights_refuses_an_index_with_other_folders(tmp_path):
     folder = sharded(tmp_path / "model")
     outside = tmp_path / "model.safetensors"
     save_file(tensors(folder), outside)
@@ -55,7 +55,7 @@ def test_an_index_names_files_beside_it_only(tmp_path):
             open_weights(folder)
 
 
-def test_safetensors_are_read_before_a_bin(tmp_path):
+def test_open_weights_prefers_safetensors(tmp_path):
     ours = our_model(MASKED, init={"seed": 1})
     ours.save_pretrained(tmp_path)
     zeros = {name: torch.zeros_like(each) for name, each in ours.state_dict().items()}
