@@ -177,7 +177,7 @@ def test_a_file_says_where_text_is(tmp_path):
         ("d.e: a.txt", "names the language 'd.e'"),
         ("de: []", "gives de no source; add one"),
         ("de: 3", "gives de the source 3, which is neither text nor a mapping"),
-        ("de: a.txt", "gives de the source .*a.txt, which is not there"),
+        ("de: a.txt", "gives de the source .*a.txt, which does not exist"),
         ("de: a-*.txt", "gives de the source .*a-\\*.txt, which matches no file"),
         ("de: [http://x/b.txt, a-*.txt]", "gives de the source .*a-\\*.txt, which matches no file"),
         ("de: sources.yaml", "sources.yaml, which is of an unknown kind; give names that end in"),
@@ -218,7 +218,7 @@ def test_text_comes_over_http(tmp_path, server):
     for name in names:
         assert read(sources_file(tmp_path, de=f"{server}/{name}")) == DOCUMENTS
     for name in ("none.tar", "none.txt.gz"):
-        with pytest.raises(DataError, match=rf"{server}/{name} cannot be read.*: what was to br"):
+        with pytest.raises(DataError, match=rf"{server}/{name} cannot be read.*: the command that"):
             read(sources_file(tmp_path, de=f"{server}/{name}"))
 
 
