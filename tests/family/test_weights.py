@@ -231,7 +231,7 @@ def test_options_that_are_not_served_are_refused(folder):
     with pytest.raises(ValueError, match=r"device_map='balanced' is not served: .*; give auto"):
         kind.from_pretrained(folder, device_map="balanced")
     made = kind.from_pretrained(folder, attn_implementation="eager", device_map="auto")
-    assert made.roberta.encoder.layer[0].attention.self.path == "unfused"
+    assert made.roberta.encoder.layer[0].attention.self.kernel == "unfused"
     for name, value in {"safe_serialization": False, "push_to_hub": True}.items():
         with pytest.raises(ValueError, match=f"{name}={value} is not served"):
             made.save_pretrained(folder, **{name: value})
