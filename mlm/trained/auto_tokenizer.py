@@ -34,5 +34,5 @@ class AutoTokenizer:
         trained = open_checkpoint(folder, verify=False)  # no weight of it is read
         if trained.tokenizer is None:
             raise DataError(f"{path} has no tokenizer; give the folder that `mlm tokenizer` wrote")
-        settings = {"model_max_length": trained.tokens_of_a_text, **changes}
+        settings = {"model_max_length": trained.text_tokens, **changes}
         return XLMRobertaTokenizer(trained.tokenizer, Settings(**settings), str(path))

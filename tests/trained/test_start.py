@@ -105,8 +105,8 @@ def test_start_needs_only_a_tokenizer_json(ranks, capfd):
     capfd.readouterr()
     assert main([*arguments[:-1], f"data.corpus={corpus()}", "data.vocab_size=900"]) == CONFIG
     assert (
-        f"data.vocab_size=900 is for a tokenizer that is to be trained, and the one in {source} "
-        "has 400 ids; leave it out" in capfd.readouterr().err
+        f"data.vocab_size=900 is for a tokenizer that is trained here, and the one in {source} "
+        "has 400 ids; omit it" in capfd.readouterr().err
     )
 
 
