@@ -6,6 +6,7 @@ with sentencepiece's normalisation, which gives them everywhere (but where score
 
 import random
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ LANGUAGES = [
     "mr", "my", "pl", "ru", "sw", "ta", "th", "tr", "ur", "vi", "yo", "zh-Hans", "zh-Hant",
 ]
 # fmt: on
-ALL = {
+ALL: dict[str, Any] = {
     "return_offsets_mapping": True,
     "return_special_tokens_mask": True,
     "return_length": True,
@@ -100,6 +101,7 @@ def test_ids_and_places_are_those_of_transformers_and_ids_of_sentencepiece(langu
     ids=str,
 )
 def test_padding_on_both_sides(side, options):
+    lines: Any
     for lines in ([texts()], [texts(1), texts(2)], [texts()[3]], [texts()[0], texts()[1]]):
         found = ours()(*lines, padding_side=side, **options, **ALL)
         assert_equal(found, theirs_exact()(*lines, padding_side=side, **options, **ALL))
@@ -112,8 +114,13 @@ def test_padding_on_both_sides(side, options):
 def test_truncation(cut_side, strategy, stride, overflow):
     mine, other = AutoTokenizer.from_pretrained(folder(), truncation_side=cut_side), theirs_exact()
     first, second = sample_lines()[:40], sample_lines()[60:100]
-    options = {"max_length": 21, "stride": stride, "return_overflowing_tokens": overflow, **ALL}
-    calls = [[first]] if strategy != "only_second" else []
+    options: dict[str, Any] = {
+        "max_length": 21,
+        "stride": stride,
+        "return_overflowing_tokens": overflow,
+        **ALL,
+    }
+    calls: list[list[Any]] = [[first]] if strategy != "only_second" else []
     if strategy in ("only_first", "only_second"):
         short = [" ".join(line.split()[:2])[:9] for line in second]
         calls.append([first, short] if strategy == "only_first" else [short, first])
@@ -141,8 +148,14 @@ def _rows(batch) -> list:
 def test_texts_split_into_words(pair):
     lines = [line.split() for line in texts(3) if line.split()]
     lines[0] = ["New York", " blank before", "", "<mask>", "x<mask> y", "  ", *lines[0]]
-    given = [lines, lines[::-1]] if pair else [lines]
-    options = {"is_split_into_words": True, "truncation": True, "max_length": 30, "padding": True}
+    given: list[Any] = [lines, lines[::-1]] if pair else [lines]
+    options: dict[str, Any] = {
+        "is_split_into_words": True,
+        "truncation": True,
+        "max_length": 30,
+        "padding": True,
+    }
+    more: dict[str, Any]
     for more in ({}, {"return_overflowing_tokens": True, "stride": 2}):
         found = ours()(*given, **options, **more, **ALL)
         assert_equal(found, theirs_exact()(*given, **options, **more, **ALL))
@@ -154,7 +167,12 @@ def test_texts_split_into_words(pair):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_characters_tokens_and_words_are_found_from_each_other(side):
-    options = {"padding": True, "truncation": True, "max_length": 40, "padding_side": side}
+    options: dict[str, Any] = {
+        "padding": True,
+        "truncation": True,
+        "max_length": 40,
+        "padding_side": side,
+    }
     first, second = sample_lines()[:30], sample_lines()[50:80]
     mine, other = (each(first, second, **options) for each in (ours(), theirs_exact()))
     for row in range(len(first)):
@@ -184,7 +202,10 @@ def test_ids_are_decoded_as_transformers_does():
     rows = batch.input_ids
     for skip in (False, True):
         for clean in (None, True):
-            options = {"skip_special_tokens": skip, "clean_up_tokenization_spaces": clean}
+            options: dict[str, Any] = {
+                "skip_special_tokens": skip,
+                "clean_up_tokenization_spaces": clean,
+            }
             expected = theirs().batch_decode(rows, **options)
             assert ours().batch_decode(rows, **options) == expected
             assert ours().decode(torch.tensor(rows), **options) == expected
@@ -229,7 +250,11 @@ def test_vocabulary_and_special_tokens_are_those_of_transformers():
 
 def test_token_types_are_zero_as_the_model_has_one():
     """Transformers counts pairs in the rows of what was cut off, and only there."""
-    options = {"max_length": 12, "return_token_type_ids": True, "return_overflowing_tokens": True}
+    options: dict[str, Any] = {
+        "max_length": 12,
+        "return_token_type_ids": True,
+        "return_overflowing_tokens": True,
+    }
     batch = ours()(sample_lines()[:5], sample_lines()[5:10], truncation=True, **options)
     assert len(batch.token_type_ids) > 10
     assert not any(map(any, batch.token_type_ids))
@@ -240,6 +265,7 @@ def test_token_types_are_zero_as_the_model_has_one():
 def test_samples_are_collated_as_transformers_does():
     lines = sample_lines()[:9]
     samples = [dict(ours()(line), labels=place) for place, line in enumerate(lines)]
+    options: dict[str, Any]
     for options in (
         {"return_tensors": "pt"},
         {"padding_side": "left"},
@@ -259,7 +285,8 @@ def test_samples_are_collated_as_transformers_does():
         "input_ids": [0, 5, 2, 1, 1],
         "attention_mask": [1, 1, 1, 0, 0],
     }
-    collated = DataCollatorWithPadding(ours())(samples)
+    tokenizer: Any = ours()  # used through the methods that the collator calls
+    collated = DataCollatorWithPadding(tokenizer)(samples)
     assert collated["labels"].tolist() == list(range(9))
 
 
@@ -274,7 +301,7 @@ def test_a_saved_tokenizer_is_read_by_both(tmp_path):
     for each in (again, other):
         assert (each.padding_side, each.model_max_length) == ("left", 64)
     lines = sample_lines()
-    options = {"padding": True, "truncation": True}
+    options: dict[str, Any] = {"padding": True, "truncation": True}
     assert again(lines, **options) == mine(lines, **options)
     assert dict(other(lines, **options)) == dict(mine(lines, **options))
     for kind in (Theirs, TheirAuto):  # transformers 5 saves no sentencepiece model

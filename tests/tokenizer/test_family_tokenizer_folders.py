@@ -3,13 +3,14 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
-from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from mlm.errors import DataError
 from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
+from mlm.tokenizer.model_proto import ModelProto
 from mlm.tokenizer.published_files import write_tokenizer
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.trained.auto_tokenizer import AutoTokenizer
@@ -32,7 +33,7 @@ def copied(tmp_path) -> Path:
 
 
 def test_a_mask_that_is_not_wanted():
-    options = {"return_attention_mask": False}
+    options: dict[str, Any] = {"return_attention_mask": False}
     made = ours()
     rows = [{"input_ids": [5]}, {"input_ids": [5, 6]}]
     for batch in (

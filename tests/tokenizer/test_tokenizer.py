@@ -141,7 +141,7 @@ def test_a_long_line_is_not_dropped(tmp_path):
 def test_the_largest_vocabulary_that_is_named_can_be_had(tmp_path):
     with pytest.raises(DataError, match="vocab_size=90000 is more than this text") as caught:
         train(corpus(), tmp_path / "out", 90000)
-    most = int(re.search(r"choose (\d+) or fewer", str(caught.value))[1])
+    most = int(re.findall(r"choose (\d+) or fewer", str(caught.value))[0])
     with pytest.raises(DataError, match=f"choose {most} or fewer"):
         train(corpus(), tmp_path / "out", most + 1)
     assert list(tmp_path.iterdir()) == []
@@ -152,7 +152,7 @@ def test_the_largest_vocabulary_that_is_named_can_be_had(tmp_path):
 def test_the_smallest_vocabulary_that_is_named_can_be_had(tmp_path):
     with pytest.raises(DataError, match="too small for the characters") as caught:
         train(corpus(), tmp_path / "out", 30, character_coverage=1.0)
-    least = int(re.search(r"choose (\d+) or more", str(caught.value))[1])
+    least = int(re.findall(r"choose (\d+) or more", str(caught.value))[0])
     train(corpus(), tmp_path / "out", least, character_coverage=1.0)
     assert Tokenizer.load(tmp_path / "out").size == least
     with pytest.raises(DataError, match="vocab_size=5 leaves no id for a piece"):
