@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from mlm.errors import DataError
-from mlm.text.sources import Source, Text, saved_dataset, source
+from mlm.text.sources import Source, Sources, saved_dataset, source
 from mlm.text.streams import is_remote
 
 SAMPLE = "sample"
@@ -39,7 +39,7 @@ def resolve(corpus: str) -> Path:
     return sample_corpus() if corpus == SAMPLE else Path(corpus)
 
 
-def languages(corpus: Path) -> dict[str, Text]:
+def languages(corpus: Path) -> dict[str, Sources]:
     """The sources of each language of a corpus, sorted by language.
 
     Raises DataError where the corpus is missing or has no text, where it gives a language in two
@@ -54,7 +54,7 @@ def languages(corpus: Path) -> dict[str, Text]:
             f"the corpus {corpus} is not a folder; give one that holds a file such as en.txt for "
             f"each language, a YAML file of sources, or the word {SAMPLE}"
         )
-    found: dict[str, list[tuple[Path, Text]]] = {}
+    found: dict[str, list[tuple[Path, Sources]]] = {}
     for path in sorted(corpus.iterdir()):
         language, text = _entry(path)
         if not text:
@@ -95,7 +95,7 @@ def skipped_files(corpus: Path) -> list[str]:
     return [str(file.relative_to(corpus)) for file in skipped if not _ABOUT.match(file.name)]
 
 
-def _entry(path: Path) -> tuple[str, Text]:
+def _entry(path: Path) -> tuple[str, Sources]:
     """The language and the sources of an entry of a corpus folder; no sources: it is not text."""
     if path.name.startswith("."):
         return "", ()
@@ -112,7 +112,7 @@ def _number(path: Path) -> str | None:
     return match and match["number"]
 
 
-def _of_folder(folder: Path) -> Text:
+def _of_folder(folder: Path) -> Sources:
     if saved_dataset(folder):
         return (Source(str(folder), "datasets"),)
     files = sorted(
@@ -140,7 +140,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _of_yaml(path: Path) -> dict[str, Text]:
+def _of_yaml(path: Path) -> dict[str, Sources]:
     try:
         content = yaml.load(path.read_text("utf-8"), _Loader)
     except (OSError, ValueError, yaml.YAMLError) as error:

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from mlm.errors import DataError
 from mlm.text.foreign import dataset_documents, tar_documents
 from mlm.text.lines import Lines, Skip, json_lines, lines_of, split
-from mlm.text.sources import Source, Text
+from mlm.text.sources import Source, Sources
 
 MAX_DOCUMENT_CHARACTERS = 1 << 28  # a document is held in memory: this is about 1 GB of it
 
 
-def documents(text: Text, bad: Skip = None) -> Iterator[list[str]]:
+def documents(text: Sources, bad: Skip = None) -> Iterator[list[str]]:
     """The documents of all sources, one source after another.
 
     Raises DataError, with place and line, at invalid UTF-8 and at a line that is no JSON object
@@ -32,7 +32,7 @@ def documents(text: Text, bad: Skip = None) -> Iterator[list[str]]:
             yield from _file(source, bad)
 
 
-def check(text: Text, bad: Skip = None) -> Iterator[int]:
+def check_text(text: Sources, bad: Skip = None) -> Iterator[int]:
     """Reads all of the text and raises what `documents` raises, except for the size of documents.
 
     Yields numbers of characters as they are read, with or without line ends.

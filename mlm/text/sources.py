@@ -70,7 +70,7 @@ class Source:
         )
 
 
-Text = tuple[Source, ...]  # of one language, in order
+Sources = tuple[Source, ...]  # of one language, in order
 
 
 def source(place: str) -> Source | None:
@@ -90,8 +90,8 @@ def saved_dataset(folder: Path) -> bool:
     return any((folder / name).is_file() for name in MARKS)
 
 
-def shown(text: Iterable[Source]) -> str:
-    """Sources in a sentence."""
+def name_sources(text: Iterable[Source]) -> str:
+    """The first of several sources, and how many more there are, for a sentence."""
     first, *others = [one.place for one in text]
     return f"{first} and {len(others)} more" if others else first
 

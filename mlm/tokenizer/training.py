@@ -20,7 +20,7 @@ from mlm.text.corpus import languages
 from mlm.text.documents import documents
 from mlm.text.hashing import text_hash
 from mlm.text.lines import BadLines
-from mlm.text.sources import Text
+from mlm.text.sources import Sources
 from mlm.tokenizer.ids import EXTRA, FIRST_PIECE, MODEL_FILE
 from mlm.tokenizer.model_proto import ModelProto
 
@@ -107,7 +107,7 @@ def cut(paragraph: str) -> Iterator[str]:
         yield paragraph
 
 
-def _documents(text: Text, skip_bad_lines: bool) -> Iterator[list[str]]:
+def _documents(text: Sources, skip_bad_lines: bool) -> Iterator[list[str]]:
     return documents(text, BadLines() if skip_bad_lines else None)
 
 
@@ -198,7 +198,7 @@ def _sentence(message: str, vocab_size: int, coverage: float) -> DataError:
 class _Progress:
     """Counts bytes of files, each read twice."""
 
-    def __init__(self, files: dict[str, Text], report: Progress | None) -> None:
+    def __init__(self, files: dict[str, Sources], report: Progress | None) -> None:
         self._report = report
         self._sizes = {
             language: sum(one.size() for one in text) for language, text in files.items()
@@ -206,7 +206,7 @@ class _Progress:
         self._total = 2 * sum(self._sizes.values())
         self._done = 0
 
-    def each(self, files: dict[str, Text]) -> Iterator[tuple[str, Text]]:
+    def each(self, files: dict[str, Sources]) -> Iterator[tuple[str, Sources]]:
         for language, text in files.items():
             yield language, text
             self._done += self._sizes[language]

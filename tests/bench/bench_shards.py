@@ -34,7 +34,7 @@ from mlm.data.writing.tars import TokenTars
 from mlm.data.writing.tokenizing import TextBatch, TextBatches, encoded
 from mlm.text.corpus import languages, sample_corpus
 from mlm.text.documents import documents
-from mlm.text.sources import Text
+from mlm.text.sources import Sources
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.tokenizer.training import train
 
@@ -71,7 +71,7 @@ def cpu(call: Callable[[], None]) -> float:
     return time.process_time() - start
 
 
-def compare(text: Text, tokenizer: Tokenizer, holder: Path, rounds: int) -> None:
+def compare(text: Sources, tokenizer: Tokenizer, holder: Path, rounds: int) -> None:
     """One core, in turn."""
     found = first_pass("all", text, OneCore())
     batches: list[TextBatch] = []

@@ -31,7 +31,7 @@ def text_of(path) -> tuple[Source, ...]:
 
 @pytest.mark.parametrize("packed", PACK)
 @pytest.mark.parametrize(("kind", "text"), [("txt", TEXT), ("jsonl", JSONL)])
-def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind, text, packed):
+def test_documents_are_equal_for_every_kind_of_file(tmp_path, kind, text, packed):
     path = tmp_path / f"de.{kind}{packed}"
     path.write_bytes(PACK[packed](text.encode()))
     assert languages(tmp_path) == {"de": text_of(path)}
@@ -39,14 +39,14 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path, kind, text, packe
 
 
 @pytest.mark.parametrize("packed", PACK)
-def test_files_packed_in_parts_are_read_to_the_end(tmp_path, packed):
+def test_documents_read_files_compressed_in_parts_to_the_end(tmp_path, packed):
     path = tmp_path / f"de.txt{packed}"
     half = len(TEXT) // 2
     path.write_bytes(PACK[packed](TEXT[:half].encode()) + PACK[packed](TEXT[half:].encode()))
     assert list(documents(text_of(path))) == DOCUMENTS
 
 
-def test_languages_are_sorted_and_other_files_skipped_files(tmp_path):
+def test_languages_are_sorted_and_other_files_are_skipped(tmp_path):
     for folder in ("folder.txt", "de"):
         (tmp_path / folder).mkdir()
     names = ("sw.txt", "en.jsonl.gz", "zh-Hans.txt.xz", "de/a.tar", ".fr.txt", "README", "de/.b")
@@ -58,7 +58,7 @@ def test_languages_are_sorted_and_other_files_skipped_files(tmp_path):
     assert skipped_files(tmp_path / "README") == []
 
 
-def test_hidden_files_are_no_text(tmp_path):
+def test_languages_skip_hidden_files(tmp_path):
     """Such as those that macOS leaves beside others."""
     (tmp_path / "de").mkdir()
     for name in ("de/._a.txt", "de/.old.txt", "de/a.txt", "._en.txt"):
@@ -66,20 +66,20 @@ def test_hidden_files_are_no_text(tmp_path):
     assert languages(tmp_path) == {"de": text_of(tmp_path / "de" / "a.txt")}
 
 
-def test_white_space_line_ends_and_byte_order_mark_are_no_text(tmp_path):
+def test_documents_drop_white_space_line_ends_and_byte_order_mark(tmp_path):
     path = tmp_path / "en.txt"
     path.write_bytes("\ufeff\n\n one \r\ntwo\u2028half\r\n \t \r\n\n\nthree".encode())
     assert list(documents(text_of(path))) == [["one", "two\u2028half"], ["three"]]
 
 
-def test_documents_are_a_stream(tmp_path):
+def test_documents_are_streamed(tmp_path):
     path = tmp_path / "en.txt"
     path.write_bytes(b"first\n\n" * 3 + b"x" * (1 << 22) + b"\n\xff\n")
     assert next(documents(text_of(path))) == ["first"]
 
 
 @pytest.mark.parametrize("packed", PACK)
-def test_invalid_utf8_is_named_by_file_and_line(tmp_path, packed):
+def test_documents_report_invalid_utf8_by_file_and_line(tmp_path, packed):
     path = tmp_path / f"en.txt{packed}"
     path.write_bytes(PACK[packed](b"good\n\ngood\nb\xc3\x28d\n"))
     with pytest.raises(DataError, match=rf"{path}, line 4: byte 0xc3 at position 2 is not valid"):
@@ -89,7 +89,7 @@ def test_invalid_utf8_is_named_by_file_and_line(tmp_path, packed):
 @pytest.mark.parametrize(
     "line", ["{", "[]", '"text"', '{"body": "x"}', '{"text": 3}', '{"text": "\\ud800"}']
 )
-def test_a_line_that_is_no_document_is_named(tmp_path, line):
+def test_documents_report_a_line_that_is_not_a_document(tmp_path, line):
     path = tmp_path / "en.jsonl"
     path.write_text('{"text": "fine"}\n\n' + line + "\n")
     with pytest.raises(DataError, match=r"en\.jsonl, line 3 is not a JSON object"):
@@ -98,7 +98,7 @@ def test_a_line_that_is_no_document_is_named(tmp_path, line):
 
 @pytest.mark.parametrize("packed", [".xz", ".gz", ".zst"])
 @pytest.mark.parametrize("damage", ["cut", "other"])
-def test_a_file_that_cannot_be_unpacked_is_named(tmp_path, packed, damage):
+def test_documents_report_a_file_that_cannot_be_decompressed(tmp_path, packed, damage):
     path = tmp_path / f"en.txt{packed}"
     whole = PACK[packed](TEXT.encode())
     path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"no such format, at all")
@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_unpacked_is_named(tmp_path, packed, damage):
         list(documents(text_of(path)))
 
 
-def test_a_document_too_large_for_memory_is_refused(tmp_path, monkeypatch):
+def test_documents_refuse_a_document_too_large_for_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "MAX_DOCUMENT_CHARACTERS", 10)
     path = tmp_path / "en.txt"
     path.write_text("12345\n12345\n\n12345\n123456\n")
@@ -116,7 +116,7 @@ def test_a_document_too_large_for_memory_is_refused(tmp_path, monkeypatch):
         next(stream)
 
 
-def test_missing_and_empty_folders(tmp_path):
+def test_languages_refuse_missing_and_empty_folders(tmp_path):
     with pytest.raises(DataError, match="is not a folder; give one"):
         languages(tmp_path / "none")
     (tmp_path / "notes.md").touch()
@@ -124,7 +124,7 @@ def test_missing_and_empty_folders(tmp_path):
         languages(tmp_path)
 
 
-def test_two_files_of_a_language_and_names_that_are_none(tmp_path):
+def test_languages_refuse_two_files_of_a_language_and_invalid_names(tmp_path):
     (tmp_path / "en.txt").touch()
     (tmp_path / "en.jsonl.zst").touch()
     with pytest.raises(DataError, match=r"en.jsonl.zst and en.txt .* both of the language en"):
@@ -134,7 +134,7 @@ def test_two_files_of_a_language_and_names_that_are_none(tmp_path):
         languages(tmp_path)
 
 
-def test_the_sample_corpus_has_many_languages():
+def test_sample_corpus_has_many_languages():
     assert resolve("sample") == sample_corpus()
     assert resolve("elsewhere/sample").parts == ("elsewhere", "sample")
     files = languages(sample_corpus())
@@ -145,7 +145,7 @@ def test_the_sample_corpus_has_many_languages():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"{REAL} is not there")
 @pytest.mark.parametrize("language", ["qu", "zh-Hant", "yi", "ff"])
-def test_counts_of_real_text_are_those_of_who_made_it(language):
+def test_documents_of_real_text_have_the_published_counts(language):
     expected = json.loads((REAL / "COUNTS.json").read_text())[language]
     found = list(documents(languages(REAL)[language]))
     lines = [line for document in found for line in document]

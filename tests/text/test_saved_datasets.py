@@ -15,7 +15,7 @@ from tests.text.test_corpus import DOCUMENTS
 from tests.text.test_sources import read, sources_file
 
 
-def test_saved_datasets(tmp_path):
+def test_saved_datasets_give_their_rows_as_documents(tmp_path):
     datasets = pytest.importorskip("datasets")
     texts = ["\n".join(document) for document in DOCUMENTS]
     made = datasets.Dataset.from_dict({"text": texts, "body": texts[::-1]})
@@ -44,7 +44,7 @@ def test_saved_datasets(tmp_path):
     assert len(languages(path)["de"][0].digest()) == 128
 
 
-def test_rows_without_text_are_named_or_skipped(tmp_path):
+def test_saved_datasets_report_or_skip_rows_without_text(tmp_path):
     datasets = pytest.importorskip("datasets")
     made = datasets.Dataset.from_dict({"text": ["one", None, "three"]})
     made.save_to_disk(str(tmp_path / "de"))
@@ -55,7 +55,7 @@ def test_rows_without_text_are_named_or_skipped(tmp_path):
     assert bad == BadLines(1, 0)
 
 
-def test_a_saved_dataset_that_is_not_whole_is_one_sentence(tmp_path):
+def test_damaged_saved_datasets_are_reported_in_one_sentence(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["one"] * 1000}).save_to_disk(str(tmp_path / "de"))
     (arrow,) = (tmp_path / "de").glob("*.arrow")
@@ -64,7 +64,7 @@ def test_a_saved_dataset_that_is_not_whole_is_one_sentence(tmp_path):
         read(tmp_path)
 
 
-def test_without_the_package_datasets_it_is_said_what_to_install(tmp_path):
+def test_saved_datasets_without_the_package_say_what_to_install(tmp_path):
     (tmp_path / "de").mkdir()
     (tmp_path / "de" / "state.json").write_text("{}")
     program = (

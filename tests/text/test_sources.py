@@ -77,7 +77,7 @@ def server(tmp_path):
         process.wait()
 
 
-def test_parts_of_a_language_are_read_in_order(tmp_path):
+def test_languages_read_numbered_parts_in_order(tmp_path):
     one, two, three = (
         TEXT.split("\n\n")[0],
         json.dumps({"text": "第二の文書。"}),
@@ -97,13 +97,13 @@ def test_parts_of_a_language_are_read_in_order(tmp_path):
         languages(tmp_path / "numbered")
 
 
-def test_a_name_with_few_digits_is_a_language(tmp_path):
+def test_languages_take_a_name_with_few_digits_as_a_language(tmp_path):
     (tmp_path / "es-419.txt").write_text("hola")
     assert list(languages(tmp_path)) == ["es-419"]
 
 
 @pytest.mark.parametrize("kind", ["txt", "json"])
-def test_tars_of_others(tmp_path, kind):
+def test_tars_of_other_programs_are_read(tmp_path, kind):
     write_tar(tmp_path / "de.tar", of_documents(kind, DOCUMENTS))
     assert read(tmp_path) == DOCUMENTS
     (tmp_path / "de.tar").write_bytes(gzip.compress((tmp_path / "de.tar").read_bytes()))
@@ -129,13 +129,13 @@ def test_tars_of_webdataset_and_of_json_lines(tmp_path):
         ({"a.txt": b"x", "a.TXT": b"y"}, r"de.tar cannot be read.*duplicate file name"),
     ],
 )
-def test_what_is_wrong_in_a_tar_is_named(tmp_path, members, sentence):
+def test_tars_with_bad_members_are_reported(tmp_path, members, sentence):
     write_tar(tmp_path / "de.tar", members)
     with pytest.raises(DataError, match=sentence):
         read(tmp_path)
 
 
-def test_a_tar_that_is_cut_or_has_another_after_it_is_refused(tmp_path):
+def test_tars_that_are_cut_or_joined_are_refused(tmp_path):
     path = write_tar(tmp_path / "de.tar", {"a.txt": b"x" * 3000, "b.txt": b"y" * 3000})
     raw = path.read_bytes()
     path.write_bytes(raw[:6000])
@@ -149,7 +149,7 @@ def test_a_tar_that_is_cut_or_has_another_after_it_is_refused(tmp_path):
         read(tmp_path)
 
 
-def test_a_file_says_where_text_is(tmp_path):
+def test_yaml_corpus_names_all_kinds_of_sources(tmp_path):
     (tmp_path / "text").mkdir()
     for number, document in enumerate(DOCUMENTS):
         write_tar(tmp_path / f"de-{number:03d}.tar", of_documents("txt", [document]))
@@ -189,7 +189,7 @@ def test_a_file_says_where_text_is(tmp_path):
         ("de: {datasets: a}", "gives de the saved dataset .*a, which save_to_disk has not"),
     ],
 )
-def test_a_file_of_sources_that_is_wrong_is_one_sentence(tmp_path, content, sentence):
+def test_yaml_corpus_mistakes_are_reported_in_one_sentence(tmp_path, content, sentence):
     path = tmp_path / "sources.yaml"
     path.write_text(content)
     with pytest.raises(DataError, match=sentence) as raised:
@@ -197,7 +197,7 @@ def test_a_file_of_sources_that_is_wrong_is_one_sentence(tmp_path, content, sent
     assert "\n" not in str(raised.value)
 
 
-def test_braces_of_a_command_are_its_own_but_for_ranges(tmp_path):
+def test_yaml_corpus_expands_only_ranges_in_commands(tmp_path):
     """As `{print $1,$2}` of awk is."""
     command = "pipe:cat {x,y}-{08..10}.tar | awk '{print $1,$2}' -"
     found = languages(sources_file(tmp_path, de=command))["de"]
@@ -207,7 +207,7 @@ def test_braces_of_a_command_are_its_own_but_for_ranges(tmp_path):
     ]
 
 
-def test_text_comes_over_http(tmp_path, server):
+def test_sources_are_read_over_http(tmp_path, server):
     served = tmp_path / "served"
     for number, document in enumerate(DOCUMENTS):
         write_tar(served / f"de-{number}.tar", of_documents("json", [document]))
@@ -222,7 +222,7 @@ def test_text_comes_over_http(tmp_path, server):
             read(sources_file(tmp_path, de=f"{server}/{name}"))
 
 
-def test_a_command_that_fails_is_no_end_of_text(tmp_path):
+def test_commands_that_fail_are_reported(tmp_path):
     path = write_tar(tmp_path / "de.tar", of_documents("txt", DOCUMENTS))
     with pytest.raises(DataError, match=r"cannot be read: .* exit code 7; make"):
         read(sources_file(tmp_path, de=f"pipe:cat {path}; exit 7"))
@@ -231,7 +231,7 @@ def test_a_command_that_fails_is_no_end_of_text(tmp_path):
         read(sources_file(tmp_path, de=f"pipe:head -c 2048 {path}; exit 7"))
 
 
-def test_what_is_not_read_to_its_end_ends_the_command(tmp_path):
+def test_commands_end_when_their_output_is_closed(tmp_path):
     command = f"pipe:echo $$ > {tmp_path}/pid; echo one; echo; exec yes"
     stream = documents((Source(command, "txt"),))
     assert next(stream) == ["one"]
@@ -242,7 +242,7 @@ def test_what_is_not_read_to_its_end_ends_the_command(tmp_path):
         os.kill(pid, 0)
 
 
-def test_shards_of_sources_are_those_of_files(tmp_path, server):
+def test_shards_of_sources_equal_those_of_files(tmp_path, server):
     """Some of the ways in which the text of the fixtures can come."""
     served = tmp_path / "served"
     write_tar(served / "el.tar", of_documents("json", documents_of("el")))
@@ -266,7 +266,7 @@ def test_shards_of_sources_are_those_of_files(tmp_path, server):
     assert same_folders(tmp_path / "out", shards_folder())
 
 
-def test_a_corpus_is_known_by_the_bytes_of_its_sources(tmp_path, server):
+def test_corpus_key_follows_the_bytes_of_sources(tmp_path, server):
     served = tmp_path / "served"
 
     def key() -> str:
@@ -280,7 +280,7 @@ def test_a_corpus_is_known_by_the_bytes_of_its_sources(tmp_path, server):
     assert key() != first
 
 
-def test_what_a_place_is_comes_from_its_name():
+def test_source_kind_follows_the_name():
     kinds = {
         "a/b.txt": ("txt", None),
         "b.tar.xz": ("tar", "xz"),

@@ -67,7 +67,7 @@ def texts(seed: int = 0, count: int = 60) -> list[str]:
 
 
 @pytest.mark.parametrize("language", [*LANGUAGES, "sample", "unusual"])
-def test_ids_and_places_are_those_of_transformers_and_ids_of_sentencepiece(language):
+def test_tokenizer_gives_the_ids_of_sentencepiece_and_the_offsets_of_transformers(language):
     lines = {"unusual": UNUSUAL, "sample": sample_lines()}.get(language) or real_lines(language)
     found = ours()(lines, **ALL)
     assert_equal(found, theirs_exact()(lines, **ALL))
@@ -100,7 +100,7 @@ def test_ids_and_places_are_those_of_transformers_and_ids_of_sentencepiece(langu
     ],
     ids=str,
 )
-def test_padding_on_both_sides(side, options):
+def test_padding_equals_that_of_transformers_on_both_sides(side, options):
     lines: Any
     for lines in ([texts()], [texts(1), texts(2)], [texts()[3]], [texts()[0], texts()[1]]):
         found = ours()(*lines, padding_side=side, **options, **ALL)
@@ -111,7 +111,7 @@ def test_padding_on_both_sides(side, options):
 @pytest.mark.parametrize("strategy", [True, "longest_first", "only_first", "only_second", None])
 @pytest.mark.parametrize("stride", [0, 3])
 @pytest.mark.parametrize("overflow", [False, True])
-def test_truncation(cut_side, strategy, stride, overflow):
+def test_truncation_equals_that_of_transformers(cut_side, strategy, stride, overflow):
     mine, other = AutoTokenizer.from_pretrained(folder(), truncation_side=cut_side), theirs_exact()
     first, second = sample_lines()[:40], sample_lines()[60:100]
     options: dict[str, Any] = {
@@ -145,7 +145,7 @@ def _rows(batch) -> list:
 
 
 @pytest.mark.parametrize("pair", [False, True])
-def test_texts_split_into_words(pair):
+def test_words_are_encoded_as_by_transformers(pair):
     lines = [line.split() for line in texts(3) if line.split()]
     lines[0] = ["New York", " blank before", "", "<mask>", "x<mask> y", "  ", *lines[0]]
     given: list[Any] = [lines, lines[::-1]] if pair else [lines]
@@ -166,7 +166,7 @@ def test_texts_split_into_words(pair):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_characters_tokens_and_words_are_found_from_each_other(side):
+def test_batch_encoding_finds_characters_tokens_and_words_from_each_other(side):
     options: dict[str, Any] = {
         "padding": True,
         "truncation": True,
@@ -197,7 +197,7 @@ def test_characters_tokens_and_words_are_found_from_each_other(side):
     assert mine.n_sequences == 2
 
 
-def test_ids_are_decoded_as_transformers_does():
+def test_decode_equals_that_of_transformers():
     batch = ours()([*sample_lines(), *UNUSUAL], padding=True)
     rows = batch.input_ids
     for skip in (False, True):
@@ -216,7 +216,7 @@ def test_ids_are_decoded_as_transformers_does():
     assert ours().decode(ours()("so it is").input_ids, True) == "so it is"
 
 
-def test_vocabulary_and_special_tokens_are_those_of_transformers():
+def test_vocabulary_and_special_tokens_equal_those_of_transformers():
     mine, other = ours(), theirs()
     assert len(mine) == mine.vocab_size == len(other) == other.vocab_size == 4000
     assert mine.get_vocab() == other.get_vocab()
@@ -248,7 +248,7 @@ def test_vocabulary_and_special_tokens_are_those_of_transformers():
     assert mine.get_special_tokens_mask(row, already_has_special_tokens=True) == expected
 
 
-def test_token_types_are_zero_as_the_model_has_one():
+def test_token_type_ids_are_zero():
     """Transformers counts pairs in the rows of what was cut off, and only there."""
     options: dict[str, Any] = {
         "max_length": 12,
@@ -262,7 +262,7 @@ def test_token_types_are_zero_as_the_model_has_one():
     assert ours()(["a"], ["b"], return_token_type_ids=True).token_type_ids == expected
 
 
-def test_samples_are_collated_as_transformers_does():
+def test_pad_collates_samples_as_transformers_does():
     lines = sample_lines()[:9]
     samples = [dict(ours()(line), labels=place) for place, line in enumerate(lines)]
     options: dict[str, Any]
@@ -290,7 +290,7 @@ def test_samples_are_collated_as_transformers_does():
     assert collated["labels"].tolist() == list(range(9))
 
 
-def test_a_saved_tokenizer_is_read_by_both(tmp_path):
+def test_save_pretrained_writes_what_both_libraries_read(tmp_path):
     mine = AutoTokenizer.from_pretrained(folder(), padding_side="left", model_max_length=64)
     files = mine.save_pretrained(tmp_path / "saved")
     assert (tmp_path / "saved" / "tokenizer_config.json").is_file()

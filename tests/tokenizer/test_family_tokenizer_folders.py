@@ -32,7 +32,7 @@ def copied(tmp_path) -> Path:
     return shutil.copytree(folder(), tmp_path / "copied")
 
 
-def test_a_mask_that_is_not_wanted():
+def test_attention_mask_is_omitted_on_request():
     options: dict[str, Any] = {"return_attention_mask": False}
     made = ours()
     rows = [{"input_ids": [5]}, {"input_ids": [5, 6]}]
@@ -44,7 +44,7 @@ def test_a_mask_that_is_not_wanted():
         assert set(batch.keys()) == {"input_ids"}
 
 
-def test_sides_of_tokenizer_json(copied):
+def test_padding_and_truncation_sides_are_read_from_tokenizer_json(copied):
     config = copied / "tokenizer_config.json"
     values = json.loads(config.read_text())
     for name in ("padding_side", "truncation_side"):
@@ -57,7 +57,7 @@ def test_sides_of_tokenizer_json(copied):
     assert (made.padding_side, made.truncation_side) == ("left", "left")
 
 
-def test_a_key_that_is_not_known_is_kept(copied, tmp_path):
+def test_unknown_keys_of_the_config_are_kept(copied, tmp_path):
     config = copied / "tokenizer_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"trained_by": "somebody"}))
     AutoTokenizer.from_pretrained(copied).save_pretrained(tmp_path / "saved")
@@ -65,7 +65,7 @@ def test_a_key_that_is_not_known_is_kept(copied, tmp_path):
     assert saved["trained_by"] == "somebody"
 
 
-def test_added_tokens_in_a_file_of_their_own_are_refused(copied):
+def test_added_tokens_json_with_new_tokens_is_refused(copied):
     (copied / "added_tokens.json").write_text('{"<new>": 4000}')
     with pytest.raises(DataError, match="tokens that were added, such as '<new>'"):
         AutoTokenizer.from_pretrained(copied)
@@ -81,7 +81,7 @@ def same_as_the_library(path: Path) -> bool:
     return made(TEXT)["input_ids"] == theirs.encode(TEXT).ids
 
 
-def test_a_json_whose_steps_sentencepiece_has_not_is_refused(copied):
+def test_tokenizer_json_with_steps_unknown_to_sentencepiece_is_refused(copied):
     """Its ids would be others than those of the library."""
     (copied / MODEL_FILE).unlink()
     path = copied / JSON_FILE
@@ -103,7 +103,7 @@ def test_a_json_whose_steps_sentencepiece_has_not_is_refused(copied):
     assert same_as_the_library(copied)
 
 
-def test_a_model_without_rules_comes_back_from_its_json(copied):
+def test_model_without_charsmap_is_restored_from_tokenizer_json(copied):
     """As an export of one has it, where blanks alone are normalised."""
     model = ModelProto.FromString((copied / MODEL_FILE).read_bytes())
     model.normalizer_spec.precompiled_charsmap = b""

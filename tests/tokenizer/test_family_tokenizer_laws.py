@@ -37,7 +37,7 @@ lawful = settings(max_examples=150, deadline=None)
 
 @given(TEXTS)
 @lawful
-def test_places_lie_in_the_text_and_rise(text):
+def test_offsets_lie_in_the_text_and_rise(text):
     batch = ours()(text, return_offsets_mapping=True, add_special_tokens=False)
     spans, words = batch.offset_mapping, [word for word in batch.word_ids() if word is not None]
     assert len(words) == len(spans)
@@ -54,7 +54,7 @@ def test_places_lie_in_the_text_and_rise(text):
 
 @given(st.lists(TEXTS, min_size=1, max_size=5), st.integers(2, 12), st.integers(0, 9), SIDES)
 @lawful
-def test_windows_keep_to_their_length_and_cover_everything(texts, room, stride, side):
+def test_windows_keep_to_max_length_and_cover_the_text(texts, room, stride, side):
     made = AutoTokenizer.from_pretrained(folder(), truncation_side=side)
     options: dict[str, Any] = {
         "max_length": room + 2,
@@ -82,7 +82,7 @@ def test_windows_keep_to_their_length_and_cover_everything(texts, room, stride, 
 
 @given(TEXTS, TEXTS, st.integers(2, 12), SIDES)
 @lawful
-def test_windows_on_pairs_cover_both(first, second, room, side):
+def test_windows_on_pairs_cover_both_texts(first, second, room, side):
     made = AutoTokenizer.from_pretrained(folder(), truncation_side=side)
     batch = made(
         first,
@@ -102,7 +102,7 @@ def test_windows_on_pairs_cover_both(first, second, room, side):
 
 @given(st.lists(TEXTS, min_size=1, max_size=5), SIDES, st.sampled_from([None, 4]))
 @lawful
-def test_pads_taken_away_leave_the_rows(texts, side, multiple):
+def test_pads_only_lengthen_rows(texts, side, multiple):
     plain = ours()(texts)
     samples = [dict(ours()(text)) for text in texts]
     options: dict[str, Any] = {
@@ -121,7 +121,7 @@ def test_pads_taken_away_leave_the_rows(texts, side, multiple):
 
 @given(st.lists(TEXTS, max_size=5))
 @lawful
-def test_a_batch_is_its_texts_one_by_one(texts):
+def test_batch_equals_its_texts_encoded_one_by_one(texts):
     batch = ours()(texts, return_offsets_mapping=True)
     ones = [ours()(text, return_offsets_mapping=True) for text in texts]
     for name in ("input_ids", "attention_mask", "offset_mapping"):
@@ -163,7 +163,7 @@ def test_a_batch_is_its_texts_one_by_one(texts):
         (("a",), {"split_special_tokens": True}, "split_special_tokens=True is unsupported"),
     ],
 )
-def test_what_is_not_served_is_refused(given, options, said):
+def test_unsupported_arguments_are_refused(given, options, said):
     with pytest.raises(ValueError, match=said):
         ours()(*given, **options)
 
@@ -177,12 +177,12 @@ def test_what_is_not_served_is_refused(given, options, said):
         ({"stride": 2, "truncation": True}, "stride=2 has no effect without truncation=True and"),
     ],
 )
-def test_an_option_without_effect_is_named(options, said):
+def test_options_without_effect_are_warned_of(options, said):
     with pytest.warns(UserWarning, match=said):
         ours()("a b c", **options)
 
 
-def test_a_batch_can_be_moved_copied_and_sent():
+def test_batch_encoding_can_be_moved_copied_and_pickled():
     batch = ours()(["a b", "漢"], padding=True, return_tensors="pt", return_offsets_mapping=True)
     assert batch.to("cpu") is batch
     assert batch.input_ids.dtype == batch["attention_mask"].dtype == torch.int64
@@ -204,7 +204,7 @@ def test_a_batch_can_be_moved_copied_and_sent():
     assert arrays.input_ids.dtype == np.int64
 
 
-def test_ids_that_are_none_are_refused():
+def test_invalid_ids_and_samples_are_refused():
     for ids in ([-100], "a", [1.5], None, [[0], [-1]]):
         with pytest.raises(ValueError, match="are not ids; give numbers from 0"):
             ours().decode(ids)
@@ -214,7 +214,7 @@ def test_ids_that_are_none_are_refused():
         ours().pad([{"input_ids": [1], "labels": 1}, {"input_ids": [1]}])
 
 
-def test_where_a_tokenizer_is_read_from(tmp_path):
+def test_auto_tokenizer_reads_folders_of_files_and_of_runs(tmp_path):
     bare = AutoTokenizer.from_pretrained(tokenizer().model_path.parent)
     assert isinstance(bare, XLMRobertaTokenizer)
     assert bare.model_max_length == 10**30
@@ -229,7 +229,7 @@ def test_where_a_tokenizer_is_read_from(tmp_path):
     assert 0 < run.model_max_length < LIMIT
 
 
-def test_a_folder_that_would_give_other_ids_is_refused(tmp_path):
+def test_from_pretrained_refuses_a_folder_that_would_give_other_ids(tmp_path):
     def refused(said: str, **changes: object) -> None:
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
         shutil.copytree(folder(), tmp_path / "copy")
@@ -270,7 +270,7 @@ def test_a_folder_that_would_give_other_ids_is_refused(tmp_path):
         AutoTokenizer.from_pretrained(folder(), do_lower_case=True)
 
 
-def test_it_runs_without_transformers_and_torch():
+def test_auto_tokenizer_imports_no_transformers_or_torch():
     program = (
         "import sys; from mlm import AutoTokenizer;"
         f"made = AutoTokenizer.from_pretrained({str(folder())!r});"

@@ -21,7 +21,7 @@ from tests.text_fixtures import LANGUAGES, corpus, paragraphs, tokenizer, write_
 LINES = [paragraphs(language, 3)[0] for language in LANGUAGES] + ["", "漢字 and ☃", " two  spaces "]
 
 
-def test_ids_are_those_of_sentencepiece_moved_by_one():
+def test_encode_gives_the_ids_of_sentencepiece_plus_one():
     ours = tokenizer()
     theirs = sentencepiece.SentencePieceProcessor(model_file=str(ours.model_path))
     for line, ids in zip(LINES, ours.encode(LINES), strict=True):
@@ -54,7 +54,7 @@ def test_vocab_size_counts_every_id():
         ours.pieces([400])
 
 
-def test_text_survives_encoding_and_special_ids_are_shown_or_not():
+def test_decode_restores_text_and_skips_special_ids():
     ours = tokenizer()
     for language in LANGUAGES:
         line = paragraphs(language, 3)[0]
@@ -65,12 +65,12 @@ def test_text_survives_encoding_and_special_ids_are_shown_or_not():
     assert "<mask>" in ours.decode([0, *ids, 399])
 
 
-def test_text_is_normalised_by_nmt_nfkc():
+def test_encode_normalises_by_nmt_nfkc():
     full, plain = tokenizer().encode(["ｋａｂｕ　１２", "kabu 12"])
     assert full.tolist() == plain.tolist()
 
 
-def test_training_is_reproducible_on_any_number_of_cores(tmp_path):
+def test_train_is_reproducible_on_any_number_of_cores(tmp_path):
     one = min(os.sched_getaffinity(0))
     program = (
         f"import os, pathlib; os.sched_setaffinity(0, [{one}])\n"
@@ -84,7 +84,7 @@ def test_training_is_reproducible_on_any_number_of_cores(tmp_path):
         assert (tmp_path / "again" / file).read_bytes() == first
 
 
-def test_a_sample_is_tempered_keyed_and_no_larger_than_asked(tmp_path):
+def test_train_samples_by_alpha_and_seed_up_to_sample_bytes(tmp_path):
     for seed in (1, 2):
         train(corpus(), tmp_path / str(seed), 200, alpha=0.3, sample_bytes=20000, seed=seed)
     made = json.loads((tmp_path / "1" / "training.json").read_text())
@@ -99,7 +99,7 @@ def test_a_sample_is_tempered_keyed_and_no_larger_than_asked(tmp_path):
     assert models[0] != models[1]
 
 
-def test_a_language_smaller_than_its_share_is_taken_whole(tmp_path):
+def test_train_takes_a_language_below_its_share_whole(tmp_path):
     write_corpus(tmp_path / "corpus")
     (tmp_path / "corpus" / "el.txt").write_text("αβγ δε\nζη\n\nθικ\n")
     train(tmp_path / "corpus", tmp_path / "out", 200, alpha=0.0)
@@ -111,7 +111,7 @@ def test_a_language_smaller_than_its_share_is_taken_whole(tmp_path):
     st.dictionaries(st.text("abc", min_size=1), st.integers(1, 10**12), min_size=2),
     st.floats(0, 1),
 )
-def test_shares_rise_with_size_but_less_than_it(sizes, alpha):
+def test_shares_rise_more_slowly_than_sizes(sizes, alpha):
     found = shares(sizes, alpha, 10**9)
     assert sum(found.values()) <= 10**9
     for (a, size_a), (b, size_b) in zip(sizes.items(), list(sizes.items())[1:], strict=False):
@@ -121,7 +121,7 @@ def test_shares_rise_with_size_but_less_than_it(sizes, alpha):
 
 @given(st.text(st.sampled_from("ab語 "), max_size=5 * MAX_LINE))
 @settings(max_examples=50, deadline=None)
-def test_long_lines_are_cut_between_words_and_keep_their_text(text):
+def test_cut_splits_long_lines_between_words_and_keeps_their_text(text):
     text = text.strip()
     parts = list(cut(text))
     assert all(0 < len(part.encode()) <= 4192 for part in parts)
@@ -129,7 +129,7 @@ def test_long_lines_are_cut_between_words_and_keep_their_text(text):
     assert len(parts) <= 1 or len(text) > MAX_LINE
 
 
-def test_a_long_line_is_not_dropped(tmp_path):
+def test_train_keeps_long_lines(tmp_path):
     (tmp_path / "corpus").mkdir()
     words = " ".join(paragraphs("sw", 400))
     assert len(words) > 20000
@@ -138,7 +138,7 @@ def test_a_long_line_is_not_dropped(tmp_path):
     assert Tokenizer.load(tmp_path / "out").size == 100
 
 
-def test_the_largest_vocabulary_that_is_named_can_be_had(tmp_path):
+def test_train_names_the_largest_possible_vocabulary(tmp_path):
     with pytest.raises(DataError, match="vocab_size=90000 is more than this text") as caught:
         train(corpus(), tmp_path / "out", 90000)
     most = int(re.findall(r"choose (\d+) or fewer", str(caught.value))[0])
@@ -149,7 +149,7 @@ def test_the_largest_vocabulary_that_is_named_can_be_had(tmp_path):
     assert Tokenizer.load(tmp_path / "out").size == most
 
 
-def test_the_smallest_vocabulary_that_is_named_can_be_had(tmp_path):
+def test_train_names_the_smallest_possible_vocabulary(tmp_path):
     with pytest.raises(DataError, match="too small for the characters") as caught:
         train(corpus(), tmp_path / "out", 30, character_coverage=1.0)
     least = int(re.findall(r"choose (\d+) or more", str(caught.value))[0])
@@ -159,7 +159,7 @@ def test_the_smallest_vocabulary_that_is_named_can_be_had(tmp_path):
         train(corpus(), tmp_path / "other", 5)
 
 
-def test_text_that_cannot_be_read_leaves_nothing_behind(tmp_path):
+def test_train_leaves_no_files_after_unreadable_text(tmp_path):
     write_corpus(tmp_path / "corpus")
     with (tmp_path / "corpus" / "sw.txt").open("ab") as file:
         file.write(b"\xff\n")
@@ -169,7 +169,7 @@ def test_text_that_cannot_be_read_leaves_nothing_behind(tmp_path):
 
 
 @pytest.mark.parametrize("before", [0, 5, 200])
-def test_an_error_while_sentencepiece_reads_arrives_as_it_was(before):
+def test_train_raises_the_error_of_the_reader(before):
     def lines():
         yield from paragraphs("en", 200)[:before]
         raise DataError("the disk went away")
@@ -178,13 +178,13 @@ def test_an_error_while_sentencepiece_reads_arrives_as_it_was(before):
         _unigram(lines(), 100, 1.0, False)
 
 
-def test_a_corpus_of_empty_files_is_refused(tmp_path):
+def test_train_refuses_a_corpus_of_empty_files(tmp_path):
     (tmp_path / "en.txt").write_text("\n\n")
     with pytest.raises(DataError, match="holds no text to train on"):
         train(tmp_path, tmp_path / "out", 400)
 
 
-def test_nothing_is_written_over(tmp_path):
+def test_train_overwrites_no_files(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="not an empty folder, and nothing is overwritten"):
         train(corpus(), tmp_path, 400)
@@ -193,7 +193,7 @@ def test_nothing_is_written_over(tmp_path):
         train(corpus(), tmp_path / "file" / "out", 400)
 
 
-def test_progress_ends_at_its_total(tmp_path):
+def test_train_progress_ends_at_its_total(tmp_path):
     seen = []
     train(corpus(), tmp_path / "out", 400, on_progress=lambda *pair: seen.append(pair))
     done, totals = zip(*seen, strict=True)
@@ -202,7 +202,7 @@ def test_progress_ends_at_its_total(tmp_path):
     assert done[-1] == totals[0] == 2 * sum(path.stat().st_size for path in corpus().iterdir())
 
 
-def test_folders_that_hold_no_tokenizer(tmp_path):
+def test_load_refuses_folders_without_a_tokenizer(tmp_path):
     with pytest.raises(DataError, match=r"has no sentencepiece\.bpe\.model .* `mlm tokenizer`"):
         Tokenizer.load(tmp_path)
     model = tmp_path / "sentencepiece.bpe.model"

@@ -14,10 +14,10 @@ import numpy as np
 import xxhash
 
 from mlm.errors import DataError
-from mlm.text.documents import check, documents
+from mlm.text.documents import check_text, documents
 from mlm.text.hashing import HASH_BITS, bytes_hash, text_hash
 from mlm.text.lines import BadLines
-from mlm.text.sources import Text, shown
+from mlm.text.sources import Sources, name_sources
 from mlm.text.streams import is_remote
 
 PURPOSE = "heldout"
@@ -65,7 +65,7 @@ class FirstPass:
 
 def first_pass(
     language: str,
-    text: Text,
+    text: Sources,
     report: Callable[[int], None],
     find_repeated: bool = False,
     skip_bad_lines: bool = False,
@@ -92,7 +92,7 @@ def first_pass(
             digests += xxhash.xxh3_128_digest(raw)
         if not read_all and len(few) == FEW_DOCUMENTS and smallest < THRESHOLD:
             break  # the documents that follow cannot change the rule
-    for characters in () if read_all else check(text, BadLines() if skip_bad_lines else None):
+    for characters in () if read_all else check_text(text, BadLines() if skip_bad_lines else None):
         count.add(characters)
     if len(few) == FEW_DOCUMENTS:
         rule = HeldOutRule(paragraphs=False, cutoff=max(smallest, THRESHOLD - 1))
@@ -123,15 +123,16 @@ def joined(document: list[str]) -> str:
     return "\n".join(document) + "\n"
 
 
-def _paragraph_rule(language: str, text: Text, skip_bad_lines: bool) -> HeldOutRule:
+def _paragraph_rule(language: str, text: Sources, skip_bad_lines: bool) -> HeldOutRule:
     read = documents(text, BadLines() if skip_bad_lines else None)
     paragraphs = (text_hash([paragraph], PURPOSE) for paragraph in chain.from_iterable(read))
     # As an array of uint64, the hashes of a large file fit in memory.
     hashes = np.unique(np.fromiter(paragraphs, dtype=np.uint64))
     if len(hashes) < 2:
         raise DataError(
-            f"the language {language} ({shown(text)}) has {len(hashes)} different paragraphs, and "
-            f"one to train on and one to hold out are needed; add text to the file or remove it"
+            f"the language {language} ({name_sources(text)}) has {len(hashes)} different "
+            f"paragraphs, and one to train on and one to hold out are needed; "
+            f"add text to the file or remove it"
         )
     below = int(np.searchsorted(hashes, np.uint64(THRESHOLD)))
     count = min(max(below, 1), max(len(hashes) // 10, 1))

@@ -22,7 +22,7 @@ from mlm.data.writing.tokenizing import TextBatches, tokenized
 from mlm.data.writing.workers import SMALL, JobProgress, Workers
 from mlm.files.folders import kept_folder
 from mlm.text.corpus import languages, skipped_files
-from mlm.text.sources import Text
+from mlm.text.sources import Sources
 from mlm.tokenizer.tokenizer import Tokenizer
 
 OnProgress = Callable[[int, int | None], None]
@@ -107,7 +107,7 @@ def write(
 
 
 def _languages(
-    sources: dict[str, Text],
+    sources: dict[str, Sources],
     known: dict[str, FirstPass],
     tokenizer: Tokenizer,
     folder: Path,
@@ -138,7 +138,7 @@ def _languages(
     return {language: written[language] for language in sources}
 
 
-def _size(text: Text) -> int:
+def _size(text: Sources) -> int:
     """Bytes of a language's sources; a source of unknown size counts as worth a process."""
     return sum(source.size() or SMALL for source in text)
 
@@ -161,7 +161,7 @@ def _write_index(folder: Path, tokenizer: Tokenizer, written: dict[str, Language
 
 
 def _first_pass(
-    progress: JobProgress, folder: Path, language: str, text: Text, options: Options
+    progress: JobProgress, folder: Path, language: str, text: Sources, options: Options
 ) -> FirstPass:
     found = first_pass(language, text, progress, options.drop_copies, options.skip_bad_lines)
     staging.save_first_pass(folder / staging.WORK, language, found)
@@ -172,7 +172,7 @@ def _write_language(
     progress: JobProgress,
     folder: Path,
     language: str,
-    text: Text,
+    text: Sources,
     options: Options,
     found: FirstPass,
     model_path: Path,
@@ -213,7 +213,7 @@ def _write_language(
 
 def _add_all(
     progress: JobProgress,
-    text: Text,
+    text: Sources,
     found: FirstPass,
     options: Options,
     tokenizer: Tokenizer,

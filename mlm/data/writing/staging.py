@@ -17,7 +17,7 @@ from mlm.data.index import SPLITS, shard_name
 from mlm.data.writing.heldout import FirstPass, HeldOutRule
 from mlm.data.writing.journal import Journal, ReadCounts
 from mlm.errors import DataError
-from mlm.text.sources import Text, shown
+from mlm.text.sources import Sources, name_sources
 
 WORK = ".work"  # the subfolder of journals
 STATE = "state.json"
@@ -49,7 +49,7 @@ class Staging:
             self._work.mkdir(parents=True)
             path.write_text(state)
 
-    def match(self, sources: dict[str, Text]) -> dict[str, FirstPass]:
+    def match(self, sources: dict[str, Sources]) -> dict[str, FirstPass]:
         """The first pass of each language whose sources are unchanged; deletes all other content.
 
         Languages whose first pass was not saved are absent.
@@ -75,7 +75,7 @@ class Staging:
             path.write_text(fingerprint)
         return known
 
-    def check_unchanged(self, sources: dict[str, Text]) -> None:
+    def check_unchanged(self, sources: dict[str, Sources]) -> None:
         """Raises DataError where a language's text has changed since `match`."""
         for language, text in sources.items():
             if (self._work / f"{language}.fingerprint").read_text() != _fingerprint(text):
@@ -106,14 +106,14 @@ def forget(work: Path, language: str) -> None:
     (work / f"{language}.fingerprint").unlink(missing_ok=True)
 
 
-def changed(language: str, text: Text) -> DataError:
+def changed(language: str, text: Sources) -> DataError:
     return DataError(
-        f"the text of {language} ({shown(text)}) changed while it was read; keep it unchanged, and "
-        f"run the same command again"
+        f"the text of {language} ({name_sources(text)}) changed while it was read; keep it "
+        f"unchanged, and run the same command again"
     )
 
 
-def _fingerprint(text: Text) -> str:
+def _fingerprint(text: Sources) -> str:
     return json.dumps([source.fingerprint() for source in text])
 
 

@@ -12,7 +12,7 @@ from mlm.data.writing.journal import ReadCounts, SplitCounts
 from mlm.data.writing.tars import SplitIds
 from mlm.text.documents import documents
 from mlm.text.lines import BadLines
-from mlm.text.sources import Text
+from mlm.text.sources import Sources
 from mlm.tokenizer.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 1 << 20  # tokenized in one call
@@ -51,7 +51,7 @@ class TextBatches:
     """
 
     def __init__(
-        self, text: Text, found: FirstPass, starts: list[int], skip_bad_lines: bool = False
+        self, text: Sources, found: FirstPass, starts: list[int], skip_bad_lines: bool = False
     ) -> None:
         """starts: the first document of each split that is to be tokenized"""
         self._text, self._found, self._starts = text, found, starts

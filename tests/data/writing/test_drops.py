@@ -227,7 +227,7 @@ def test_shards_are_equal_for_any_number_of_threads(tmp_path, monkeypatch):
 
 def test_shards_raise_an_error_of_the_background(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 2000)
-    monkeypatch.setattr("mlm.data.writing.heldout.check", lambda text, bad: iter([1]))
+    monkeypatch.setattr("mlm.data.writing.heldout.check_text", lambda text, bad: iter([1]))
     (tmp_path / "text").mkdir()
     write_text(tmp_path / "text" / "en.txt", [[line] for line in paragraphs("en", 4000)])
     (tmp_path / "text" / "de.csv").touch()
