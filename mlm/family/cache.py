@@ -12,8 +12,8 @@ class KeyValues(tuple):
     """Per layer (key, value) or (key, value, cross key, cross value), each (batch, heads, length,
     head_size); under tensor parallelism the heads are those of the rank.
 
-    tokens: (batch, 1) int64, how many of the earlier tokens were real ones, from which positions go
-    on; None: all of them, or those that the attention mask says
+    tokens: (batch, 1) int64, how many of the earlier tokens were real ones, from which positions
+    continue; None: all of them, or those that the attention mask says
     """
 
     tokens: Tensor | None
@@ -38,7 +38,7 @@ def checked(
     """`past_key_values` as a cache of this model; raises ValueError where they are none.
 
     heads: of each layer's attention and cross attention on this rank
-    source: tokens that cross attention looks at, None without it
+    source: tokens that cross attention attends to; None without it
     """
     if given is None:
         return None
@@ -52,26 +52,27 @@ def checked(
             f"past_key_values has {len(given)} layers, and the model {len(heads)}; give what a "
             f"call of this model returned"
         )
-    due = 2 if source is None else 4
+    count = 2 if source is None else 4
     lengths = set()
-    for number, (tensors, (count, crossing)) in enumerate(zip(given, heads, strict=True)):
-        if len(tensors) != due or not all(isinstance(t, Tensor) for t in tensors):
+    for number, (tensors, (attention_heads, crossing)) in enumerate(zip(given, heads, strict=True)):
+        if len(tensors) != count or not all(isinstance(t, Tensor) for t in tensors):
             raise ValueError(
-                f"past_key_values has {len(tensors)} items for layer {number}, and {due} tensors "
-                f"are due (key, value{', cross key, cross value' if due == 4 else ''}); give what "
-                f"a call of this model returned"
+                f"past_key_values has {len(tensors)} items for layer {number}, and {count} tensors "
+                f"(key, value{', cross key, cross value' if count == 4 else ''}) are expected; "
+                f"give what a call of this model returned"
             )
-        own = tensors[0].shape[2] if tensors[0].dim() == 4 else "length"
-        shapes = 2 * [(batch, count, own, head_size)] + 2 * [(batch, crossing, source, head_size)]
+        length = tensors[0].shape[2] if tensors[0].dim() == 4 else "length"
+        shapes = 2 * [(batch, attention_heads, length, head_size)]
+        shapes += 2 * [(batch, crossing, source, head_size)]
         for tensor, shape in zip(tensors, shapes, strict=False):
             if tuple(tensor.shape) != shape:
-                due_shape = f"({', '.join(map(str, shape))})"
+                expected = f"({', '.join(map(str, shape))})"
                 raise ValueError(
                     f"past_key_values has a tensor of the shape {tuple(tensor.shape)} for layer "
-                    f"{number}, and (batch, heads, length, head size) is {due_shape} here; give "
+                    f"{number}, and (batch, heads, length, head size) is {expected} here; give "
                     f"the cache of this batch"
                 )
-        lengths.add(own)
+        lengths.add(length)
     if len(lengths) != 1:
         raise ValueError(
             f"past_key_values has layers of {', '.join(map(str, sorted(lengths)))} tokens, and all "

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 
 from mlm.errors import DataError
 from mlm.family.config_keys import ConfigKeys, ids_of, numbered
-from mlm.family.config_kinds import check_kind
+from mlm.family.config_kinds import check_kind, shown
 from mlm.family.config_rules import check
 from mlm.family.folder import FILE, stored_config
 from mlm.model.config import ModelConfig
 from mlm.model.options import LayerOptions
 
 # Keys that would change what a model computes, and the values that change nothing.
-NOT_SERVED: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "tie_word_embeddings": (True,),
     "tie_encoder_decoder": (False,),
     "chunk_size_feed_forward": (0,),
@@ -50,8 +50,8 @@ class XLMRobertaXLConfig(ConfigKeys):
         self.update(given)
 
     def update(self, changes: Mapping[str, Any]) -> None:
-        """Sets several keys; raises ValueError at one that is not a key, not of its kind or not
-        served."""
+        """Sets several keys; raises ValueError at one that is not a key, not of its kind or
+        unsupported."""
         for name, value in changes.items():
             if name not in LABELS:
                 self._set(name, value)
@@ -74,14 +74,16 @@ class XLMRobertaXLConfig(ConfigKeys):
             self.num_labels = count
 
     def _set(self, name: str, value: Any) -> None:
-        if name in NOT_SERVED:
-            if value not in NOT_SERVED[name]:
+        if name in UNSUPPORTED:
+            if value not in UNSUPPORTED[name]:
                 raise ValueError(
-                    f"{name}={value!r} is not served; leave it out, which means "
-                    f"{NOT_SERVED[name][0]}"
+                    f"{name}={shown(value)} is unsupported; leave it out, which means "
+                    f"{UNSUPPORTED[name][0]}"
                 )
         elif name == "extra" or name not in self._keys():
-            raise ValueError(f"{name}={value!r} is not a key of the config; {self._near(name)}")
+            raise ValueError(
+                f"{name}={shown(value)} is not a key of the config; {self._near(name)}"
+            )
         else:
             setattr(self, name, value)
 
@@ -155,15 +157,15 @@ class XLMRobertaXLConfig(ConfigKeys):
                 f"hidden_act is the function {getattr(self.hidden_act, '__name__', 'given')}, "
                 f"which a file cannot hold; name one of gelu, relu, silu, gelu_new to save it"
             )
-        own = {name: deepcopy(getattr(self, name)) for name in self._keys() if name != "extra"}
+        values = {name: deepcopy(getattr(self, name)) for name in self._keys() if name != "extra"}
         for name in ("id2label", "pruned_heads"):
-            own[name] = {str(number): value for number, value in own[name].items()}
+            values[name] = {str(number): value for number, value in values[name].items()}
         for name in ("architectures", "problem_type"):
-            if own[name] is None:
-                del own[name]
+            if values[name] is None:
+                del values[name]
         return (
             deepcopy(self.extra)
-            | own
+            | values
             | {
                 "model_type": self.model_type,
                 "tie_word_embeddings": True,
@@ -173,7 +175,7 @@ class XLMRobertaXLConfig(ConfigKeys):
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **changes: Any) -> "XLMRobertaXLConfig":
         """The config of a file's values, then of `changes`; raises ValueError where the file is of
-        another model or asks for what is not served."""
+        another model or asks for what is unsupported."""
         given = dict(values)
         kind = given.pop("model_type", cls.model_type)
         if kind != cls.model_type:
@@ -181,7 +183,7 @@ class XLMRobertaXLConfig(ConfigKeys):
                 f"model_type={kind!r} is another architecture than {cls.model_type!r}; give the "
                 f"config of an XLM-RoBERTa-XL"
             )
-        known = {*cls._keys(), *NOT_SERVED, *LABELS} - {"extra"}
+        known = {*cls._keys(), *UNSUPPORTED, *LABELS} - {"extra"}
         config = cls(**{name: given.pop(name) for name in known & given.keys()})
         config.extra = given
         config.update(changes)

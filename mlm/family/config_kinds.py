@@ -7,7 +7,7 @@ SHOWN = 60  # characters of a value
 
 
 class Kind(NamedTuple):
-    """What a value must be, said behind "is not", how to give it, and whether one is it."""
+    """What a value must be, said after "is not", how to give it, and whether one is it."""
 
     what: str
     remedy: str

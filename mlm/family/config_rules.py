@@ -57,7 +57,7 @@ def check(config: ConfigKeys) -> None:
         )
     if config.max_position_embeddings < config.pad_token_id + 2:
         raise ValueError(
-            f"max_position_embeddings={config.max_position_embeddings} leaves no place behind "
+            f"max_position_embeddings={config.max_position_embeddings} leaves no place after "
             f"pad_token_id={config.pad_token_id}, from which positions count; give "
             f"{config.pad_token_id + 2} or more"
         )
@@ -85,4 +85,4 @@ def _check_pruned(config: ConfigKeys) -> None:
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{name}={value!r} is not served; choose from {', '.join(known)}")
+        raise ValueError(f"{name}={value!r} is unsupported; choose from {', '.join(known)}")

@@ -14,6 +14,11 @@ from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.inputs import check_tensors
 from parallel.groups import Group
 
+DOES = (
+    "takes the likeliest next token, or draws it by temperature, top_k and top_p, from input_ids "
+    "and attention_mask"
+)
+
 
 class Generation:
     """`generate` of a model that is called with ids and gives logits and a cache."""
@@ -42,9 +47,9 @@ class Generation:
         generator: torch.Generator | None = None,
         encoder_hidden_states: Tensor | None = None,
         encoder_attention_mask: Tensor | None = None,
-        **unserved: Any,
+        **unsupported: Any,
     ) -> Tensor:
-        """Goes on with each row of `input_ids` until `eos_token_id` (one or several; None: that of
+        """Continues each row of `input_ids` until `eos_token_id` (one or several; None: that of
         the config, which may be none) or the length is reached.
 
         input_ids: (batch, prompt), padded on the left, or `inputs`, as the reference calls them;
@@ -54,13 +59,11 @@ class Generation:
             likeliest tokens (0: all), of those the fewest that have `top_p` of the probability,
             where None asks for nothing of the three; num_return_sequences draws of each row;
             generator: in place of torch's own
-        Returns (batch * num_return_sequences, prompt + new) ids; a row that has ended goes on with
-        `pad_token_id`. Puts the model into evaluation mode while it runs. Raises ValueError, also
-        for what the reference has beside these, such as beams.
+        Returns (batch * num_return_sequences, prompt + new) ids; a row that has ended continues
+        with `pad_token_id`. Puts the model into evaluation mode while it runs. Raises ValueError,
+        also for anything else that the reference has, such as beams.
         """
-        unserved = options.without_unserved(unserved, options.GENERATING, options.NEXT_TOKEN)
-        for name in options.without_unserved(unserved, options.PROMPT, options.IDS_AND_MASK):
-            raise TypeError(f"generate has no argument {name}; leave it out")
+        options.refuse("generate", unsupported, DOES)
         config = self.config
         ids = rules.checked_prompt(input_ids, inputs)
         check_tensors(
@@ -94,6 +97,7 @@ class Generation:
             )
             encoder = dict(zip(encoder, rest, strict=True))
         assert ids is not None
+        assert mask is not None
         modes = [(module, module.training) for module in self.modules()]  # pyright: ignore
         self.eval()  # pyright: ignore
         try:

@@ -19,12 +19,12 @@ def checked_prompt(ids: Any, inputs: Any) -> Tensor:
     ids = inputs if ids is None else ids
     if not isinstance(ids, Tensor):
         raise ValueError(
-            f"input_ids is of the type {type(ids).__name__}, and a tensor of ids is due; give what "
-            f"a tokenizer returns as generate(**batch)"
+            f"input_ids is of the type {type(ids).__name__}, and a tensor of ids is expected; give "
+            f"what a tokenizer returns as generate(**batch)"
         )
     if ids.dim() != 2 or 0 in ids.shape:
         raise ValueError(
-            f"input_ids has the shape {tuple(ids.shape)}, and generation goes on from (batch, "
+            f"input_ids has the shape {tuple(ids.shape)}, and generation continues (batch, "
             f"prompt) with at least one token; give it so"
         )
     return ids
@@ -58,7 +58,7 @@ def new_tokens(ids: Tensor, max_length: Any, max_new_tokens: Any, least: Any) ->
 
 
 def checked_ends(config: XLMRobertaXLConfig, ends: Any, pad: Any) -> tuple[list[int], int]:
-    """The ids that a text ends with, which may be none, and the one behind its end."""
+    """The ids that a text ends with, which may be none, and the one after its end."""
     given = config.eos_token_id if ends is None else ends
     given = given.tolist() if isinstance(given, Tensor) else given
     pad = config.pad_token_id if pad is None else pad
@@ -75,7 +75,7 @@ def checked_ends(config: XLMRobertaXLConfig, ends: Any, pad: Any) -> tuple[list[
 
 
 def check_places(config: XLMRobertaXLConfig, ids: Tensor, mask: Tensor | None, new: int) -> None:
-    """Whether there is a position for each of `new` tokens behind (batch, prompt) ids."""
+    """Whether there is a position for each of `new` tokens after (batch, prompt) ids."""
     if not config.is_decoder:
         raise ValueError(
             "generate is for decoders, and this model has is_decoder=False; set is_decoder=True in "
@@ -90,7 +90,7 @@ def check_places(config: XLMRobertaXLConfig, ids: Tensor, mask: Tensor | None, n
     if not bool(kept[:, -1].all()):
         row = int((~kept[:, -1]).nonzero()[0])
         raise ValueError(
-            f"row {row} of input_ids ends in padding, and generation goes on behind the last "
+            f"row {row} of input_ids ends in padding, and generation continues after the last "
             f"token; pad on the left (padding_side='left' in the tokenizer)"
         )
     real = int((ids != config.pad_token_id).sum(dim=1).max())

@@ -61,7 +61,8 @@ def checked(
     if (input_ids is None) == (inputs_embeds is None):
         both = "both" if input_ids is not None else "neither"
         raise ValueError(f"{both} of input_ids and inputs_embeds is given; give one of them")
-    if input_ids is not None:
+    if inputs_embeds is None:
+        assert input_ids is not None
         _ids("input_ids", input_ids, (None, None), config.vocab_size, "vocab_size")
         batch, length = input_ids.shape
     else:
@@ -69,7 +70,7 @@ def checked(
         if len(shape) != 3 or shape[2] != config.hidden_size:
             raise ValueError(
                 f"inputs_embeds has the shape {shape}, and (batch, seq_len, "
-                f"hidden_size={config.hidden_size}) is due; give it so"
+                f"hidden_size={config.hidden_size}) is expected; give it so"
             )
         if not inputs_embeds.is_floating_point():
             raise ValueError(
@@ -120,7 +121,7 @@ def check_tensors(**given: Any) -> None:
     for name, value in given.items():
         if value is not None and not isinstance(value, Tensor):
             raise ValueError(
-                f"{name} is of the type {type(value).__name__}, and a tensor is due; give "
+                f"{name} is of the type {type(value).__name__}, and a tensor is expected; give "
                 f"torch.tensor(...) of it"
             )
 
@@ -131,7 +132,7 @@ def positions(
     """Positions of the tokens, (batch or 1, length), and each row's number of real tokens so far,
     (batch, 1).
 
-    Positions count real tokens from `pad_token_id + 1`, also behind a cache: from what the cache
+    Positions count real tokens from `pad_token_id + 1`, also after a cache: from what the cache
     knows of its tokens, else from the attention mask's. Raises ValueError where they run out.
     """
     pad, length = config.pad_token_id, asked.length
@@ -170,10 +171,12 @@ def positions(
 
 def _ids(name: str, ids: Tensor, shape: tuple[int | None, ...], size: int, key: str) -> None:
     """Ids from 0 to `size` - 1 in a tensor of `shape`, or of one row for all."""
-    due = tuple(ids.shape) if None in shape else shape
-    if ids.dim() != 2 or tuple(ids.shape) not in (due, (1, due[-1])):
-        asked = "(batch, seq_len)" if None in shape else f"(batch, seq_len)={due}"
-        raise ValueError(f"{name} has the shape {tuple(ids.shape)}, and {asked} is due; give it so")
+    expected = tuple(ids.shape) if None in shape else shape
+    if ids.dim() != 2 or tuple(ids.shape) not in (expected, (1, expected[-1])):
+        asked = "(batch, seq_len)" if None in shape else f"(batch, seq_len)={expected}"
+        raise ValueError(
+            f"{name} has the shape {tuple(ids.shape)}, and {asked} is expected; give it so"
+        )
     if ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"{name} is of the dtype {ids.dtype}, and ids are torch.int64; convert it")
     if ids.numel() and values_checked(ids):
@@ -187,13 +190,13 @@ def _ids(name: str, ids: Tensor, shape: tuple[int | None, ...], size: int, key: 
 
 
 def _head_mask(config: XLMRobertaXLConfig, mask: Tensor) -> Tensor:
-    due = (config.num_hidden_layers, config.num_attention_heads)
-    if tuple(mask.shape) not in (due, due[1:]):
+    expected = (config.num_hidden_layers, config.num_attention_heads)
+    if tuple(mask.shape) not in (expected, expected[1:]):
         raise ValueError(
-            f"head_mask has the shape {tuple(mask.shape)}, and (heads,)=({due[1]},) or (layers, "
-            f"heads)={due} is due; give it so, 1 where a head is kept"
+            f"head_mask has the shape {tuple(mask.shape)}, and (heads,)=({expected[1]},) or "
+            f"(layers, heads)={expected} is expected; give it so, 1 where a head is kept"
         )
-    return mask.expand(due)
+    return mask.expand(expected)
 
 
 def _check_decoder(config: XLMRobertaXLConfig, past: Any, use_cache: bool | None) -> None:
@@ -224,7 +227,7 @@ def _check_encoder(
     if states.dim() != 3 or shape[0] != batch or shape[2] != config.hidden_size:
         raise ValueError(
             f"encoder_hidden_states has the shape {shape}, and (batch, encoder_len, hidden_size)="
-            f"({batch}, encoder_len, {config.hidden_size}) is due; give it so"
+            f"({batch}, encoder_len, {config.hidden_size}) is expected; give it so"
         )
     if not states.is_floating_point():
         raise ValueError(

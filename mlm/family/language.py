@@ -19,6 +19,7 @@ class LanguageModel(Headed):
     """An encoder or decoder with the head over the vocabulary."""
 
     head_name = "lm_head"
+    lm_head: LMHead
 
     def new_head(self) -> LMHead:
         return LMHead(self.config.shape(), self.roberta.embeddings.word_embeddings)

@@ -45,7 +45,7 @@ class XLMRobertaXLModel(Pretrained):
 
     add_pooling_layer: whether `pooler_output` is given
     group: tensor-parallel ranks that hold the model together, each the heads, feed-forward features
-        and ids that are its own; inputs and outputs are whole on every rank
+        and ids of its part; inputs and outputs are whole on every rank
     seed: of the initial weights; None: drawn from torch's generator
     attention: `auto`, `fused` or `unfused`
     """
@@ -91,7 +91,7 @@ class XLMRobertaXLModel(Pretrained):
         Returns `last_hidden_state` (batch, seq_len, hidden_size), `pooler_output` (batch,
         hidden_size), `past_key_values` (a `KeyValues`), `hidden_states` (layers + 1 of them, the
         last one normed), `attentions` and `cross_attentions` (each layer's (batch, heads, queries,
-        keys)). Raises ValueError for what does not fit together or cannot be served.
+        keys)). Raises ValueError for what does not fit together or is unsupported.
         """
         out = self.encode(
             self.dropout_key(),

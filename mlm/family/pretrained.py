@@ -1,4 +1,4 @@
-"""What the models of the family do beside computing: load, save, resize, prune, count."""
+"""What the models of the family do besides computing: load, save, resize, prune, count."""
 
 import copy
 import warnings
@@ -58,25 +58,26 @@ class Pretrained(FamilyModel):
         dtype: of the parameters; None: fp32; "auto": the stored one (`torch_dtype` is the same)
         attention: as of the class; `attn_implementation` (eager, sdpa) is the reference's word
         device_map: the one device to put it on; "auto": the GPU, where there is one
-        ignore_mismatched_sizes: weights of another shape begin anew in place of an error
-        seed: of weights that begin anew; None: from torch's generator
+        ignore_mismatched_sizes: weights of another shape are initialised again in place of an error
+        seed: of weights that the folder lacks; None: from torch's generator
         output_loading_info: gives `(model, info)`, info with the names of those weights
 
-        What the folder lacks, and what it has beside this model's weights, is said in a warning.
+        A warning reports what the folder lacks, and what it has besides this model's weights.
         Raises ValueError for a folder that is damaged or of another model, and for an option that
-        is not served.
+        is unsupported.
         """
         path = Path(pretrained_model_name_or_path)
-        changes = options.without_unserved(config_changes, options.LOADING)
-        own = {name: changes.pop(name) for name in _arguments(cls) & changes.keys()}
+        changes = {k: v for k, v in config_changes.items() if k not in options.WITHOUT_EFFECT}
+        further = {name: changes.pop(name) for name in _arguments(cls) & changes.keys()}
         chosen = cls._chosen_config(path, config, changes)
         weights = model_weights(path)
         grown = config is not None or "num_hidden_layers" in changes
         number_type = options.chosen_dtype(dtype or torch_dtype, chosen.extra, weights)
-        attention = attention or options.attention_path(attn_implementation)
+        attention = attention or options.attention_kernel(attn_implementation)
         device = options.chosen_device(device_map)
         with torch.device("meta"):
-            model = cls(chosen, group=group, seed=0, attention=attention, **own)
+            made: Any = cls  # a class with a head, or the bare one
+            model = made(chosen, group=group, seed=0, attention=attention, **further)
         matched = model._load(weights, number_type, device, seed, ignore_mismatched_sizes, grown)
         if group_rank(group) == 0:
             _warn(cls.__name__, weights, matched)
@@ -111,7 +112,7 @@ class Pretrained(FamilyModel):
         ignore_mismatched_sizes: bool,
         grown: bool,
     ) -> Match:
-        """Fills a model on the meta device; grown: layers beyond the folder's begin anew."""
+        """Fills a model on the meta device; grown: layers beyond the folder's are new."""
         bare = self.base_model is self
         expected = full_shapes(self)
         matched = match(expected, weights, bare=bare)
@@ -143,7 +144,7 @@ class Pretrained(FamilyModel):
         save_directory: str | Path,
         is_main_process: bool = True,
         max_shard_size: int | str = "5GB",
-        **unserved: Any,
+        **unsupported: Any,
     ) -> None:
         """Writes `config.json` and `model.safetensors`, or shards of it with their index.
 
@@ -152,8 +153,7 @@ class Pretrained(FamilyModel):
         A new folder is there whole or not at all; in one that holds files the new ones take their
         places when all are written. Raises ValueError on every rank where that fails.
         """
-        for name in options.without_unserved(unserved, options.SAVING):
-            raise TypeError(f"save_pretrained has no argument {name}; leave it out")
+        options.refuse("save_pretrained", unsupported)
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
         named = str(self.dtype).removeprefix("torch.")
@@ -176,10 +176,10 @@ class Pretrained(FamilyModel):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def get_input_embeddings(self) -> nn.Module:
+    def get_input_embeddings(self) -> Any:
         return self.base_model.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         """Puts a table of the same shape in place of the word embeddings; raises ValueError."""
         old, new = self.get_input_embeddings().weight, value.weight
         if old.shape != new.shape:
@@ -190,7 +190,7 @@ class Pretrained(FamilyModel):
         self.base_model.embeddings.word_embeddings = value
         self.tie_weights()
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: Any) -> None:
         """Takes the weight of a decoder, which is the word embeddings', too, and its bias where it
         has one; raises ValueError."""
         old = self.get_output_embeddings()
@@ -202,10 +202,11 @@ class Pretrained(FamilyModel):
             )
         self.get_input_embeddings().weight = value.weight
         if getattr(value, "bias", None) is not None:
-            self.lm_head.bias = value.bias
+            head: Any = self.lm_head
+            head.bias = value.bias
         self.tie_weights()
 
-    def get_output_embeddings(self) -> nn.Module | None:
+    def get_output_embeddings(self) -> Any:
         """The decoder of a language model's head, its weight that of the word embeddings."""
         head = getattr(self, "lm_head", None)
         return None if head is None else head.decoder
@@ -264,7 +265,7 @@ class Pretrained(FamilyModel):
         for name, value in (gradient_checkpointing_kwargs or {}).items():
             if name != "use_reentrant" or value:
                 raise ValueError(
-                    f"{name}={value!r} is not served for gradient checkpointing, which is not "
+                    f"{name}={value!r} is unsupported for gradient checkpointing, which is not "
                     f"reentrant here; leave it out"
                 )
         self.base_model.gradient_checkpointing = True
@@ -288,20 +289,20 @@ class Pretrained(FamilyModel):
 
 
 def _arguments(cls: type[Pretrained]) -> set[str]:
-    """What a class takes beside what all do, such as `add_pooling_layer`."""
+    """What a class takes besides what all do, such as `add_pooling_layer`."""
     everyones = {"self", "config", "group", "seed", "attention", "options"}
     return set(signature(cls.__init__).parameters) - everyones
 
 
 def _warn(model: str, weights: Weights, matched: Match) -> None:
     new = [*matched.missing, *matched.mismatched]
-    said = []
+    parts = []
     if new:
-        said.append(f"has no {_listed(new)} for {model}, which must be trained before it is used")
+        parts.append(f"has no {_listed(new)} for {model}, which must be trained before it is used")
     if matched.unused:
-        said.append(f"has {_listed(matched.unused)}, which {model} does not use")
-    if said:
-        warnings.warn(f"{weights.origin} {', and '.join(said)}", stacklevel=3)
+        parts.append(f"has {_listed(matched.unused)}, which {model} does not use")
+    if parts:
+        warnings.warn(f"{weights.origin} {', and '.join(parts)}", stacklevel=3)
 
 
 def _listed(names: list[str]) -> str:

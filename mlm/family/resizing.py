@@ -36,7 +36,7 @@ def new_size(
 @torch.no_grad()
 def resize(model: Any, size: int, seed: int | None) -> None:
     """Cuts the rows at the end or adds some: from N(0, initializer_range^2) by a `seed`, else the
-    mean of the old ones; biases of 0. A whole table is in memory while it is cut anew."""
+    mean of the old ones; biases of 0. A whole table is in memory while it is cut."""
     words = model.get_input_embeddings()
     group, device = model.group, model.group_device()
     table = whole(words.weight, group, device, everywhere=True)
@@ -59,9 +59,9 @@ def resize(model: Any, size: int, seed: int | None) -> None:
 
 
 def _give(owner: nn.Module, name: str, table: Tensor) -> None:
-    """A parameter anew: this rank's slice of `table`, with the marks of the old one."""
-    old = getattr(owner, name)
+    """A new parameter: this rank's slice of `table`, with the marks of the old one."""
+    old: Any = getattr(owner, name)
     local = slice_of(table, shard_of(old)).to(old.device, copy=True)
-    made = nn.Parameter(local.contiguous(), old.requires_grad)
-    made.__dict__.update(old.__dict__)
+    made: Any = nn.Parameter(local.contiguous(), old.requires_grad)
+    vars(made).update(vars(old))
     setattr(owner, name, made)

@@ -65,7 +65,7 @@ def whole(
     device: where a tensor must lie to be sent over the group
     """
     value, shard = parameter.detach(), shard_of(parameter)
-    if shard is None:
+    if shard is None or group is None:
         return value.cpu()
     # As bytes: not every backend sends every dtype.
     local = value.to(device).contiguous().view(torch.uint8)

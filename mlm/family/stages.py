@@ -4,6 +4,7 @@ from mlm.batch.task_batch import TaskBatch
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.head_layers import HeadSettings
 from mlm.family.heads import HEADS, Head
+from mlm.family.model import Headed
 from mlm.family.pretrained import Pretrained
 from mlm.model.encoder import Fill, encoder_layers
 from mlm.model.initial import initialise
@@ -54,6 +55,7 @@ def check_labels(model: type[Pretrained], config: XLMRobertaXLConfig, batch: Tas
     """Raises ValueError for labels that the head cannot be trained on: once, where a batch is
     made, since the layers of a pipeline do not read the values of a tensor."""
     _head_of(model)
+    assert issubclass(model, Headed)
     model.check_labels(config, batch.labels, batch.attention_mask, batch.choices)
 
 

@@ -106,7 +106,7 @@ class XLMRobertaXLForSequenceClassification(LabelledModel):
     """Labels of whole rows, from the first token: logits (batch, num_labels).
 
     labels: (batch,) int64 for one label of each row, (batch, num_labels) of 0.0 and 1.0 for
-    several, numbers for regression; which one is said by `config.problem_type`, or else by
+    several, numbers for regression; which one, `config.problem_type` says, or else by
     num_labels (1: regression) and the labels' dtype.
     """
 
@@ -198,7 +198,7 @@ class XLMRobertaXLForMultipleChoice(TaskModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
-        """Inputs as in `XLMRobertaXLModel` with choices behind the batch, (batch, choices, ...);
+        """Inputs as in `XLMRobertaXLModel` with choices after the batch, (batch, choices, ...);
         labels: (batch,) int64, the right choices.
 
         Returns `loss`, `logits` (batch, choices), and `hidden_states` and `attentions` of
@@ -250,7 +250,7 @@ def _check_choices(rows: dict[str, Tensor | None], some: Tensor | None) -> None:
             more = ", hidden_size" if name == "inputs_embeds" else ""
             raise ValueError(
                 f"{name} has the shape {tuple(given.shape)}, and (batch, choices, seq_len{more}) "
-                f"of one batch is due; give a row for each choice"
+                f"of one batch is expected; give a row for each choice"
             )
 
 
@@ -270,7 +270,9 @@ class XLMRobertaXLForQuestionAnswering(TaskModel):
 
     @classmethod
     def batch_loss(cls, config: XLMRobertaXLConfig, logits: Tensor, batch: TaskBatch) -> Tensor:
-        return span_loss(*logits.unbind(-1), *batch.labels.unbind(-1), config.label_smoothing)
+        starts, ends = logits.unbind(-1)
+        first, last = batch.labels.unbind(-1)
+        return span_loss(starts, ends, first, last, config.label_smoothing)
 
     def forward(
         self,
@@ -287,7 +289,7 @@ class XLMRobertaXLForQuestionAnswering(TaskModel):
         return_dict: bool | None = None,
     ) -> ModelOutput | tuple[Any, ...]:
         """Inputs as in `XLMRobertaXLModel`; start_positions, end_positions: (batch,) int64, both
-        or none. A place behind the input leaves the loss, a negative one counts as 0.
+        or none. A place after the input leaves the loss, a negative one counts as 0.
 
         Returns `loss` (mean of the two ends'), `start_logits`, `end_logits` (batch, seq_len),
         `hidden_states` and `attentions`.

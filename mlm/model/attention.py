@@ -179,9 +179,9 @@ class AttentionBlock(nn.Module):
         places = torch.tensor([inner.kept.index(head) for head in kept])
         size = inner.head_size
         columns = (places.unsqueeze(1) * size + torch.arange(size)).flatten()
-        for projection in (inner.query, inner.key, inner.value):
-            _keep(projection, "weight", columns, 0)
-            _keep(projection, "bias", columns, 0)
+        for name in ("query", "key", "value"):
+            _keep(inner.get_submodule(name), "weight", columns, 0)
+            _keep(inner.get_submodule(name), "bias", columns, 0)
         _keep(self.output.dense, "weight", columns, 1)
         inner.kept, inner.heads = kept, len(kept)
 

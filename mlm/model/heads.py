@@ -17,7 +17,7 @@ from parallel.tensor.loss import linear_cross_entropy
 
 
 class FinalNorm(nn.LayerNorm):
-    """The layer norm behind the last layer."""
+    """The layer norm after the last layer."""
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return super().forward(x)

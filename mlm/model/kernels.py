@@ -91,11 +91,11 @@ def attention_weights(
     scores = query @ keys.transpose(-1, -2)
     if positions is not None:
         scores = scores + positions(query, keys, scale)
-    allowed = visibility.allowed
-    if allowed is not None and visibility.blind is False:
-        scores = scores.masked_fill(~allowed, float("-inf"))
-    elif allowed is not None:
-        scores = scores + visibility.added(scores.dtype)
+    if visibility.blind is not False:
+        added = visibility.added(scores.dtype)
+        scores = scores if added is None else scores + added
+    elif visibility.allowed is not None:
+        scores = scores.masked_fill(~visibility.allowed, float("-inf"))
     return scores.softmax(dim=-1)  # a bf16 softmax is fp32 inside
 
 

@@ -20,7 +20,7 @@ def copy_to_group(x: Tensor, group: Group) -> Tensor:
 def reduce_from_group(x: Tensor, group: Group) -> Tensor:
     """Forward: all-reduce over the group. Backward: identity.
 
-    Stands behind a layer whose weight is split by rows: each rank holds a part of the sum.
+    Stands after a layer whose weight is split by rows: each rank holds a part of the sum.
     """
     return x if group is None else _Reduce.apply(x, group)
 

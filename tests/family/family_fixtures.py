@@ -40,7 +40,8 @@ def our_model(cls_name: str, *, init: dict[str, Any] | None = None, **config: An
 def their_model(cls_name: str, **config: Any) -> Any:
     """The same of transformers, with its plain attention; knows no keys of OURS_ONLY."""
     keys = {key: value for key, value in (TINY | config).items() if key not in OURS_ONLY}
-    made = transformers.XLMRobertaXLConfig(**keys, attn_implementation="eager")
+    options: dict[str, Any] = {**keys, "attn_implementation": "eager"}
+    made = transformers.XLMRobertaXLConfig(**options)
     return getattr(transformers, cls_name)(made)
 
 
@@ -137,11 +138,12 @@ def same_gradients(ours: nn.Module, theirs: nn.Module) -> None:
     mine, expected = dict(ours.named_parameters()), dict(theirs.named_parameters())
     assert set(mine) == set(expected)
     for name, parameter in expected.items():
+        gradient = mine[name].grad
         if parameter.grad is None:
-            assert mine[name].grad is None or not mine[name].grad.any(), name
+            assert gradient is None or not gradient.any(), name
             continue
-        assert mine[name].grad is not None, name
-        same(mine[name].grad, parameter.grad, GRADIENTS, name)
+        assert gradient is not None, name
+        same(gradient, parameter.grad, GRADIENTS, name)
 
 
 def compare(ours: Any, theirs: Any, given: dict[str, Any], **otherwise: Any) -> Any:

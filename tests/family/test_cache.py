@@ -46,7 +46,7 @@ def test_cached_calls_equal_the_full_pass(side, positions, crossed):
     """At every real token; without a mask, padding is attended to and counts, too."""
     model = decoder(positions, crossed)
     ids, real = PADDING[side]()
-    given = {"input_ids": ids, **(cross(source_mask("left")) if crossed else {})}
+    given: dict[str, Any] = {"input_ids": ids, **(cross(source_mask("left")) if crossed else {})}
     for mask in (None, real):
         with torch.no_grad():
             full = model(**given, attention_mask=mask)
@@ -112,7 +112,7 @@ def test_rows_of_a_cache_are_chosen():
 def test_a_tuple_of_tensors_is_a_cache(side, positions):
     """It does not know of padding, so positions are those of the tokens that the mask leaves."""
     model, (ids, mask) = decoder(positions, crossed=True), PADDING[side]()
-    given = {"input_ids": ids, **cross()}
+    given: dict[str, Any] = {"input_ids": ids, **cross()}
     with torch.no_grad():
         full = model(**given, attention_mask=mask).logits
         outputs, past = by_chunks(model, [0, 9, 10, SEQ], mask, plain=True, **given)
@@ -159,6 +159,7 @@ def test_a_cache_holds_what_that_of_transformers_holds(side, crossed):
                 assert one.shape == (3, HEADS, end, HIDDEN // HEADS)
                 seen = mask[:, None, :end, None].bool().expand_as(one)
                 same(one[seen], other[seen], what=f"layer {number}")
+    assert past is not None
     assert past.get_seq_length() == SEQ
     assert past.tokens.tolist() == mask.sum(1, keepdim=True).tolist()
 
@@ -166,7 +167,7 @@ def test_a_cache_holds_what_that_of_transformers_holds(side, crossed):
 def test_maps_and_states_of_a_cached_call_are_those_of_the_full_pass():
     model = decoder("relative_key_query", crossed=True)
     given = {**cross(source_mask("left")), "head_mask": torch.rand(LAYERS, HEADS)}
-    maps = {"output_attentions": True, "output_hidden_states": True}
+    maps: dict[str, Any] = {"output_attentions": True, "output_hidden_states": True}
     with torch.no_grad():
         full = model(tokens(), **given, **maps)
         outputs, _ = by_chunks(model, [0, 6, 11, SEQ], input_ids=tokens(), **given, **maps)
@@ -214,7 +215,7 @@ def test_gradients_through_a_cache_are_those_of_the_full_pass(positions, checkpo
     randomise(model)
     ids, mask = padded((SEQ, 13, 2), "left")
     weights = noise(3, SEQ, TINY["vocab_size"]) * mask.unsqueeze(-1) / 30
-    given = {"input_ids": ids, **cross()}
+    given: dict[str, Any] = {"input_ids": ids, **cross()}
 
     def in_chunks() -> Tensor:
         outputs, last = by_chunks(model.train(), [0, 8, 9, SEQ], mask, **given)

@@ -103,7 +103,7 @@ def test_a_cache_that_leaves_too_few_positions_is_refused(positions):
 
 
 def test_a_mask_that_leaves_the_cache_out_is_refused():
-    """It is due for earlier tokens, too: their padding is theirs to say."""
+    """It is expected for earlier tokens, too: their padding is theirs to say."""
     model = decoder()
     with torch.no_grad():
         past = model(tokens(3, 5)).past_key_values

@@ -57,7 +57,10 @@ def cut(name: str, *, end: int | None = None) -> Callable[[Path], None]:
 
 
 def garbage(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(bytes(range(1, 251)) * 40)
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(bytes(range(1, 251)) * 40)
+
+    return damage
 
 
 def header(change: Callable[[dict], None]) -> Callable[[Path], None]:

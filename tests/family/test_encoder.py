@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -159,11 +160,12 @@ def test_gradient_of_embeddings_that_are_given():
         words = noise(3, SEQ, HIDDEN).requires_grad_()
         scalar(model(inputs_embeds=words, attention_mask=padded()[1])).backward()
         found.append(words.grad)
-    same(*found, GRADIENTS)
+    ours, theirs = found
+    same(ours, theirs, GRADIENTS)
 
 
 def test_512_tokens_of_514_positions():
-    shape = {"max_position_embeddings": 514, "num_hidden_layers": 1}
+    shape: dict[str, Any] = {"max_position_embeddings": 514, "num_hidden_layers": 1}
     ours, theirs = pair(MASKED, **shape)
     given = ids_and_mask((512, 300))
     compare(ours, theirs, {**given, "labels": some_labels(given)})
@@ -297,6 +299,7 @@ def test_bf16_is_as_near_as_that_of_transformers():
         exact = ours(**given).logits
         with torch.autocast("cpu", torch.bfloat16):
             assert 0 < off(ours, exact) < 1.5 * off(theirs, exact)
-        ours.to(torch.bfloat16), theirs.to(torch.bfloat16)
+        ours.to(torch.bfloat16)
+        theirs.to(torch.bfloat16)
         assert 0 < off(ours, exact) < 1.5 * off(theirs, exact)
     assert ours.dtype == torch.bfloat16

@@ -245,7 +245,7 @@ def test_answers_that_do_not_fit(models):
 
 @pytest.mark.parametrize("given", [[[5, 6]], "text", 3], ids=str)
 def test_what_is_no_tensor_is_refused(given, models):
-    of, due = type(given).__name__, "a tensor is due"
+    of, due = type(given).__name__, "a tensor is expected"
     with refused("input_ids", of, due):
         models[MODEL](given)
     with refused("inputs_embeds", of, due):

@@ -44,7 +44,9 @@ def check(model, given: dict[str, Tensor], mask: Tensor, factors: Tensor) -> Non
         for name, value in plain.items():
             same(found[name], value, what=name)
         for name, gradient in gradients_of(model, lambda out=found: weighted(out)).items():
-            same(gradient, weights[name].grad, GRADIENTS, name)
+            expected_gradient = weights[name].grad
+            assert expected_gradient is not None
+            same(gradient, expected_gradient, GRADIENTS, name)
     same(torch.stack(found.attentions), torch.stack(expected.attentions))
     with torch.no_grad():
         same(model.eval()(**given).last_hidden_state, expected.last)
@@ -81,6 +83,8 @@ def test_gradient_of_head_mask():
     last = loop(loop.embeddings(tokens(2)), Given(head_mask=plain)).last
     pooled = torch.tanh(loop.linear("pooler.dense", last[:, 0]))
     weighted({"last_hidden_state": last, "pooler_output": pooled}).backward()
+    assert mine.grad is not None
+    assert plain.grad is not None
     same(mine.grad, plain.grad, GRADIENTS)
 
 

@@ -141,6 +141,7 @@ def test_task_batch_makes_its_mask_once_and_moves_with_it():
     assert batch.visibility.allowed is mask
     moved = batch.to(torch.device("cpu"))
     assert moved.visibility is not batch.visibility
+    assert moved.visibility.allowed is not None
     assert torch.equal(moved.visibility.allowed, mask)
     assert replace(moved, attention_mask=None).visibility.allowed is None
 

@@ -108,7 +108,7 @@ def test_a_pruned_decoder_goes_on_from_its_cache(crossed):
     """Only the heads of self attention are taken out, those of cross attention stay."""
     whole = made(CAUSAL, is_decoder=True, add_cross_attention=crossed)
     small = pruned(whole)
-    given = cross() if crossed else {}
+    given: dict[str, Any] = cross() if crossed else {}
     ids, mask = padded((SEQ, 13, 2), "left")
     for layer, block in enumerate(small.roberta.encoder.layer):
         assert block.attention.self.query.weight.shape[0] == KEPT[layer].sum() * SIZE

@@ -1,5 +1,7 @@
 """Sampled generation: its draws by count, against the processors of transformers."""
 
+from typing import Any
+
 import pytest
 import torch
 import transformers
@@ -29,8 +31,9 @@ def warped(logits: Tensor, temperature=1.0, top_k=50, top_p=1.0) -> Tensor:
     steps = [transformers.TemperatureLogitsWarper(temperature)] if temperature != 1.0 else []
     steps += [transformers.TopKLogitsWarper(top_k)] if top_k else []
     steps += [transformers.TopPLogitsWarper(top_p)] if top_p < 1 else []
+    no_ids: Any = None
     for step in steps:
-        logits = step(None, logits)
+        logits = step(no_ids, logits)
     return logits.softmax(-1)
 
 

@@ -65,7 +65,9 @@ def read_and_write(path: Path, out: Path) -> dict:
     ours.save_pretrained(out.with_name("smaller"))
     with torch.no_grad():
         after = ours(tokens()).logits
-    torch.manual_seed(group.rank())  # a new head is nevertheless the same on all ranks
+    torch.manual_seed(
+        torch.distributed.get_rank()
+    )  # a new head is nevertheless the same on all ranks
     headed = mlm.XLMRobertaXLForTokenClassification.from_pretrained(path, group=group)
     return {
         "messages": messages,

@@ -140,6 +140,6 @@ def test_gradient_checkpointing_is_switched():
     assert ours.base_model.gradient_checkpointing
     ours.gradient_checkpointing_disable()
     assert not ours.is_gradient_checkpointing
-    with pytest.raises(ValueError, match="use_reentrant=True is not served for gradient checkpoi"):
+    with pytest.raises(ValueError, match="use_reentrant=True is unsupported for gradient checkpoi"):
         ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
     assert our_model(MASKED, gradient_checkpointing=True).is_gradient_checkpointing

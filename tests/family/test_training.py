@@ -1,5 +1,7 @@
 """What training needs of the family: initial weights, keyed dropout, recomputed activations."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,7 +26,7 @@ SEQUENCE = "XLMRobertaXLForSequenceClassification"
 CHOICE = "XLMRobertaXLForMultipleChoice"
 TOKEN = "XLMRobertaXLForTokenClassification"
 HIDDEN, LAYERS = TINY["hidden_size"], TINY["num_hidden_layers"]
-DROPS = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+DROPS: dict[str, Any] = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 
 
 def test_initial_weights():
@@ -179,7 +181,7 @@ def test_dropout_of_multiple_choice_is_that_of_the_hidden_states(hidden):
 
 
 def test_question_answering_has_no_dropout_of_its_own():
-    drops = {"hidden_dropout_prob": 0.5, "classifier_dropout": 0.5}
+    drops: dict[str, Any] = {"hidden_dropout_prob": 0.5, "classifier_dropout": 0.5}
     out = constant(our_model("XLMRobertaXLForQuestionAnswering", **drops))(tokens(4))
     for logits in (out.start_logits, out.end_logits):
         same(logits, logits[:1, :1].expand_as(logits))

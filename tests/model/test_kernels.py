@@ -25,7 +25,8 @@ def heads(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def call(dtype: torch.dtype = torch.float32, visibility: Visibility = PLAIN, **needs) -> Call:
-    return Call(*heads(dtype), visibility, **needs)
+    query, keys, values = heads(dtype)
+    return Call(query, keys, values, visibility, **needs)
 
 
 def test_unfused_attention_is_the_formula():
@@ -83,7 +84,7 @@ def test_fused_treats_blind_queries_alike_where_it_is_unknown_whether_there_are_
     unknown = replace(masked_by("mask", mask, (2, 6, 6)), blind=None)
     tensors = [tensor.requires_grad_() for tensor in heads()]
     found, expected = (
-        kernel(Call(*tensors, seen))[0]
+        kernel(Call(tensors[0], tensors[1], tensors[2], seen))[0]
         for kernel, seen in (
             (kernels.fused, unknown),
             (kernels.unfused, masked_by("mask", mask, (2, 6, 6))),

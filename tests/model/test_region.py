@@ -95,6 +95,7 @@ def sequence_parallel() -> None:
     (found * piece(weights, group)).sum().backward()
     assert found.shape == (3, 10, 32)
     torch.testing.assert_close(found, piece(expected, group))
+    assert given.grad is not None
     torch.testing.assert_close(tokens.grad, piece(given.grad, group))
     gradients = dict(whole.named_parameters())
     for name, parameter in part.named_parameters():
@@ -103,7 +104,9 @@ def sequence_parallel() -> None:
             dist.all_reduce(gradient, group=group)
         # `key.bias` has no true gradient.
         atol = 1e-4 if name.endswith("key.bias") else 1e-5
-        wanted = slice_of(gradients[name].grad, shard)
+        whole_gradient = gradients[name].grad
+        assert whole_gradient is not None
+        wanted = slice_of(whole_gradient, shard)
         torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=atol, msg=name)
 
 
