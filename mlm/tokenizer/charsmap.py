@@ -1,15 +1,14 @@
-"""Sentencepiece's normalisation, made of what the tokenizers library has.
+"""Sentencepiece's normalisation, built from the steps that the tokenizers library has.
 
-A sentencepiece model carries rules: strings of one to four characters and what each becomes. They
-are applied from left to right, the longest first. The library's `Precompiled` reads the same
+A sentencepiece model has rules: strings of one to four characters and their replacements. They are
+applied from left to right, the longest match first. The library's `Precompiled` reads the same
 rules but applies them to grapheme clusters: of "ọ̀" written as "o", dot and grave, it finds the
-rule for "o" and dot and drops the grave, which harms a third of all lines of Yoruba, and a cluster
-of six bytes or more (Bengali "ো" in two characters) it does not compose at all.
+rule for "o" and dot and drops the grave, which damages a third of all lines of Yoruba, and it never
+composes a cluster of six bytes or more (Bengali "ো" in two characters).
 
-Every rule for several characters is, however, the rules for its single characters followed by
-composition (NFC). So noncharacters are put into the text first: `APART` between rules, where NFC
-would compose or reorder across, and `SINGLE` between the characters of a cluster, which thus are
-mapped one by one.
+Every rule for several characters equals the rules for its single characters followed by composition
+(NFC). So noncharacters are inserted first: `APART` between rules, where NFC would compose or
+reorder across, and `SINGLE` between the characters of a cluster, which are thus mapped one by one.
 """
 
 import re
@@ -21,14 +20,14 @@ import numpy as np
 from tokenizers import Regex, normalizers
 
 APART, SINGLE = "\U0010ffff", "\U0010fffe"
-# What joins the character before it in a cluster; further ones are found in the rules.
+# Characters that join the one before them in a cluster; the rules add further ones.
 JOINING = r"\p{M}\x{200C}\x{200D}\x{E33}\x{EB3}\x{1F3FB}-\x{1F3FF}\x{E0020}-\x{E007F}"
 
 
 @cache
 def normalizer(charsmap: bytes) -> normalizers.Normalizer:
-    """The normaliser of a model with this charsmap (may be empty), which also takes away white
-    space at both ends and repeated in between, as sentencepiece does."""
+    """The normaliser of a model with this charsmap (may be empty). As sentencepiece does, it also
+    removes blanks at both ends, and all but one of several in a row."""
     spaces = [
         normalizers.Replace(Regex(r"\A +| +\z"), ""),
         normalizers.Replace(Regex(" {2,}"), " "),
@@ -38,7 +37,7 @@ def normalizer(charsmap: bytes) -> normalizers.Normalizer:
 
 
 def rules(charsmap: bytes) -> dict[str, str]:
-    """The rules of a charsmap: a trie of strings (Darts, 32-bit units), then what they become."""
+    """The rules of a charsmap: a trie of strings (Darts, 32-bit units), then their replacements."""
     (size,) = struct.unpack_from("<I", charsmap)
     units = np.frombuffer(charsmap, "<u4", size // 4, offset=4).astype(np.int64)
     texts = charsmap[4 + size :]
@@ -46,8 +45,8 @@ def rules(charsmap: bytes) -> dict[str, str]:
     labels = np.where(units >> 31, 0, units & 0xFF)
     order = np.argsort(places ^ labels, kind="stable")
     order = order[labels[order] > 0]
-    parents = (places ^ labels)[order]  # where a node's children are counted from
-    starts = places ^ ((units >> 10) << ((units & 0x200) >> 6))  # where its own are
+    parents = (places ^ labels)[order]  # the base of each node's parent
+    starts = places ^ ((units >> 10) << ((units & 0x200) >> 6))  # the base of each node's children
 
     found: dict[str, str] = {}
     strings, bases = np.empty((1, 0), np.uint8), starts[:1]
@@ -75,7 +74,7 @@ def _by_rules(charsmap: bytes) -> list[normalizers.Normalizer]:
     later |= {source for source, text in found.items() if len(source) == 1 and text[:1] in later}
     inside = f"{JOINING}{_ranges(later)}"
     joining, rule = f"[{inside}]", f"(?>{_alternatives(several)}|(?m:.))"
-    # \G and the atomic groups keep the search at the bounds of rules, and its time linear.
+    # \G and the atomic groups keep the search at the bounds of rules and its time linear.
     passed = f"(?>(?:[^{inside}]+(?!{joining})|{rule}(?!{joining}))*)"
     apart = rf"\G{passed}{rule}\K(?={joining})"
     return [
@@ -89,7 +88,7 @@ def _by_rules(charsmap: bytes) -> list[normalizers.Normalizer]:
 
 
 def _alternatives(strings: list[str]) -> str:
-    """An expression for any of `strings`, the longest that fits."""
+    """A regular expression for any of `strings`, the longest that matches."""
     tree: dict = {}
     for string in strings:
         node = tree
@@ -111,7 +110,7 @@ def _expression(node: dict) -> str:
 
 
 def _ranges(characters: set[str]) -> str:
-    """`characters` as the inside of a class, neighbours joined."""
+    """`characters` as the inside of a character class, with runs as ranges."""
     codes = np.array(sorted(map(ord, characters)))
     runs = np.split(codes, np.flatnonzero(np.diff(codes) > 1) + 1)
     return "".join(

@@ -24,7 +24,7 @@ from mlm.tokenizer.model_proto import ModelProto
 from mlm.tokenizer.tokenizer import Tokenizer
 
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
-NO_LIMIT = 10**30  # what the reference has as model_max_length where none is known
+NO_LIMIT = 10**30  # model_max_length of the reference where the length is unknown
 ROLES = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -39,8 +39,8 @@ ROLES = {
 def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None:
     """Writes the sentencepiece model, tokenizer.json, its config and the map of special tokens.
 
-    max_tokens: to which transformers cuts a text when it is asked to. Raises DataError for a model
-    that these files cannot stand for.
+    max_tokens: the length that transformers truncates to on request
+    Raises DataError for a model that these files cannot express.
     """
     (folder / MODEL_FILE).write_bytes(tokenizer.model)
     (folder / JSON_FILE).write_text(backend(tokenizer).to_str(pretty=False), encoding="utf-8")
@@ -67,9 +67,9 @@ def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None
 
 
 def backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """The tokenizer as one of the tokenizers library, which transformers loads as it stands.
+    """The same tokenizer of the tokenizers library, which transformers loads unchanged.
 
-    As with the published one, what is written like a special id in a text is that id.
+    As in the published one, what is written like a special token in a text is that token.
     """
     model = _sentencepiece_model(tokenizer)
     pieces = [(piece.piece, piece.score) for piece in model.pieces[FIRST_PIECE - SHIFT :]]
@@ -78,7 +78,7 @@ def backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
     vocabulary = [*first, *pieces, (special[tokenizer.mask].content, 0.0)]
     made = tokenizers.Tokenizer(models.Unigram(vocabulary, unk_id=UNK, byte_fallback=False))
     made.normalizer = normalizer(model.normalizer_spec.precompiled_charsmap)
-    across = any(SPACE in piece[1:] for piece, _ in pieces)  # some pieces are of several words
+    across = any(SPACE in piece[1:] for piece, _ in pieces)  # some pieces span words
     made.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, "always", split=not across)
     made.decoder = decoders.Metaspace(SPACE, prepend_scheme="always")
     made.add_special_tokens(list(special.values()))
@@ -91,7 +91,7 @@ def backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
-    """By id. The blank before `<mask>` belongs to it, as in the published tokenizer."""
+    """The special tokens by id. A blank before `<mask>` belongs to it, as in the published one."""
 
     def token(text: str) -> AddedToken:
         return AddedToken(text, lstrip=text == "<mask>", normalized=False, special=True)
@@ -101,14 +101,14 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
 
 
 def _sentencepiece_model(tokenizer: Tokenizer) -> Any:
-    """The parsed model; raises DataError where it asks for what tokenizer.json cannot express."""
+    """The parsed model; raises DataError for one that tokenizer.json cannot express."""
     model = ModelProto.FromString(tokenizer.model)
     trained, normalised = model.trainer_spec, model.normalizer_spec
     pieces = model.pieces[FIRST_PIECE - SHIFT :]
     asked = {
         "is not a unigram model": trained.model_type != trained.UNIGRAM,
         "puts the space after a word": trained.treat_whitespace_as_suffix,
-        "has pieces that are bytes, unused or its user's own": any(
+        "has pieces that are bytes, unused or user-defined": any(
             piece.type != piece.NORMAL for piece in pieces
         ),
         "has a normalisation other than XLM-R's": not (

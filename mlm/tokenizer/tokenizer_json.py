@@ -1,8 +1,9 @@
 """The sentencepiece model that a `tokenizer.json` was made of.
 
 transformers 5 saves a tokenizer without the model itself. Pieces, scores and the rules of the
-normalisation are all in the file, so that the model made of them gives the same ids. Steps that
-sentencepiece has not, or lacks here, would give others, and a file with them is refused.
+normalisation are all in the file, so that the model made of them gives the same ids. A file with
+steps that sentencepiece does not have, or without some that it has, would give others: it is
+refused.
 """
 
 import base64
@@ -16,17 +17,16 @@ from mlm.tokenizer.charsmap import APART, SINGLE
 from mlm.tokenizer.ids import BOS, EOS, FIRST_PIECE, PAD, SPACE, UNK
 from mlm.tokenizer.model_proto import ModelProto
 
-HEAD = ("truncation", "padding", "added_tokens")  # what stands before the vocabulary
-# What may stand beside the rules: it only does on graphemes what sentencepiece does without them.
+HEAD = ("truncation", "padding", "added_tokens")  # keys before the vocabulary
+# Steps besides the rules that only do on graphemes what sentencepiece does without them.
 NORMALIZERS = {"Precompiled", "Replace", "NFC", "Strip"}
-BLANKS = r" {2,}"  # which become one, or the piece of one
+BLANKS = r" {2,}"  # which become one blank, or its piece
 ENDS = r"\A +| +\z"
 MISSING = "put sentencepiece.bpe.model beside it, from where the model came from"
 
 
 def sentencepiece_model(path: Path, remedy: str = MISSING) -> bytes:
-    """The model of a `tokenizer.json`; raises DataError, with the remedy, unless it is one like
-    XLM-R's."""
+    """The model of a `tokenizer.json`; raises DataError with the remedy if it is unlike XLM-R's."""
     try:
         return _model(json.loads(path.read_text("utf-8"))).SerializeToString(deterministic=True)
     except (KeyError, IndexError, TypeError, AttributeError):
@@ -37,7 +37,7 @@ def sentencepiece_model(path: Path, remedy: str = MISSING) -> bytes:
 
 
 def read_head(path: Path) -> dict[str, Any]:
-    """The values of HEAD, without reading the megabytes behind them; raises DataError."""
+    """The values of HEAD, without parsing the megabytes after them; raises DataError."""
     found = {}
     try:
         text = path.read_text("utf-8")
@@ -58,7 +58,7 @@ def _model(values: dict[str, Any]) -> Any:
         if vocabulary[id][0] != name:
             raise ValueError(f"its id {id} is {vocabulary[id][0]!r} and not {name!r}")
     if values["model"].get("unk_id") != UNK or values["model"].get("byte_fallback"):
-        raise ValueError("what it has no piece for is not <unk>")
+        raise ValueError("text without a piece is not <unk>")
     steps = _steps(values.get("normalizer"))
     _check_steps(steps, _steps(values.get("pre_tokenizer")))
 
@@ -77,7 +77,7 @@ def _model(values: dict[str, Any]) -> Any:
 
 def _check_steps(steps: list[dict[str, Any]], cuts: list[dict[str, Any]]) -> None:
     """Raises ValueError unless normaliser and pre-tokenizer do what sentencepiece does: its rules,
-    one blank where there are several, none at the end, and one before the first word."""
+    one blank for several, none at the ends, and one before the first word."""
     if others := {step["type"] for step in steps} - NORMALIZERS:
         raise ValueError(f"it normalises by {min(others)}")
     if others := {step["type"] for step in cuts} - {"WhitespaceSplit", "Metaspace"}:
@@ -99,14 +99,14 @@ def _check_steps(steps: list[dict[str, Any]], cuts: list[dict[str, Any]]) -> Non
 
 
 def _puts_blanks(step: dict[str, Any]) -> bool:
-    """Whether a step puts a blank before every word, as it is said in new and old files."""
+    """Whether a step puts a blank before every word, in the keys of new or of old files."""
     always = step.get("prepend_scheme", "always") == "always"
     return always and step.get("add_prefix_space", True) and step["replacement"] == SPACE
 
 
 def _without_effect(step: dict[str, Any]) -> bool:
-    """Whether what is replaced is blanks that sentencepiece takes away, too, or one of the marks
-    that an export puts in and takes out again."""
+    """Whether a step replaces blanks that sentencepiece removes, too, or one of the marks that an
+    export inserts and removes again."""
     pattern, content = step["pattern"], step["content"]
     if content in (APART, SINGLE) or pattern in ({"String": APART}, {"String": SINGLE}):
         return True
@@ -115,7 +115,7 @@ def _without_effect(step: dict[str, Any]) -> bool:
 
 
 def _steps(value: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps of a normaliser or pre-tokenizer, which may be none, one or several."""
+    """The steps of a normaliser or pre-tokenizer: none, one or several."""
     if value is None:
         return []
     return value.get("normalizers") or value.get("pretokenizers") or [value]

@@ -24,9 +24,9 @@ from mlm.text.sources import Sources
 from mlm.tokenizer.ids import EXTRA, FIRST_PIECE, MODEL_FILE
 from mlm.tokenizer.model_proto import ModelProto
 
-THREADS = 16  # fixed: sums over threads round differently, and the model would with their number
+THREADS = 16  # fixed: sums over threads are rounded, so that the model depends on their number
 MAX_LINE = 1024  # characters, at most 4096 bytes: sentencepiece drops lines of more than 4192
-LARGE = 1 << 30  # bytes from which on sentencepiece needs 64-bit indices
+LARGE = 1 << 30  # bytes; for more, sentencepiece needs 64-bit indices
 SMALLEST = FIRST_PIECE + 2  # four special ids, a piece and <mask>
 RECORD = "training.json"  # how a tokenizer was made, beside it
 
@@ -49,14 +49,14 @@ def train(
     The sample holds at most `sample_bytes` of text, and never more than the corpus does, since
     alpha would have no effect then. The same arguments give the same bytes on any number of cores.
     `on_progress(done, total)` counts bytes of the corpus's files, each of which is read twice; the
-    training after that reports nothing. Raises DataError for text that cannot be read, unless it is
-    bad lines that are to be skipped, or is too little for so many ids, UserError for a folder that
-    cannot be written; `out` is whole or absent.
+    training after that reports nothing. Raises DataError for text that cannot be read (except bad
+    lines that are skipped) or is too short for so many ids, UserError for a folder that cannot be
+    written; `out` is whole or absent.
     """
     files = languages(corpus)
     if vocab_size < SMALLEST:
         raise DataError(
-            f"vocab_size={vocab_size} leaves no id for a piece beside the special ones; "
+            f"vocab_size={vocab_size} leaves no id for a piece besides the special ones; "
             f"give {SMALLEST} or more, usually some thousands"
         )
     progress = _Progress(files, on_progress)
@@ -71,7 +71,7 @@ def train(
         for language, text in progress.each(files):
             for paragraph in _sample(_documents(text, skip_bad_lines), quotas[language], seed):
                 taken[language] += len(paragraph.encode())
-                yield from cut(paragraph)
+                yield from split_paragraph(paragraph)
 
     with new_folder(out) as folder:
         model = _unigram(lines(), vocab_size, character_coverage, sample_bytes > LARGE)
@@ -90,14 +90,14 @@ def train(
 
 
 def shares(sizes: dict[str, int], alpha: float, sample_bytes: int) -> dict[str, int]:
-    """The bytes of the sample that each language may fill, in proportion to size^alpha."""
+    """The bytes that each language has in the sample, in proportion to size^alpha."""
     weights = {language: size**alpha if size else 0.0 for language, size in sizes.items()}
     total = sum(weights.values()) or 1.0
     return {name: int(sample_bytes * weight / total) for name, weight in weights.items()}
 
 
-def cut(paragraph: str) -> Iterator[str]:
-    """A paragraph in parts of at most `MAX_LINE` characters, between words where there are any."""
+def split_paragraph(paragraph: str) -> Iterator[str]:
+    """A paragraph in parts of at most `MAX_LINE` characters, cut between words where possible."""
     while len(paragraph) > MAX_LINE:
         space = paragraph.rfind(" ", 1, MAX_LINE + 1)
         end = space if space > 0 else MAX_LINE
@@ -134,7 +134,7 @@ def _unigram(lines: Iterator[str], vocab_size: int, coverage: float, large: bool
     raised: list[Exception] = []
 
     def guarded() -> Iterator[str]:
-        # An exception inside the iterator comes out of sentencepiece as text; this keeps it.
+        # Sentencepiece turns an exception of the iterator into text; this keeps the exception.
         try:
             yield from lines
         except Exception as error:
@@ -154,7 +154,7 @@ def _unigram(lines: Iterator[str], vocab_size: int, coverage: float, large: bool
         )
     except RuntimeError as error:
         if not raised:
-            raise _sentence(str(error), vocab_size, coverage) from None
+            raise _training_error(str(error), vocab_size, coverage) from None
     if raised:
         raise raised[0]
     return _with_exact_scores(model.getvalue())
@@ -173,8 +173,8 @@ def _with_exact_scores(model: bytes) -> bytes:
     return proto.SerializeToString()
 
 
-def _sentence(message: str, vocab_size: int, coverage: float) -> DataError:
-    """What sentencepiece says, in our count of ids."""
+def _training_error(message: str, vocab_size: int, coverage: float) -> DataError:
+    """The error for a message of sentencepiece, in XLM-R's count of ids."""
     if found := re.search(r"set it to a value <= (\d+)", message):
         most = int(found[1]) + EXTRA
         return DataError(

@@ -51,8 +51,8 @@ def compare(title: str, batches: list[list[str]], calls: dict[str, Callable], ro
                 call(batch)
             times[name].append(time.perf_counter() - start)
     times = {name: each[1:] for name, each in times.items()}
-    shown = [f"{name} {1000 * statistics.median(each):.0f} ms" for name, each in times.items()]
-    print(f"{title}: {', '.join(shown)}")
+    figures = [f"{name} {1000 * statistics.median(each):.0f} ms" for name, each in times.items()]
+    print(f"{title}: {', '.join(figures)}")
     for name in list(calls)[1:]:
         ratios = sorted(b / a for a, b in zip(times["ours"], times[name], strict=True))
         print(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from mlm.errors import DataError, UserError
 from mlm.tokenizer.tokenizer import Tokenizer
-from mlm.tokenizer.training import MAX_LINE, _unigram, cut, shares, train
+from mlm.tokenizer.training import MAX_LINE, _unigram, shares, split_paragraph, train
 from tests.places import ROOT
 from tests.text_fixtures import LANGUAGES, corpus, paragraphs, tokenizer, write_corpus
 
@@ -121,9 +121,9 @@ def test_shares_rise_more_slowly_than_sizes(sizes, alpha):
 
 @given(st.text(st.sampled_from("ab語 "), max_size=5 * MAX_LINE))
 @settings(max_examples=50, deadline=None)
-def test_cut_splits_long_lines_between_words_and_keeps_their_text(text):
+def test_split_paragraph_cuts_long_lines_between_words_and_keeps_their_text(text):
     text = text.strip()
-    parts = list(cut(text))
+    parts = list(split_paragraph(text))
     assert all(0 < len(part.encode()) <= 4192 for part in parts)
     assert "".join(parts).replace(" ", "") == text.replace(" ", "")
     assert len(parts) <= 1 or len(text) > MAX_LINE

@@ -60,7 +60,8 @@ def encode_plain(source: EncodedTexts, options: Options, tensors: bool) -> tuple
     rows = source.with_ends(arrays)
     if options.truncation:
         options.room(special=2)
-        rows = [_cut_row(row, options) for row in rows]
+        most = options.max_length or 0
+        rows = [row if len(row) <= most else _cut_row(row, most, options) for row in rows]
     lengths = list(map(len, rows))
     longest = max(lengths, default=0)
     width, side = options.width(longest), options.padding_side
@@ -83,11 +84,8 @@ def _padded(ids: np.ndarray, lengths: list[int], width: int, side: str) -> tuple
     return rows, mask.astype(np.int64)
 
 
-def _cut_row(row: Any, options: Options) -> Any:
-    most = options.max_length
-    assert most is not None
-    if len(row) <= most:
-        return row
+def _cut_row(row: Any, most: int, options: Options) -> Any:
+    """The first or last tokens of a row, of which `<s>` and `</s>` are two."""
     right = options.truncation_side == "right"
     row = (row[:most] if right else row[-most:]).copy()
     row[-1 if right else 0] = EOS if right else BOS

@@ -124,11 +124,10 @@ class XLMRobertaTokenizer(Vocabulary):
             batch["special_tokens_mask"] = [row.special_tokens_mask for row in batch.encodings]
         if return_offsets_mapping:
             batch["offset_mapping"] = [row.offsets for row in batch.encodings]
-        lengths = list(map(len, ids))
         if not (batched or overflow or return_tensors):
             batch.update({name: value[0] for name, value in batch.items()})
         if return_length:
-            batch["length"] = lengths
+            batch["length"] = list(map(len, ids))
         if overflow:
             batch["overflow_to_sample_mapping"] = [row.sample for row in batch.encodings]
         return batch.convert_to_tensors(return_tensors)
