@@ -29,7 +29,7 @@ PADDING: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
 
 
 def _inside() -> tuple[Tensor, Tensor]:
-    """As where a prompt is padded on the right and goes on behind the padding."""
+    """As where a prompt is padded on the right and continues after the padding."""
     mask = torch.ones(3, SEQ).long()
     mask[0, 3:7] = mask[1, 6] = mask[2, 1:12] = 0
     return tokens().masked_fill(mask == 0, PAD), mask

@@ -42,7 +42,7 @@ HEADS, LAYERS = TINY["num_attention_heads"], TINY["num_hidden_layers"]
 @pytest.mark.parametrize("crossed", [False, True], ids=["self", "cross"])
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("side", PADDING)
-def test_cached_calls_equal_the_full_pass(side, positions, crossed):
+def test_cache_in_chunks_equals_the_full_pass(side, positions, crossed):
     """At every real token; without a mask, padding is attended to and counts, too."""
     model = decoder(positions, crossed)
     ids, real = PADDING[side]()
@@ -60,7 +60,7 @@ def test_cached_calls_equal_the_full_pass(side, positions, crossed):
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_a_mask_of_each_query_equals_the_full_pass(positions):
+def test_cache_with_a_3d_mask_equals_the_full_pass(positions):
     ids, real = padded((SEQ, 13, 2), "left")
     mask = causal(real).long()
     mask[0, 15:, :4] = mask[0, 9, 2] = 0
@@ -75,7 +75,7 @@ def test_a_mask_of_each_query_equals_the_full_pass(positions):
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_embeddings_go_on_at_the_next_position(positions):
+def test_cache_continues_embeddings_at_the_next_position(positions):
     model, words = decoder(positions), noise(3, SEQ, HIDDEN)
     with torch.no_grad():
         full = model(inputs_embeds=words).logits
@@ -85,7 +85,7 @@ def test_embeddings_go_on_at_the_next_position(positions):
     same(logits_of(plain), full)
 
 
-def test_ids_go_on_behind_embeddings():
+def test_cache_continues_embeddings_with_ids():
     model, ids = decoder(), tokens()
     with torch.no_grad():
         words = model.get_input_embeddings()(ids[:, :8])
@@ -93,7 +93,7 @@ def test_ids_go_on_behind_embeddings():
         same(model(ids[:, 8:], past_key_values=past).logits, model(ids).logits[:, 8:])
 
 
-def test_rows_of_a_cache_are_chosen():
+def test_cache_select_chooses_rows():
     """As where the likeliest beginnings of several go on."""
     model, (ids, mask) = decoder(crossed=True), PADDING["left"]()
     rows = torch.tensor([2, 0, 2, 1])
@@ -109,7 +109,7 @@ def test_rows_of_a_cache_are_chosen():
 
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("side", ["none", "right", "left"])
-def test_a_tuple_of_tensors_is_a_cache(side, positions):
+def test_cache_may_be_a_tuple_of_tensors(side, positions):
     """It does not know of padding, so positions are those of the tokens that the mask leaves."""
     model, (ids, mask) = decoder(positions, crossed=True), PADDING[side]()
     given: dict[str, Any] = {"input_ids": ids, **cross()}
@@ -125,7 +125,7 @@ def test_a_tuple_of_tensors_is_a_cache(side, positions):
 
 @pytest.mark.parametrize("crossed", [False, True], ids=["self", "cross"])
 @pytest.mark.parametrize("side", ["none", "right", "left"])
-def test_a_cache_holds_what_that_of_transformers_holds(side, crossed):
+def test_cache_equals_that_of_transformers(side, crossed):
     """Cached calls of theirs are given the positions, which they would not count behind padding."""
     ours, theirs = pair(CAUSAL, is_decoder=True, add_cross_attention=crossed)
     ids, mask = PADDING[side]()
@@ -164,7 +164,7 @@ def test_a_cache_holds_what_that_of_transformers_holds(side, crossed):
     assert past.tokens.tolist() == mask.sum(1, keepdim=True).tolist()
 
 
-def test_maps_and_states_of_a_cached_call_are_those_of_the_full_pass():
+def test_cache_gives_the_maps_and_states_of_the_full_pass():
     model = decoder("relative_key_query", crossed=True)
     given = {**cross(source_mask("left")), "head_mask": torch.rand(LAYERS, HEADS)}
     maps: dict[str, Any] = {"output_attentions": True, "output_hidden_states": True}
@@ -180,7 +180,7 @@ def test_maps_and_states_of_a_cached_call_are_those_of_the_full_pass():
         same(one, other[:, now])
 
 
-def test_own_positions_of_a_cached_call_are_used():
+def test_cache_takes_position_ids():
     model, ids = decoder(), tokens()
     places = torch.randint(PAD + 1, SEQ + 2, (3, SEQ), generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
@@ -192,7 +192,7 @@ def test_own_positions_of_a_cached_call_are_used():
     same(rest.logits, full[:, 8:])
 
 
-def test_a_cache_goes_on_twice():
+def test_cache_may_be_continued_twice():
     """A call leaves the cache that it is given as it is."""
     model, ids = decoder(crossed=True), tokens()
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_a_cache_goes_on_twice():
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("positions", ["absolute", "relative_key_query"])
-def test_gradients_through_a_cache_are_those_of_the_full_pass(positions, checkpointing):
+def test_cache_has_the_gradients_of_the_full_pass(positions, checkpointing):
     """Also where layers are computed again in the backward pass."""
     model = our_model(
         CAUSAL, is_decoder=True, add_cross_attention=True, position_embedding_type=positions

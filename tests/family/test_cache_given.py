@@ -28,7 +28,7 @@ LAYERS = TINY["num_hidden_layers"]
         ({}, {"use_cache": False}, False),
     ],
 )
-def test_a_cache_is_given_where_it_is_asked_for(config, given, due):
+def test_use_cache_decides_whether_a_cache_is_returned(config, given, due):
     model = our_model(CAUSAL, **config)
     out = model(tokens(), **given)
     assert isinstance(out.past_key_values, KeyValues) == due
@@ -72,7 +72,7 @@ MISFITS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("misfit", MISFITS)
-def test_a_cache_that_does_not_fit_is_refused(misfit):
+def test_past_key_values_of_another_shape_are_refused(misfit):
     model = decoder(crossed=True)
     with torch.no_grad():
         past = model(tokens(3, 5), **cross()).past_key_values
@@ -81,7 +81,7 @@ def test_a_cache_that_does_not_fit_is_refused(misfit):
     assert "past_key_values" in text or "encoder_attention_mask" in text
 
 
-def test_a_cache_is_refused_where_nothing_is_decoded():
+def test_past_key_values_are_refused_by_an_encoder():
     past = decoder()(tokens(3, 5)).past_key_values
     for name in (CAUSAL, "XLMRobertaXLModel"):
         model = our_model(name)
@@ -92,7 +92,7 @@ def test_a_cache_is_refused_where_nothing_is_decoded():
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_a_cache_that_leaves_too_few_positions_is_refused(positions):
+def test_past_key_values_that_leave_too_few_positions_are_refused(positions):
     most = SEQ if positions == "absolute" else TINY["max_position_embeddings"]
     model = decoder(positions)
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_a_cache_that_leaves_too_few_positions_is_refused(positions):
     assert str(most) in text
 
 
-def test_a_mask_that_leaves_the_cache_out_is_refused():
+def test_attention_mask_without_the_cached_tokens_is_refused():
     """It is expected for earlier tokens, too: their padding is theirs to say."""
     model = decoder()
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_a_mask_that_leaves_the_cache_out_is_refused():
         assert "attention_mask" in refusal(lambda given=given: model(tokens(3, 2), **given))
 
 
-def test_chosen_rows_know_their_padding_without_a_mask():
+def test_cache_select_keeps_the_padding_of_rows():
     model, (ids, _) = decoder(), PADDING["left"]()
     rows = torch.tensor([2, 0, 1])
     with torch.no_grad():

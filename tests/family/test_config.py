@@ -71,7 +71,7 @@ def values(config, keys=KEYS) -> dict:
     return {key: getattr(config, key) for key in keys}
 
 
-def test_defaults_are_those_of_the_reference():
+def test_config_defaults_are_those_of_the_reference():
     ours = mlm.XLMRobertaXLConfig()
     assert values(ours) == values(transformers.XLMRobertaXLConfig())
     assert ours.model_type == "xlm-roberta-xl"
@@ -80,7 +80,7 @@ def test_defaults_are_those_of_the_reference():
     assert ours.pruned_heads == {}
 
 
-def test_keys_in_the_order_of_the_reference():
+def test_config_takes_values_in_the_order_of_the_reference():
     """The reference of transformers 4 took them by place, too."""
     shape = (1000, 64, 2, 4, 128, "relu", 0.2, 0.3, 34, 2, 0.1, 1e-6, 3, 4, 5)
     config = mlm.XLMRobertaXLConfig(*shape, "relative_key", False, 0.4)
@@ -98,14 +98,14 @@ def test_keys_in_the_order_of_the_reference():
     assert values(config, expected) == expected
 
 
-def test_every_keyword_is_kept():
+def test_config_keeps_every_keyword():
     config = mlm.XLMRobertaXLConfig(**CHANGED)
     assert values(config, CHANGED) == CHANGED
     assert config.num_labels == 3
 
 
 @pytest.mark.parametrize("changes", [{}, CHANGED], ids=["defaults", "changed"])
-def test_a_file_of_ours_is_read_by_transformers(changes, tmp_path):
+def test_config_file_is_read_by_transformers(changes, tmp_path):
     ours = mlm.XLMRobertaXLConfig(**changes)
     ours.save_pretrained(tmp_path / "new" / "folder")
     folder = tmp_path / "new" / "folder"
@@ -118,7 +118,7 @@ def test_a_file_of_ours_is_read_by_transformers(changes, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [{}, CHANGED], ids=["defaults", "changed"])
-def test_a_file_of_transformers_is_read_and_written_again(changes, tmp_path):
+def test_config_file_of_transformers_is_read_and_written(changes, tmp_path):
     theirs = transformers.XLMRobertaXLConfig(**changes)
     theirs.save_pretrained(tmp_path)
     ours = mlm.XLMRobertaXLConfig.from_pretrained(tmp_path)
@@ -128,7 +128,7 @@ def test_a_file_of_transformers_is_read_and_written_again(changes, tmp_path):
     assert values(again) == values(theirs)
 
 
-def test_dict_and_json_round_trip():
+def test_config_survives_a_round_trip_through_dict_and_json():
     config = mlm.XLMRobertaXLConfig(**CHANGED, label_smoothing=0.1, pruned_heads={1: [0, 2]})
     held = config.to_dict()
     assert held["model_type"] == "xlm-roberta-xl"
@@ -144,7 +144,7 @@ def test_dict_and_json_round_trip():
     assert config.num_labels == 3, "what to_dict gives is a copy"
 
 
-def test_from_pretrained_takes_changes(tmp_path):
+def test_config_from_pretrained_takes_changes(tmp_path):
     mlm.XLMRobertaXLConfig(**TINY).save_pretrained(tmp_path)
     config = mlm.XLMRobertaXLConfig.from_pretrained(tmp_path, num_labels=4, is_decoder=True)
     assert config.num_labels == 4
@@ -154,7 +154,7 @@ def test_from_pretrained_takes_changes(tmp_path):
         mlm.XLMRobertaXLConfig.from_pretrained(tmp_path, num_label=4)
 
 
-def test_keys_that_nobody_knows_survive_a_file(tmp_path):
+def test_config_keeps_unknown_keys_of_a_file(tmp_path):
     theirs = transformers.XLMRobertaXLConfig(**TINY, dtype="bfloat16").to_dict()
     unknown = {"adapters": {"rank": [1, 2]}, "trained_by": "somebody"}
     (tmp_path / "config.json").write_text(json.dumps(theirs | unknown))
@@ -169,7 +169,7 @@ def test_keys_that_nobody_knows_survive_a_file(tmp_path):
     assert lost <= {"chunk_size_feed_forward", "is_encoder_decoder"}
 
 
-def test_labels_and_their_number_follow_each_other():
+def test_config_labels_and_their_number_follow_each_other():
     config = mlm.XLMRobertaXLConfig(num_labels=3)
     assert config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
     assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
@@ -190,7 +190,7 @@ def test_labels_and_their_number_follow_each_other():
         mlm.XLMRobertaXLConfig(num_labels=0)
 
 
-def test_configs_share_nothing_and_may_be_changed():
+def test_config_shares_nothing_with_another():
     one, other = mlm.XLMRobertaXLConfig(), mlm.XLMRobertaXLConfig()
     one.id2label[0] = "changed"
     one.pruned_heads[0] = [1]
@@ -215,12 +215,12 @@ def test_configs_share_nothing_and_may_be_changed():
         ({"is_encoder_decoder": True}, r"is_encoder_decoder=True.*False"),
     ],
 )
-def test_keys_that_cannot_be_served_are_refused(given, message):
+def test_config_refuses_unsupported_keys(given, message):
     with pytest.raises(ValueError, match=message):
         mlm.XLMRobertaXLConfig(**given)
 
 
-def test_attributes_that_are_not_keys_are_refused():
+def test_config_refuses_attributes_that_are_not_keys():
     """A misspelt one would be ignored silently."""
     with pytest.raises((AttributeError, ValueError), match="hidden_dropout_prob"):
         mlm.XLMRobertaXLConfig().hidden_dropout = 0.5
@@ -234,7 +234,7 @@ def test_attributes_that_are_not_keys_are_refused():
         ({"quantization_config": {"bits": 4}}, r"quantization_config"),
     ],
 )
-def test_files_that_cannot_be_served_are_refused(changes, message, tmp_path):
+def test_config_refuses_unsupported_files(changes, message, tmp_path):
     held = mlm.XLMRobertaXLConfig(**TINY).to_dict() | changes
     (tmp_path / "config.json").write_text(json.dumps(held))
     with pytest.raises(ValueError, match=message):
@@ -259,13 +259,13 @@ def test_files_that_cannot_be_served_are_refused(changes, message, tmp_path):
         ({"num_labels": 1, "problem_type": "single_label_classification"}, r"single_label.*2"),
     ],
 )
-def test_values_that_no_model_can_have_are_refused(changes, message):
+def test_config_refuses_values_out_of_range(changes, message):
     """At the latest where a model is made."""
     with pytest.raises(ValueError, match=message):
         mlm.XLMRobertaXLForSequenceClassification(mlm.XLMRobertaXLConfig(**(TINY | changes)))
 
 
-def test_a_function_of_the_layers_is_not_lost_in_a_file(tmp_path):
+def test_config_with_a_function_is_not_saved(tmp_path):
     config = mlm.XLMRobertaXLConfig(**TINY, hidden_act=torch.tanh)
     with pytest.raises(ValueError, match=r"hidden_act.*tanh"):
         config.save_pretrained(tmp_path)

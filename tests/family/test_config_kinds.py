@@ -71,7 +71,7 @@ def one_sentence(error: Exception, *parts: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "value", "rule"), CASES, ids=str)
-def test_values_of_another_kind_are_refused(name, value, rule, tmp_path):
+def test_config_refuses_values_of_another_type(name, value, rule, tmp_path):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         mlm.XLMRobertaXLConfig(**TINY | {name: value})
     one_sentence(caught.value, f"{name}={value!r} is not {rule}; ")
@@ -89,7 +89,7 @@ def test_values_of_another_kind_are_refused(name, value, rule, tmp_path):
 
 
 @pytest.mark.parametrize("pruned", [each[0] for each in PRUNED], ids=str)
-def test_heads_that_are_not_there_cannot_be_pruned(pruned):
+def test_config_refuses_pruned_heads_that_do_not_exist(pruned):
     said = next(said for each, said in PRUNED if each is pruned)
     config = mlm.XLMRobertaXLConfig(**TINY, pruned_heads=pruned)
     for made in (mlm.XLMRobertaXLModel, mlm.XLMRobertaXLForMaskedLM):
@@ -109,7 +109,7 @@ def test_heads_that_are_not_there_cannot_be_pruned(pruned):
     ],
     ids=str,
 )
-def test_a_file_with_such_values_is_named(changes, said, tmp_path):
+def test_config_error_names_the_file(changes, said, tmp_path):
     source = folder_of(model(MASKED), tmp_path / "source")
     path = source / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), "utf-8")
@@ -119,7 +119,7 @@ def test_a_file_with_such_values_is_named(changes, said, tmp_path):
     assert left_nothing(tmp_path, "source")
 
 
-def test_what_may_be_missing_is_none_in_files_too(tmp_path, capsys):
+def test_config_takes_null_for_optional_keys(tmp_path, capsys):
     """A model without ends, or with several, is imported and exported as it is."""
     for name, ends in (("none", None), ("two", [2, 3])):
         config = mlm.XLMRobertaXLConfig(
@@ -133,7 +133,7 @@ def test_what_may_be_missing_is_none_in_files_too(tmp_path, capsys):
         assert (again.bos_token_id, again.eos_token_id) == (None, ends)
 
 
-def test_values_that_fit_are_taken_as_they_are():
+def test_config_keeps_values_that_fit():
     config = mlm.XLMRobertaXLConfig(
         **TINY | {"layer_norm_eps": 0, "hidden_dropout_prob": 0, "pruned_heads": {"1": {3, 0}}}
     )

@@ -225,7 +225,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_said_in_one_sentence(name, tmp_path):
+def test_damaged_folder_raises_one_sentence(name, tmp_path):
     form, damage, said = DAMAGES[name]
     folder = model_folder(tmp_path, form)
     mlm.XLMRobertaXLForMaskedLM.from_pretrained(folder)
@@ -239,7 +239,7 @@ def test_damage_is_said_in_one_sentence(name, tmp_path):
     assert "; " in text
 
 
-def test_a_file_that_is_cut_while_it_is_read(tmp_path):
+def test_file_cut_while_it_is_read_is_reported(tmp_path):
     weights = open_weights(model_folder(tmp_path))
     os.truncate(tmp_path / SINGLE, 20_000)
     last = list(weights.shapes)[-1]
@@ -247,7 +247,7 @@ def test_a_file_that_is_cut_while_it_is_read(tmp_path):
         weights.read(last)
 
 
-def test_a_bin_is_damaged_wherever_it_is_cut(tmp_path):
+def test_bin_file_cut_anywhere_is_damaged(tmp_path):
     """And never one that a user may not read."""
     path = model_folder(tmp_path, "bin") / BIN
     whole = path.read_bytes()
@@ -257,7 +257,7 @@ def test_a_bin_is_damaged_wherever_it_is_cut(tmp_path):
             open_weights(tmp_path)
 
 
-def test_what_is_odd_but_whole_is_read(tmp_path):
+def test_unusual_but_whole_folder_is_read(tmp_path):
     folder = model_folder(tmp_path)
     odd = torch.full((32, 32), float("nan"))
     odd[0, 0] = float("inf")
@@ -276,7 +276,7 @@ def test_what_is_odd_but_whole_is_read(tmp_path):
     assert model.lm_head.bias.eq(1).all()
 
 
-def test_an_old_bin_is_read_with_a_warning(tmp_path):
+def test_old_bin_file_is_read_with_a_warning(tmp_path):
     folder = model_folder(tmp_path, "bin")
     torch.save(state(), folder / BIN, _use_new_zipfile_serialization=False)
     with pytest.warns(UserWarning, match=rf"{BIN} is in the format of torch before 1.6, so all"):
@@ -285,7 +285,7 @@ def test_an_old_bin_is_read_with_a_warning(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["single", "bin"])
-def test_parts_of_a_tensor_are_read(form, tmp_path):
+def test_bin_file_reads_slices_of_a_tensor(form, tmp_path):
     weights = open_weights(model_folder(tmp_path, form))
     assert weights.shapes.keys() == state().keys()
     for name in (WORDS, QUERY, "lm_head.bias"):
@@ -298,7 +298,7 @@ def test_parts_of_a_tensor_are_read(form, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"model_type": "bert"}', '{"hidden_size": "x"}'])
-def test_a_config_that_is_none(text, tmp_path):
+def test_config_file_that_is_no_object_is_damaged(text, tmp_path):
     (model_folder(tmp_path) / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config.json is damaged|model_type='bert'|hidden_size="):
         mlm.XLMRobertaXLForMaskedLM.from_pretrained(tmp_path)

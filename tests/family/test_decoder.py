@@ -92,21 +92,21 @@ def adapted(given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_causal_model_equals_transformers(case):
+def test_causal_lm_equals_transformers(case):
     given = CASES[case]()
     compare(*pair(CAUSAL, is_decoder=True), given, **adapted(given))
 
 
 @pytest.mark.parametrize("name", [MODEL, MASKED])
-def test_the_other_classes_as_decoders_equal_transformers(name):
+def test_other_classes_as_decoders_equal_transformers(name):
     compare(*pair(name, is_decoder=True), ids_and_mask(side="left"))
 
 
-def test_a_causal_model_that_is_no_decoder_sees_all_tokens():
+def test_causal_lm_that_is_no_decoder_sees_all_tokens():
     compare(*pair(CAUSAL, is_decoder=False), with_labels("right"))
 
 
-def test_the_loss_is_that_of_the_next_token():
+def test_causal_lm_loss_is_that_of_the_next_token():
     model = our_model(CAUSAL, is_decoder=True)
     given = with_labels("right")
     out = model(**given)
@@ -114,7 +114,7 @@ def test_the_loss_is_that_of_the_next_token():
 
 
 @pytest.mark.parametrize("label", [-100, 5])
-def test_without_a_label_to_predict_the_loss_is_zero_and_so_are_gradients(label):
+def test_causal_lm_loss_without_labels_is_zero(label):
     """The first label is nobody's next token."""
     model = our_model(CAUSAL, is_decoder=True).train()
     labels = torch.full((3, SEQ), -100)
@@ -126,7 +126,7 @@ def test_without_a_label_to_predict_the_loss_is_zero_and_so_are_gradients(label)
     assert all(grad is None or not grad.any() for grad in grads)
 
 
-def test_label_smoothing_of_the_causal_loss():
+def test_causal_lm_loss_is_smoothed():
     model = our_model(CAUSAL, is_decoder=True, label_smoothing=0.3).eval()
     labels = tokens(seed=9)
     out = model(tokens(), labels=labels)
@@ -136,7 +136,7 @@ def test_label_smoothing_of_the_causal_loss():
     same(out.loss, expected)
 
 
-def test_logits_of_some_positions():
+def test_logits_to_keep_chooses_positions():
     model, given = our_model(CAUSAL, is_decoder=True).eval(), ids_and_mask()
     with torch.no_grad():
         full = model(**given).logits
@@ -189,7 +189,7 @@ def test_cross_attention_of_the_other_classes_equals_transformers(name):
     compare(*pair(name, is_decoder=True, add_cross_attention=True), given)
 
 
-def test_the_source_has_the_gradient_of_transformers():
+def test_cross_attention_source_has_the_gradient_of_transformers():
     grads = []
     models = pair(CAUSAL, is_decoder=True, add_cross_attention=True)
     given = {**with_labels("left"), **cross(source_mask("right"))}
@@ -212,7 +212,7 @@ def test_cross_attention_needs_a_decoder():
     ("name", "config"),
     [(MODEL, {}), (MASKED, {}), (CAUSAL, {}), (CAUSAL, {"is_decoder": True})],
 )
-def test_a_source_without_cross_attention_is_refused(name, config):
+def test_encoder_hidden_states_without_cross_attention_are_refused(name, config):
     model = our_model(name, **config)
     assert "encoder_hidden_states" in refusal(lambda: model(tokens(), **cross()))
 
@@ -234,17 +234,17 @@ def test_a_source_without_cross_attention_is_refused(name, config):
         ("label", {"labels": tokens() + VOCAB}),
     ],
 )
-def test_what_does_not_fit_is_refused(name, given):
+def test_decoder_refuses_arguments_that_do_not_fit(name, given):
     model = our_model(CAUSAL, is_decoder=True, add_cross_attention=True)
     assert name in refusal(lambda: model(tokens(), **given))
 
 
-def test_a_row_longer_than_the_positions_is_refused():
+def test_decoder_refuses_a_row_longer_than_its_positions():
     model = our_model(CAUSAL, is_decoder=True)
     assert str(SEQ) in refusal(lambda: model(tokens(2, SEQ + 1)))
 
 
-def test_later_tokens_do_not_matter_and_earlier_ones_do():
+def test_decoder_sees_earlier_tokens_only():
     model = our_model(CAUSAL, is_decoder=True).eval()
     ids = tokens()
     changed = ids.clone()
@@ -257,6 +257,6 @@ def test_later_tokens_do_not_matter_and_earlier_ones_do():
 
 
 @pytest.mark.parametrize("kept", [-2, SEQ + 1])
-def test_positions_to_keep_are_those_of_the_input(kept):
+def test_logits_to_keep_out_of_range_is_refused(kept):
     model = our_model(CAUSAL, is_decoder=True)
     assert f"logits_to_keep={kept}" in refusal(lambda: model(tokens(), logits_to_keep=kept))

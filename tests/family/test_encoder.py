@@ -148,13 +148,13 @@ def test_masked_lm_equals_transformers(case):
 
 @pytest.mark.parametrize("path", ["fused", "unfused"])
 @pytest.mark.parametrize("case", ["left padding", "a row of padding", "queries and keys"])
-def test_both_paths_of_attention_equal_transformers(case, path):
+def test_attention_kernels_equal_transformers(case, path):
     ours, theirs = pair(MODEL, init={"attention": path})
     given = CASES[case]()
     compare(ours, theirs, given, **as_theirs(given))
 
 
-def test_gradient_of_embeddings_that_are_given():
+def test_inputs_embeds_have_the_gradient_of_transformers():
     found = []
     for model in pair(MODEL):
         words = noise(3, SEQ, HIDDEN).requires_grad_()
@@ -164,7 +164,7 @@ def test_gradient_of_embeddings_that_are_given():
     same(ours, theirs, GRADIENTS)
 
 
-def test_512_tokens_of_514_positions():
+def test_model_takes_512_tokens_with_514_positions():
     shape: dict[str, Any] = {"max_position_embeddings": 514, "num_hidden_layers": 1}
     ours, theirs = pair(MASKED, **shape)
     given = ids_and_mask((512, 300))
@@ -179,21 +179,21 @@ def test_activations_equal_transformers(activation):
     compare(ours, theirs, {**given, "labels": some_labels(given)})
 
 
-def test_a_callable_is_an_activation():
+def test_activation_may_be_a_function():
     ours, theirs = our_model(MASKED, hidden_act=torch.tanh), their_model(MASKED, hidden_act="tanh")
     theirs.load_state_dict(ours.state_dict())
     given = ids_and_mask()
     compare(ours, theirs, {**given, "labels": some_labels(given)})
 
 
-def test_own_initial_weights_load_into_transformers():
+def test_initial_weights_load_into_transformers():
     ours, theirs = our_model(MASKED, init={"seed": 3}), their_model(MASKED)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     given = ids_and_mask()
     compare(ours, theirs, {**given, "labels": some_labels(given)})
 
 
-def test_tied_weights_are_one_parameter_and_nothing_else_is_held():
+def test_tied_weights_are_one_parameter():
     model = our_model(MASKED)
     words = model.roberta.embeddings.word_embeddings.weight
     assert model.lm_head.decoder.weight is words
@@ -215,7 +215,7 @@ def test_tied_weights_are_one_parameter_and_nothing_else_is_held():
     ("parameters", "hidden", "layers", "inner"),
     [(3_482_741_760, 2560, 36, 10240), (10_712_994_816, 4096, 48, 16384)],
 )
-def test_parameter_counts_of_the_family(parameters, hidden, layers, inner):
+def test_num_parameters_of_the_published_sizes(parameters, hidden, layers, inner):
     config = mlm.XLMRobertaXLConfig(
         hidden_size=hidden, num_hidden_layers=layers, intermediate_size=inner
     )
@@ -226,7 +226,7 @@ def test_parameter_counts_of_the_family(parameters, hidden, layers, inner):
     assert all(p.is_meta for p in model.parameters())
 
 
-def test_without_a_pooler():
+def test_model_without_a_pooler_gives_no_pooler_output():
     whole, _ = pair(MODEL)
     bare = our_model(MODEL, init={"add_pooling_layer": False}).eval()
     bare.load_state_dict({k: v for k, v in whole.state_dict().items() if "pooler" not in k})
@@ -239,7 +239,7 @@ def test_without_a_pooler():
 
 
 @pytest.mark.parametrize("cls_name", [MODEL, MASKED])
-def test_tuples_are_the_fields_that_are_not_none(cls_name):
+def test_output_tuple_has_the_fields_that_are_not_none(cls_name):
     model = pair(cls_name)[0]
     given = ids_and_mask()
     if cls_name == MASKED:
@@ -271,7 +271,7 @@ def test_tuples_are_the_fields_that_are_not_none(cls_name):
         output["cross_attentions"]
 
 
-def test_what_is_given_back_by_default_stands_in_the_config():
+def test_output_defaults_stand_in_the_config():
     model = pair(MODEL)[0]
     given = ids_and_mask()
     model.config.output_attentions = model.config.output_hidden_states = True
@@ -285,7 +285,7 @@ def test_what_is_given_back_by_default_stands_in_the_config():
     same(neither.last_hidden_state, both.last_hidden_state)
 
 
-def test_bf16_is_as_near_as_that_of_transformers():
+def test_bf16_is_as_exact_as_that_of_transformers():
     """As weights, and by autocast over fp32 ones."""
     ours, theirs = pair(MASKED)
     given = ids_and_mask()

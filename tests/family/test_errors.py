@@ -134,7 +134,7 @@ def models() -> dict:
 
 
 @pytest.mark.parametrize("case", INPUTS)
-def test_inputs_that_do_not_fit(case, models):
+def test_inputs_that_do_not_fit_are_refused(case, models):
     given, parts = INPUTS[case]
     for name in (MODEL, MASKED):
         with refused(*parts):
@@ -143,14 +143,14 @@ def test_inputs_that_do_not_fit(case, models):
 
 @pytest.mark.parametrize("cls_name", [SEQUENCE, TOKEN, QUESTION])
 @pytest.mark.parametrize("case", ["no input", "two inputs", "an id too large", "too many tokens"])
-def test_heads_refuse_the_same_inputs(cls_name, case, models):
+def test_inputs_are_refused_alike_by_heads(cls_name, case, models):
     given, parts = INPUTS[case]
     with refused(*parts):
         models[cls_name](**given)
 
 
 @pytest.mark.parametrize("cls_name", [MODEL, MASKED])
-def test_what_only_a_decoder_takes(cls_name, models):
+def test_decoder_arguments_are_refused_by_an_encoder(cls_name, models):
     model = models[cls_name]
     states = noise(ROWS, 7, HIDDEN)
     with refused("encoder_hidden_states", "add_cross_attention=True"):
@@ -159,7 +159,7 @@ def test_what_only_a_decoder_takes(cls_name, models):
         model(ids(), encoder_attention_mask=mask_of(ROWS, 7))
 
 
-def test_caches_are_for_decoders(models):
+def test_cache_is_refused_by_an_encoder(models):
     model = models[MODEL]
     past = tuple((noise(ROWS, 4, 3, 8), noise(ROWS, 4, 3, 8)) for _ in range(3))
     with refused("past_key_values", "is_decoder"):
@@ -193,19 +193,19 @@ LABELS: dict[str, tuple[str, Tensor, tuple]] = {
 
 
 @pytest.mark.parametrize("case", LABELS)
-def test_labels_that_do_not_fit(case, models):
+def test_labels_that_do_not_fit_are_refused(case, models):
     cls_name, labels, parts = LABELS[case]
     with refused(*parts):
         models[cls_name](ids(), labels=labels)
 
 
-def test_numbers_are_no_single_labels():
+def test_labels_of_floats_are_refused_as_classes():
     model = our_model(SEQUENCE, num_labels=3, problem_type="single_label_classification")
     with refused("float32", "single_label_classification"):
         model(ids(), labels=torch.tensor([0.2, 1.7]))
 
 
-def test_choices_that_do_not_fit(models):
+def test_choices_that_do_not_fit_are_refused(models):
     model, choices = models[CHOICE], tokens(2 * ROWS).view(ROWS, 2, SEQ)
     with refused((ROWS, SEQ), "(batch, choices, seq_len"):
         model(ids())
@@ -230,7 +230,7 @@ def test_choices_that_do_not_fit(models):
     model(choices, position_ids=torch.arange(2, SEQ + 2).view(1, 1, SEQ))
 
 
-def test_answers_that_do_not_fit(models):
+def test_answer_positions_that_do_not_fit_are_refused(models):
     model, place = models[QUESTION], torch.tensor([1, 2])
     for given in ({"start_positions": place}, {"end_positions": place}):
         with refused("start_positions", "end_positions", "both"):
@@ -244,7 +244,7 @@ def test_answers_that_do_not_fit(models):
 
 
 @pytest.mark.parametrize("given", [[[5, 6]], "text", 3], ids=str)
-def test_what_is_no_tensor_is_refused(given, models):
+def test_arguments_that_are_no_tensors_are_refused(given, models):
     of, due = type(given).__name__, "a tensor is expected"
     with refused("input_ids", of, due):
         models[MODEL](given)
@@ -270,7 +270,7 @@ def test_what_is_no_tensor_is_refused(given, models):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_vectors_are_cast_to_the_dtype_of_the_weights(dtype, models):
+def test_inputs_embeds_are_cast_to_the_dtype_of_the_weights(dtype, models):
     vectors = noise(ROWS, SEQ, HIDDEN).to(dtype)
     for model in (models[MASKED], our_model(MASKED).eval().bfloat16()):
         found = model(inputs_embeds=vectors).logits
@@ -284,6 +284,6 @@ def test_vectors_are_cast_to_the_dtype_of_the_weights(dtype, models):
             crossed(**given, **{name: vectors.long()})
 
 
-def test_a_misspelt_argument_is_refused():
+def test_misspelt_argument_is_refused():
     with pytest.raises(TypeError, match="output_attention"):
         our_model(MODEL)(ids(), output_attention=True)

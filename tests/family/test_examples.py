@@ -63,7 +63,7 @@ def test_import_alone_loads_no_torch():
     assert all(isinstance(getattr(mlm, name), type) for name in mlm.__all__)
 
 
-def test_configuration():
+def test_example_of_the_configuration():
     from mlm import XLMRobertaXLConfig, XLMRobertaXLModel
 
     with torch.device("meta"):  # 3.5 billion parameters
@@ -72,7 +72,7 @@ def test_configuration():
     assert configuration.num_hidden_layers == len(model.encoder.layer) == 36
 
 
-def test_model(checkpoint, tmp_path):
+def test_example_of_the_model(checkpoint, tmp_path):
     from mlm import AutoTokenizer, XLMRobertaXLModel
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -97,7 +97,7 @@ def one_piece_word(tokenizer) -> str:
     return next(word for word in words if len(tokenizer(word)["input_ids"]) == 3)
 
 
-def test_masked_lm(checkpoint):
+def test_example_of_masked_lm(checkpoint):
     from mlm import AutoTokenizer, XLMRobertaXLForMaskedLM
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -131,7 +131,7 @@ def test_masked_lm(checkpoint):
     assert decoded == words.decode(predicted_token_id)
 
 
-def test_masked_lm_as_of_transformers_5(checkpoint):
+def test_example_of_masked_lm_of_transformers_5(checkpoint):
     from mlm import AutoTokenizer, XLMRobertaXLForMaskedLM
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -150,7 +150,7 @@ def test_masked_lm_as_of_transformers_5(checkpoint):
     assert len(masked_index) == 1
 
 
-def test_causal_lm(checkpoint, tmp_path):
+def test_example_of_causal_lm(checkpoint, tmp_path):
     from mlm import AutoTokenizer, XLMRobertaXLConfig, XLMRobertaXLForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -169,7 +169,7 @@ def test_causal_lm(checkpoint, tmp_path):
     assert theirs.config.is_decoder
 
 
-def test_sequence_classification(checkpoint, tmp_path):
+def test_example_of_sequence_classification(checkpoint, tmp_path):
     from mlm import AutoTokenizer, XLMRobertaXLForSequenceClassification
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -195,7 +195,7 @@ def test_sequence_classification(checkpoint, tmp_path):
     same(outputs.loss, expected.loss)
 
 
-def test_sequence_classification_of_several_labels(checkpoint, tmp_path):
+def test_example_of_sequence_classification_with_several_labels(checkpoint, tmp_path):
     from mlm import AutoTokenizer, XLMRobertaXLForSequenceClassification
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -219,7 +219,7 @@ def test_sequence_classification_of_several_labels(checkpoint, tmp_path):
     same(loss, expected.loss)
 
 
-def test_token_classification(checkpoint, tmp_path):
+def test_example_of_token_classification(checkpoint, tmp_path):
     from mlm import AutoTokenizer, XLMRobertaXLForTokenClassification
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -243,7 +243,7 @@ def test_token_classification(checkpoint, tmp_path):
         same(loss, in_transformers(model, tmp_path)(**inputs, labels=labels).loss)
 
 
-def test_question_answering(checkpoint, tmp_path):
+def test_example_of_question_answering(checkpoint, tmp_path):
     from mlm import AutoTokenizer, XLMRobertaXLForQuestionAnswering
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
@@ -276,7 +276,7 @@ def test_question_answering(checkpoint, tmp_path):
     same(outputs.loss, expected.loss)
 
 
-def test_multiple_choice(checkpoint, tmp_path):
+def test_example_of_multiple_choice(checkpoint, tmp_path):
     from mlm import AutoTokenizer, XLMRobertaXLForMultipleChoice
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)

@@ -39,7 +39,7 @@ def of_transformers(model: Any, ids: Tensor, mask: Tensor, **given: Any) -> Tens
 @pytest.mark.parametrize("crossed", [False, True], ids=["self", "cross"])
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("side", ["none", "left"])
-def test_the_likeliest_tokens_are_those_of_full_passes(side, positions, crossed):
+def test_generate_equals_full_passes(side, positions, crossed):
     model, (ids, mask) = decoder(positions, crossed), prompts(side)
     given = source() if crossed else {}
     expected = greedy(model, ids, mask, NEW, **given)
@@ -50,7 +50,7 @@ def test_the_likeliest_tokens_are_those_of_full_passes(side, positions, crossed)
     assert torch.equal(model.generate(ids, max_new_tokens=NEW, **given), expected), "the pads' mask"
 
 
-def test_with_a_cache_only_new_tokens_are_computed():
+def test_generate_with_a_cache_computes_new_tokens_only():
     model, (ids, _) = decoder(), prompts()
     lengths: list[int] = []
 
@@ -68,7 +68,7 @@ def test_with_a_cache_only_new_tokens_are_computed():
 
 @pytest.mark.parametrize("crossed", [False, True], ids=["self", "cross"])
 @pytest.mark.parametrize("side", ["none", "left"])
-def test_the_likeliest_tokens_are_those_of_transformers(side, crossed):
+def test_generate_equals_transformers(side, crossed):
     (ours, theirs), (ids, mask) = both(crossed), prompts(side)
     given = source() if crossed else {}
     found = ours.generate(ids, mask, max_new_tokens=NEW, **given)
@@ -82,7 +82,7 @@ def test_the_likeliest_tokens_are_those_of_transformers(side, crossed):
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_a_row_padded_on_the_left_goes_on_as_it_would_alone(positions):
+def test_generate_continues_a_left_padded_row_as_alone(positions):
     model, (ids, mask) = decoder(positions), prompts("left")
     found = model.generate(ids, mask, max_new_tokens=NEW)
     for row, length in enumerate(mask.sum(1)):
@@ -90,7 +90,7 @@ def test_a_row_padded_on_the_left_goes_on_as_it_would_alone(positions):
         assert torch.equal(found[row, PROMPT - length :], alone[0])
 
 
-def test_a_row_ends_at_its_end_and_all_stop_when_all_have_ended():
+def test_generate_stops_when_all_rows_have_ended():
     model, (ids, mask) = decoder(), prompts()
     whole = model.generate(ids, mask, max_new_tokens=NEW)[:, PROMPT:]
     end = int(whole[0, 2])
@@ -108,7 +108,7 @@ def test_a_row_ends_at_its_end_and_all_stop_when_all_have_ended():
     assert first[0, PROMPT:].tolist() == whole[0, : stops[0] + 1].tolist()
 
 
-def test_several_ends_are_those_of_transformers():
+def test_generate_takes_several_ends():
     (ours, theirs), (ids, mask) = both(), prompts("left")
     whole = ours.generate(ids, mask, max_new_tokens=NEW)[:, PROMPT:]
     ends = [int(whole[0, 2]), int(whole[1, 3])]
@@ -123,7 +123,7 @@ def test_several_ends_are_those_of_transformers():
     )
 
 
-def test_the_end_is_that_of_the_config():
+def test_generate_takes_the_end_of_the_config():
     model = our_model(CAUSAL, is_decoder=True, eos_token_id=17).eval()
     with torch.no_grad():
         model.lm_head.bias[17] = 100.0
@@ -132,7 +132,7 @@ def test_the_end_is_that_of_the_config():
     ]
 
 
-def test_without_an_end_a_text_goes_on():
+def test_generate_without_an_end_fills_the_length():
     model = our_model(CAUSAL, is_decoder=True, eos_token_id=None).eval()
     with torch.no_grad():
         model.lm_head.bias[2] = 100.0  # what the usual end is
@@ -143,13 +143,13 @@ def test_without_an_end_a_text_goes_on():
     assert model.generate(ids, max_new_tokens=5, eos_token_id=torch.tensor([9, 2])).shape == (2, 5)
 
 
-def test_the_prompt_has_the_name_of_the_reference_too():
+def test_generate_takes_the_prompt_as_inputs():
     model, (ids, mask) = decoder(), prompts("left")
     found = model.generate(inputs=ids, attention_mask=mask, token_type_ids=None)
     assert torch.equal(found, model.generate(ids, mask))
 
 
-def test_the_end_is_kept_off_until_the_least_length():
+def test_generate_keeps_to_min_new_tokens():
     (ours, theirs), (ids, mask) = both(), prompts("left")
     end = int(ours.generate(ids, mask, max_new_tokens=2)[0, PROMPT + 1])
     given = {"max_new_tokens": NEW, "min_new_tokens": 4, "eos_token_id": end}
@@ -163,7 +163,7 @@ def test_the_end_is_kept_off_until_the_least_length():
     ("given", "length"),
     [({}, 20), ({"max_length": 11}, 11), ({"max_new_tokens": 3}, PROMPT + 3)],
 )
-def test_lengths(given, length):
+def test_generate_gives_the_length_asked_for(given, length):
     ids, _ = prompts()
     assert decoder().generate(ids, **given).shape == (4, length)
 
@@ -211,12 +211,12 @@ def test_lengths(given, length):
         ({"past_key_values": ()}, "past_key_values=() is unsupported"),
     ],
 )
-def test_what_cannot_be_served_is_refused(given, named):
+def test_generate_refuses_unsupported_arguments(given, named):
     ids, _ = prompts()
     assert named in refusal(lambda: decoder().generate(**({"input_ids": ids} | given)))
 
 
-def test_an_unknown_keyword_is_refused():
+def test_generate_refuses_unknown_arguments():
     ids, _ = prompts()
     for name, value in {"num_beams": 4, "num_beam": 4, "repetition_penalty": 1.0}.items():
         assert f"{name}={value} is unsupported by generate, which takes the" in refusal(
@@ -228,7 +228,7 @@ def test_an_unknown_keyword_is_refused():
     )
 
 
-def test_a_prompt_that_ends_in_padding_is_refused():
+def test_generate_refuses_a_prompt_that_ends_in_padding():
     ids, mask = prompts("left")
     ids, mask = ids.flip(1), mask.flip(1)
     for given in ({"attention_mask": mask}, {}):
@@ -236,7 +236,7 @@ def test_a_prompt_that_ends_in_padding_is_refused():
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_what_has_no_position_left_is_refused_before_anything_is_computed(positions, monkeypatch):
+def test_generate_refuses_too_many_tokens_before_it_computes(positions, monkeypatch):
     model, (ids, mask) = decoder(positions), prompts()
     most = SEQ if positions == "absolute" else TINY["max_position_embeddings"]
     assert model.generate(ids, mask, max_length=most).shape[1] == most
@@ -249,14 +249,14 @@ def test_what_has_no_position_left_is_refused_before_anything_is_computed(positi
     assert str(TINY["max_position_embeddings"]) in text
 
 
-def test_an_encoder_does_not_generate():
+def test_generate_is_refused_by_an_encoder():
     with pytest.warns(UserWarning, match="is_decoder"):
         model = our_model(CAUSAL)
     assert "is_decoder" in refusal(lambda: model.generate(tokens(2, 4)))
     assert not hasattr(our_model("XLMRobertaXLForMaskedLM"), "generate")
 
 
-def test_modes_of_modules_and_gradients_stay_as_they_are():
+def test_generate_restores_the_modes_of_modules():
     """It computes without dropout; what is frozen in evaluation mode is not put into training."""
     model = our_model(
         CAUSAL, is_decoder=True, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5
@@ -274,7 +274,7 @@ def test_modes_of_modules_and_gradients_stay_as_they_are():
     assert [module.training for module in model.modules()] == before
 
 
-def test_ids_of_zero_are_ids():
+def test_generate_takes_ids_of_zero():
     model, (ids, mask) = decoder(), prompts()
     whole = model.generate(ids, mask, max_new_tokens=NEW)[:, PROMPT:]
     given = {"max_new_tokens": NEW, "eos_token_id": int(whole[0, 2]), "pad_token_id": 0}
@@ -285,7 +285,7 @@ def test_ids_of_zero_are_ids():
     assert other.generate(tokens(2, 4), max_new_tokens=5, eos_token_id=0).shape == (2, 5)
 
 
-def test_padding_takes_distances(monkeypatch):
+def test_generate_counts_padding_among_relative_positions(monkeypatch):
     """Other than places in a table, which are counted over real tokens."""
     model, most = decoder("relative_key"), TINY["max_position_embeddings"]
     ids = torch.cat([torch.full((2, 4), PAD), tokens(2, 3)], dim=1)

@@ -57,7 +57,7 @@ def weighted(output) -> Tensor:
 
 
 @pytest.mark.parametrize("path", ["fused", "unfused"])
-def test_a_mask_of_queries_and_keys(path):
+def test_attention_mask_of_queries_and_keys_equals_the_loop(path):
     model = pair("XLMRobertaXLModel", init={"attention": path})[0]
     mask = torch.stack([torch.ones(SEQ, SEQ).tril(), noise(SEQ, SEQ) > 0])
     mask[1, 4:7] = 0  # what sees nothing sees everything alike
@@ -66,7 +66,7 @@ def test_a_mask_of_queries_and_keys(path):
 
 
 @pytest.mark.parametrize("factors", [PER_LAYER[0], PER_LAYER], ids=["per head", "per layer"])
-def test_head_mask(factors):
+def test_head_mask_equals_the_loop(factors):
     model = pair("XLMRobertaXLModel")[0]
     seen = padded((SEQ, 13))[1]
     given = {"input_ids": tokens(2), "attention_mask": seen, "head_mask": factors}
@@ -74,7 +74,7 @@ def test_head_mask(factors):
     check(model, given, mask, factors.expand(LAYERS, HEADS))
 
 
-def test_gradient_of_head_mask():
+def test_head_mask_has_the_gradient_of_the_loop():
     """What says how much a head matters."""
     model = pair("XLMRobertaXLModel")[0]
     mine, plain = (PER_LAYER.clone().requires_grad_() for _ in range(2))
@@ -89,7 +89,7 @@ def test_gradient_of_head_mask():
 
 
 @pytest.mark.parametrize("dtype", [torch.long, torch.bool])
-def test_head_mask_of_integers(dtype):
+def test_head_mask_may_be_of_integers(dtype):
     model = pair("XLMRobertaXLModel")[0]
     kept = torch.tensor([1, 0, 0, 1])
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_head_mask_of_integers(dtype):
         ("XLMRobertaXLForQuestionAnswering", "end_logits"),
     ],
 )
-def test_every_class_gives_head_mask_on(cls_name, field):
+def test_head_mask_is_passed_on_by_every_class(cls_name, field):
     """A head without a factor is one whose value projection gives zeros."""
     model = pair(cls_name)[0]
     ids = tokens(4)

@@ -103,7 +103,7 @@ def test_heads_equal_transformers(cls_name, inputs):
 
 
 @pytest.mark.parametrize("cls_name", [SEQUENCE, CHOICE, TOKEN, QUESTION])
-def test_tuples_are_the_fields_that_are_not_none(cls_name):
+def test_output_tuple_has_the_fields_that_are_not_none(cls_name):
     config, given = task(cls_name)
     model = pair(cls_name, **config)[0]
     with torch.no_grad():
@@ -145,7 +145,7 @@ LABELS: dict[str, tuple[dict, Tensor]] = {
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_labels_of_sequence_classification(kind):
+def test_sequence_classification_takes_all_kinds_of_labels(kind):
     config, labels = LABELS[kind]
     ours, theirs = pair(SEQUENCE, **config)
     before = copy.deepcopy(ours.config.to_dict())
@@ -155,12 +155,12 @@ def test_labels_of_sequence_classification(kind):
     assert ours.config.to_dict() == before, "a call changed the config"
 
 
-def test_regression_of_one_row():
+def test_regression_takes_one_row():
     ours, theirs = pair(SEQUENCE, num_labels=1)
     compare(ours, theirs, {"input_ids": tokens(1), "labels": torch.tensor([0.7])})
 
 
-def test_the_kind_of_labels_is_found_at_every_call():
+def test_sequence_classification_finds_the_kind_of_labels_at_every_call():
     ours, _ = pair(SEQUENCE, num_labels=3)
     ids = tokens(ROWS)
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_the_kind_of_labels_is_found_at_every_call():
     same(single, F.cross_entropy(logits, torch.zeros(ROWS, dtype=torch.long)))
 
 
-def test_padding_leaves_the_loss_of_token_classification():
+def test_token_classification_ignores_padding():
     ours, theirs = pair(TOKEN, num_labels=5)
     given = {**INPUTS["right padding"](), "labels": drawn(5, ROWS, SEQ)}
     with torch.no_grad():
@@ -196,7 +196,7 @@ def test_padding_leaves_the_loss_of_token_classification():
     ids=["past the end", "negative", "at the edges"],
 )
 @pytest.mark.parametrize("column", [False, True], ids=["row", "column"])
-def test_positions_out_of_range(start, end, column):
+def test_question_answering_ignores_positions_after_the_input(start, end, column):
     """Past the end they are ignored, below 0 they are 0."""
     ours, theirs = pair(QUESTION)
     positions = {"start_positions": torch.tensor(start), "end_positions": torch.tensor(end)}
@@ -207,13 +207,13 @@ def test_positions_out_of_range(start, end, column):
     assert all(torch.equal(kept[key], positions[key]) for key in kept)
 
 
-def test_positions_of_one_row_in_a_column():
+def test_question_answering_takes_positions_in_a_column():
     ours, theirs = pair(QUESTION)
     given = {"start_positions": torch.tensor([[2]]), "end_positions": torch.tensor([[5]])}
     compare(ours, theirs, {"input_ids": tokens(1), **given})
 
 
-def test_one_end_of_every_answer_out_of_range():
+def test_question_answering_counts_one_end_where_the_other_is_outside():
     ours, _ = pair(QUESTION)
     outside, inside = torch.full((ROWS,), SEQ), torch.arange(ROWS)
     with torch.no_grad():
@@ -229,7 +229,7 @@ def all_ignored(cls_name: str, given: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("cls_name", TASKS)
-def test_all_labels_ignored_give_zero_and_no_gradient(cls_name):
+def test_loss_without_labels_is_zero_without_a_gradient(cls_name):
     config, given = task(cls_name)
     ours, _ = pair(cls_name, **config)
     ours.train()
@@ -242,7 +242,7 @@ def test_all_labels_ignored_give_zero_and_no_gradient(cls_name):
     assert all(gradient.isfinite().all() for gradient in found.values())
 
 
-def test_labels_of_padding_alone_give_zero():
+def test_token_classification_of_padding_alone_is_zero():
     ours, _ = pair(TOKEN, num_labels=5)
     ids = tokens(ROWS)
     labels = drawn(5, ROWS, SEQ)
@@ -251,7 +251,7 @@ def test_labels_of_padding_alone_give_zero():
 
 
 @pytest.mark.parametrize("cls_name", TASKS)
-def test_label_smoothing(cls_name):
+def test_loss_is_smoothed(cls_name):
     config, given = task(cls_name)
     plain, _ = pair(cls_name, **config)
     ours, _ = pair(cls_name, **config, label_smoothing=0.3)
@@ -277,7 +277,7 @@ def test_label_smoothing(cls_name):
 
 
 @pytest.mark.parametrize("choices", [1, 3])
-def test_numbers_of_choices(choices):
+def test_multiple_choice_takes_any_number_of_choices(choices):
     ours, theirs = pair(CHOICE)
     ids = tokens(2 * choices).view(2, choices, SEQ)
     ids[0, 0, 9:] = PAD

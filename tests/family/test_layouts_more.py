@@ -57,7 +57,7 @@ def gradients_of_inputs() -> None:
 
 
 @pytest.mark.ranks
-def test_inputs_have_the_gradient_of_all_ranks():
+def test_tensor_parallel_inputs_have_the_gradient_of_all_ranks():
     run_ranks(2, gradients_of_inputs)
 
 
@@ -70,7 +70,7 @@ def kept_probabilities() -> torch.Tensor:
 
 
 @pytest.mark.ranks
-def test_ranks_drop_other_probabilities_in_their_heads():
+def test_tensor_parallel_ranks_drop_different_probabilities():
     found = run_ranks(2, kept_probabilities)
     assert torch.equal(*found)
     heads = found[0].transpose(0, 1).flatten(1)
@@ -78,7 +78,7 @@ def test_ranks_drop_other_probabilities_in_their_heads():
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_the_loss_of_stages_is_scaled_and_smoothed(name):
+def test_stages_scale_and_smooth_the_loss(name):
     smoothing = 0.0 if name.endswith("LM") else 0.3  # not served there
     config = mlm.XLMRobertaXLConfig(**(configs()[name] | STILL), label_smoothing=smoothing)
     batch = replace(task_batches(name, 0)[0], loss_scale=0.25)
@@ -88,7 +88,7 @@ def test_the_loss_of_stages_is_scaled_and_smoothed(name):
     torch.testing.assert_close(staged(batch.input_ids, batch)[0], expected, rtol=1e-5, atol=0)
 
 
-def test_a_mask_of_each_query_in_stages():
+def test_stages_take_a_3d_mask():
     """With queries that see nothing."""
     config = mlm.XLMRobertaXLConfig(**(TINY | STILL), num_labels=5)
     mask = (noise(ROWS, SEQ_LEN, SEQ_LEN) > 0).long()
@@ -123,7 +123,7 @@ def test_stages_refuse_what_they_cannot_do():
         stage_layers(mlm.XLMRobertaXLForMaskedLM, pruned)
 
 
-def test_first_weights_of_a_model_are_those_of_its_stages():
+def test_stages_start_with_the_weights_of_the_model():
     name = "XLMRobertaXLForSequenceClassification"
     config = mlm.XLMRobertaXLConfig(**MODELS[name])
     whole = dict(made(name).named_parameters())

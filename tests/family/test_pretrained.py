@@ -18,7 +18,7 @@ MASKED, MODEL = "XLMRobertaXLForMaskedLM", "XLMRobertaXLModel"
     "gone", ["embeddings.word_embeddings.weight", "encoder.LayerNorm.bias", "encoder.layer.2."]
 )
 @pytest.mark.parametrize("name", [MODEL, MASKED])
-def test_an_encoder_that_is_not_whole_is_refused(name, gone, tmp_path):
+def test_from_pretrained_refuses_an_incomplete_encoder(name, gone, tmp_path):
     our_model(name).save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
     held = {each: tensor for each, tensor in load_file(path).items() if gone not in each}
@@ -28,7 +28,7 @@ def test_an_encoder_that_is_not_whole_is_refused(name, gone, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*must be trained")
-def test_a_new_head_is_drawn_by_torch_where_no_seed_is_given(tmp_path):
+def test_from_pretrained_draws_a_new_head_by_torch_without_a_seed(tmp_path):
     our_model(MODEL).save_pretrained(tmp_path)
 
     def head(seed: int) -> torch.Tensor:
@@ -40,7 +40,7 @@ def test_a_new_head_is_drawn_by_torch_where_no_seed_is_given(tmp_path):
     assert not torch.equal(head(1), head(2))
 
 
-def test_saving_leaves_the_config_as_it_is(tmp_path):
+def test_save_pretrained_leaves_the_config_unchanged(tmp_path):
     model = our_model("XLMRobertaXLForTokenClassification").to(torch.bfloat16)
     before = model.config.to_dict()
     model.save_pretrained(tmp_path)
@@ -48,7 +48,7 @@ def test_saving_leaves_the_config_as_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
-def test_the_dtype_of_a_config_comes_before_that_of_the_first_weight(key, tmp_path):
+def test_from_pretrained_prefers_the_dtype_of_the_config(key, tmp_path):
     model = our_model(MASKED).to(torch.bfloat16)
     model.get_input_embeddings().float()
     model.save_pretrained(tmp_path)
@@ -64,5 +64,5 @@ def test_the_dtype_of_a_config_comes_before_that_of_the_first_weight(key, tmp_pa
     ("given", "size"),
     [("5GB", 5 * 10**9), ("2GiB", 2 << 30), ("1.5MB", 1_500_000), ("3kb", 3000), (7, 7)],
 )
-def test_units_of_the_size_of_a_file(given, size):
+def test_save_pretrained_knows_units_of_sizes(given, size):
     assert shard_bytes(given) == size

@@ -60,7 +60,7 @@ def cut(name: str, tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("path", ["fused", "unfused"])
 @pytest.mark.parametrize("positions", POSITIONS)
-def test_heads_taken_out_are_heads_without_a_weight(positions, path):
+def test_prune_heads_equals_heads_without_a_weight(positions, path):
     """Outputs, attentions and gradients, against head_mask and against zeros in the projection."""
     whole = made(position_embedding_type=positions, init={"attention": path})
     small = pruned(whole)
@@ -88,7 +88,7 @@ def test_heads_taken_out_are_heads_without_a_weight(positions, path):
         same(out.logits, whole(**given).logits)
 
 
-def test_a_factor_of_heads_counts_those_of_the_whole_model():
+def test_prune_heads_keeps_the_numbering_of_head_masks():
     whole = made()
     small = pruned(whole)
     factors = torch.rand(LAYERS, HEADS, generator=torch.Generator().manual_seed(1))
@@ -104,7 +104,7 @@ def test_a_factor_of_heads_counts_those_of_the_whole_model():
 
 
 @pytest.mark.parametrize("crossed", [False, True], ids=["self", "cross"])
-def test_a_pruned_decoder_goes_on_from_its_cache(crossed):
+def test_prune_heads_keeps_caches_working(crossed):
     """Only the heads of self attention are taken out, those of cross attention stay."""
     whole = made(CAUSAL, is_decoder=True, add_cross_attention=crossed)
     small = pruned(whole)
@@ -123,7 +123,7 @@ def test_a_pruned_decoder_goes_on_from_its_cache(crossed):
             same(full, whole(ids, mask, head_mask=KEPT).logits)
 
 
-def test_heads_keep_their_numbers_when_more_are_taken_out():
+def test_prune_heads_keeps_numbers_when_called_again():
     whole, small = made(), made()
     at_once = pruned(whole, {0: [0, 1, 3], 1: [2]})
     small.prune_heads({0: [1]})
@@ -146,7 +146,7 @@ def test_heads_keep_their_numbers_when_more_are_taken_out():
         ({1: [2], -1: [0]}, "-1"),
     ],
 )
-def test_what_cannot_be_taken_out_is_refused_and_nothing_is(heads, named):
+def test_prune_heads_refuses_a_whole_request(heads, named):
     model = made()
     before, config = model(tokens()).logits, model.config.to_dict()
     assert named in refusal(lambda: model.prune_heads(heads))
@@ -157,7 +157,7 @@ def test_what_cannot_be_taken_out_is_refused_and_nothing_is(heads, named):
 
 
 @pytest.mark.parametrize("cls_name", [MASKED, MODEL])
-def test_a_pruned_model_is_saved_and_loaded_again(tmp_path, cls_name):
+def test_prune_heads_survives_saving(tmp_path, cls_name):
     small = pruned(made(cls_name))
     small.save_pretrained(tmp_path / "model")
     again = type(small).from_pretrained(tmp_path / "model")
@@ -168,7 +168,7 @@ def test_a_pruned_model_is_saved_and_loaded_again(tmp_path, cls_name):
     assert torch.equal(again(tokens())[0], small(tokens())[0])
 
 
-def test_parameters_of_pruned_heads_are_gone():
+def test_prune_heads_removes_parameters():
     whole, small = made(), pruned(made())
     of_a_head = 3 * SIZE * (HIDDEN + 1) + HIDDEN * SIZE
     assert whole.num_parameters() - small.num_parameters() == 3 * of_a_head
@@ -189,7 +189,7 @@ def _pruned_over_ranks() -> tuple[Tensor, str]:
 
 @pytest.mark.ranks
 @pytest.mark.timeout(60)  # a rank that waits for one that has refused would wait for long
-def test_heads_split_over_ranks_are_taken_out_of_each():
+def test_prune_heads_prunes_each_rank():
     """And nothing of what leaves a rank without heads, on any rank."""
     whole = our_model(MASKED, init={"seed": 3}).eval()
     whole.prune_heads({0: [0, 3], 2: [1, 2]})
@@ -208,7 +208,7 @@ def _pruned_unevenly() -> tuple[str, dict, int]:
 
 @pytest.mark.ranks
 @pytest.mark.timeout(60)
-def test_as_many_heads_leave_each_rank_or_none():
+def test_prune_heads_refuses_uneven_ranks():
     for said, gone, heads in run_ranks(2, _pruned_unevenly):
         assert "1, 2 heads" in said
         assert (gone, heads) == ({}, HEADS // 2)

@@ -104,7 +104,7 @@ def pass_of(loop: PlainLoop, given: dict[str, Tensor], order: bool = False, **mo
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("case", range(8), ids=[name for name, _ in of_tokens(MODEL)])
-def test_the_encoder_equals_the_loop(case, kind):
+def test_relative_positions_of_an_encoder_equal_the_loop(case, kind):
     given = of_tokens(MODEL)[case][1]
     model = made(MODEL, kind)
     loop, weights = looped(model)
@@ -130,7 +130,7 @@ def test_the_encoder_equals_the_loop(case, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("side", ["none", "left"])
-def test_the_decoder_with_cross_attention_equals_the_loop(side, kind):
+def test_relative_positions_with_cross_attention_equal_the_loop(side, kind):
     """Cross attention has no distances, and no vectors for them."""
     ids, mask = padded((SEQ, SEQ, SEQ) if side == "none" else (SEQ, 13, 2), "left")
     labels = ids.masked_fill(mask == 0, -100)
@@ -170,7 +170,7 @@ def test_the_decoder_with_cross_attention_equals_the_loop(side, kind):
     ]
 
 
-def test_the_loop_equals_the_model_with_absolute_positions():
+def test_loop_equals_the_model_with_absolute_positions():
     """Which is held to transformers, so that the loop is, too."""
     model = made(CAUSAL, "absolute", is_decoder=True, add_cross_attention=True)
     ids, mask = padded(side="left")
@@ -186,7 +186,7 @@ def test_the_loop_equals_the_model_with_absolute_positions():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mask_of_each_query(kind):
+def test_relative_positions_take_a_3d_mask(kind):
     mask = (noise(3, SEQ, SEQ, seed=8) > 0).long()
     mask[1, 4] = 0
     model = made(MASKED, kind).eval()
@@ -196,7 +196,7 @@ def test_a_mask_of_each_query(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_that_are_run_again_have_the_same_gradients(kind):
+def test_relative_positions_are_recomputed_with_the_same_gradients(kind):
     model = made(MASKED, kind).train()
     given = dict(zip(("input_ids", "attention_mask"), padded(), strict=True))
     expected = gradients_of(model, lambda: model(**given, labels=given["input_ids"]).loss)
@@ -207,7 +207,7 @@ def test_layers_that_are_run_again_have_the_same_gradients(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_distances_matter(kind):
+def test_relative_positions_depend_on_distances_only(kind):
     """Padding on the left moves all tokens, and changes nothing; the order of tokens does."""
     model, ids = made(MODEL, kind).eval(), tokens(2, 9)
     moved = torch.cat([torch.full((2, 8), PAD), ids], dim=1)
@@ -220,7 +220,7 @@ def test_only_distances_matter(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_table_of_absolute_positions_lies_idle(kind):
+def test_relative_positions_leave_the_absolute_table_unused(kind):
     model = made(MODEL, kind)
     table = model.embeddings.position_embeddings.weight
     before = model.eval()(tokens()).last_hidden_state
@@ -234,7 +234,7 @@ def test_the_table_of_absolute_positions_lies_idle(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_distance_has_a_vector_of_its_own(kind):
+def test_relative_positions_have_a_vector_for_every_distance(kind):
     """A row of the longest length uses each of them, and a shorter one those that occur in it."""
     model = made(MODEL, kind).train()
     for length in (MOST, 5, 1):
@@ -249,18 +249,18 @@ def test_every_distance_has_a_vector_of_its_own(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_more_tokens_than_distances_are_refused(kind):
+def test_relative_positions_refuse_too_many_tokens(kind):
     model = made(MODEL, kind)
     assert str(MOST) in refusal(lambda: model(tokens(2, MOST + 1)))
     assert str(MOST) in refusal(lambda: model(inputs_embeds=noise(2, MOST + 1, HIDDEN)))
 
 
-def test_a_kind_that_is_not_known_is_refused():
+def test_relative_positions_of_an_unknown_kind_are_refused():
     assert "position_embedding_type" in refusal(lambda: made(MODEL, "rotary"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_and_loaded_again(tmp_path, kind):
+def test_relative_positions_survive_saving(tmp_path, kind):
     model = made(MASKED, kind).eval()
     model.save_pretrained(tmp_path / "model")
     again = type(model).from_pretrained(tmp_path / "model")

@@ -44,7 +44,7 @@ def made(cls_name: str = MASKED, **config: Any) -> Any:
     ids=str,
 )
 @pytest.mark.parametrize("cls_name", [MASKED, MODEL])
-def test_resized_as_transformers_does(cls_name, asked, rows):
+def test_resize_equals_transformers(cls_name, asked, rows):
     """Theirs draws new rows around the mean, with a deviation below 1e-4; then all is the same,
     gradients too: none goes to the row of padding."""
     ours, theirs = pair(cls_name)
@@ -70,7 +70,7 @@ def test_resized_as_transformers_does(cls_name, asked, rows):
     compare(ours, theirs, given)
 
 
-def test_ties_are_kept_and_the_new_number_of_ids_counts():
+def test_resize_keeps_ties_and_changes_the_vocabulary():
     model = made()
     model.resize_token_embeddings(150)
     words, head = model.get_input_embeddings(), model.lm_head
@@ -88,7 +88,7 @@ def test_ties_are_kept_and_the_new_number_of_ids_counts():
     assert model(ids.clamp(max=39), labels=ids.clamp(max=39)).loss > 0
 
 
-def test_new_rows_of_their_own_are_drawn():
+def test_resize_draws_new_rows():
     drawn = []
     for seed in (6, 6, 7):
         model = made()
@@ -103,7 +103,7 @@ def test_new_rows_of_their_own_are_drawn():
     assert not torch.equal(drawn[0], drawn[2])
 
 
-def test_the_kind_of_the_parameters_stays():
+def test_resize_keeps_dtype_and_requires_grad():
     model = made().to(torch.bfloat16)
     model.roberta.embeddings.requires_grad_(False)
     model.resize_token_embeddings(150)
@@ -124,14 +124,14 @@ def test_the_kind_of_the_parameters_stays():
         ({"pad_to_multiple_of": 1.5}, "pad_to_multiple_of"),
     ],
 )
-def test_a_number_that_is_none_is_refused(asked, named):
+def test_resize_refuses_invalid_numbers(asked, named):
     model = made()
     assert named in refusal(lambda: model.resize_token_embeddings(**asked))
     assert model.config.vocab_size == len(model.get_input_embeddings().weight) == VOCAB
 
 
 @pytest.mark.parametrize("positions", ["absolute", "relative_key"])
-def test_resized_and_pruned_is_saved_and_loaded_again(tmp_path, positions):
+def test_resize_and_pruning_survive_saving(tmp_path, positions):
     model = made(position_embedding_type=positions)
     model.resize_token_embeddings(150)
     model.prune_heads({0: [1], 2: [0, 3]})
@@ -141,7 +141,7 @@ def test_resized_and_pruned_is_saved_and_loaded_again(tmp_path, positions):
     assert torch.equal(again(tokens()).logits, model(tokens()).logits)
 
 
-def test_weights_are_tied_again_after_they_were_replaced():
+def test_tie_weights_ties_replaced_parameters():
     model = made()
     expected = model(tokens()).logits
     words, head = model.get_input_embeddings(), model.lm_head

@@ -38,7 +38,7 @@ def warped(logits: Tensor, temperature=1.0, top_k=50, top_p=1.0) -> Tensor:
 
 
 @pytest.mark.parametrize("asked", SAMPLING, ids=str)
-def test_draws_have_the_probabilities_of_the_logits(asked):
+def test_sampling_follows_the_probabilities_of_the_logits(asked):
     """By the chi-square of the counts, below its mean and five deviations: one in a million."""
     model, (ids, mask) = decoder(), prompts("left")
     row, seen = ids[1:2], mask[1:2]
@@ -65,7 +65,7 @@ def test_draws_have_the_probabilities_of_the_logits(asked):
     assert apart <= freedom + 5 * (2 * freedom) ** 0.5 + 1e-6
 
 
-def test_draws_can_be_drawn_again():
+def test_sampling_is_repeated_by_a_generator():
     model, (ids, mask) = decoder(), prompts("left")
 
     def drawn(seed: int | None = None) -> Tensor:
@@ -84,7 +84,7 @@ def test_draws_can_be_drawn_again():
     assert torch.equal(torch.get_rng_state(), state), "a generator of one's own leaves torch's"
 
 
-def test_later_tokens_are_drawn_behind_the_earlier_ones():
+def test_sampling_draws_later_tokens_after_earlier_ones():
     """With the likeliest token alone left to draw, draws are the greedy text, a row or three."""
     model, (ids, mask) = decoder(crossed=True), prompts("left")
     given = source()
@@ -99,7 +99,7 @@ def test_later_tokens_are_drawn_behind_the_earlier_ones():
     assert len(found.unique(dim=0)) > 5, "each sequence is a draw of its own"
 
 
-def test_second_tokens_have_their_probabilities_too():
+def test_sampling_of_second_tokens_follows_their_probabilities():
     """P(first, second) = P(first) P(second | first), over the pairs that are likely enough."""
     model, ids = decoder(), prompts()[0][:1]
     found = model.generate(
@@ -126,7 +126,7 @@ def test_second_tokens_have_their_probabilities_too():
         assert ((counts - due).abs() <= 5 * due.sqrt()).all()
 
 
-def test_a_source_without_a_mask_is_repeated_for_each_draw():
+def test_sampling_repeats_a_source_for_each_draw():
     model, (ids, mask) = decoder(crossed=True), prompts("left")
     given = {"encoder_hidden_states": source()["encoder_hidden_states"], "max_new_tokens": 4}
     expected = model.generate(ids, mask, **given)
@@ -145,7 +145,7 @@ def test_a_source_without_a_mask_is_repeated_for_each_draw():
     ],
     ids=str,
 )
-def test_none_asks_for_nothing(asked, off):
+def test_sampling_takes_none_for_nothing(asked, off):
     """Of the likeliest tokens, of a part of the probability, of a temperature."""
     model, (ids, mask) = decoder(), prompts("left")
     found, expected = (
@@ -167,7 +167,7 @@ def test_none_asks_for_nothing(asked, off):
     )
 
 
-def test_without_top_k_all_tokens_are_drawn_from():
+def test_sampling_without_top_k_draws_from_all_tokens():
     """Flattened by the temperature, more of them come than the 50 of the default."""
     model, (ids, _) = decoder(), prompts()
     given = {"max_new_tokens": 1, "do_sample": True, "temperature": 100.0}
@@ -195,6 +195,6 @@ def test_without_top_k_all_tokens_are_drawn_from():
     ],
     ids=str,
 )
-def test_what_is_asked_for_in_another_kind_is_refused(given, named):
+def test_sampling_refuses_arguments_of_another_type(given, named):
     ids, _ = prompts()
     assert named in refusal(lambda: decoder().generate(ids, **given))

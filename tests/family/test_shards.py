@@ -79,7 +79,7 @@ def read_and_write(path: Path, out: Path) -> dict:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tensor_parallel_ranks_read_and_write(dtype, tmp_path):
+def test_tensor_parallel_ranks_load_and_save(dtype, tmp_path):
     path, out = folder(dtype), tmp_path / "out"
     found = run_ranks(2, read_and_write, path, out)
     assert equal(tensors(out), tensors(path))
@@ -138,7 +138,7 @@ def stage_is_a_part(path: Path, layout: Layout, kind: str, changes: dict) -> lis
 
 
 @pytest.mark.parametrize("kind", [MASKED, "XLMRobertaXLForTokenClassification"])
-def test_stages_read_their_parts(kind):
+def test_stages_read_their_weights(kind):
     names = run_ranks(4, stage_is_a_part, folder(), Layout(tp=2, pp=2, dp=1), kind, {})
     whole = dict(our_model(kind).named_parameters())
     assert set().union(*names) == set(whole)
@@ -150,7 +150,7 @@ def stage_of_another_shape(path: Path) -> str:
     return str(found.value)
 
 
-def test_a_stage_of_another_shape_is_refused_on_every_rank():
+def test_stages_of_another_shape_are_refused_on_every_rank():
     for said in run_ranks(2, stage_of_another_shape, folder()):
         assert "intermediate.dense.weight with the shape (64, 32), and the model's is (128" in said
 
@@ -195,7 +195,7 @@ def peak_of_ranks(path: Path, dtype: str) -> tuple[int, int]:
     return peak_of(lambda: list(kind.from_pretrained(path, group=group, dtype=dtype).parameters()))
 
 
-def test_a_stage_holds_its_part_and_one_tensor():
+def test_stages_hold_their_weights_and_one_tensor():
     folder()
     whole = sum(tensor.numel() * 4 for tensor in tensors(large_folder()).values())
     assert whole > 190e6
@@ -206,7 +206,7 @@ def test_a_stage_holds_its_part_and_one_tensor():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_rank_holds_its_part_and_one_tensor(dtype):
+def test_tensor_parallel_ranks_hold_their_weights_and_one_tensor(dtype):
     folder()
     for added, own in run_ranks(2, peak_of_ranks, large_folder(), dtype):
         assert own - SMALL <= added <= own + WORDS + SMALL, (added, own)

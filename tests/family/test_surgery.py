@@ -10,7 +10,7 @@ MASKED = "XLMRobertaXLForMaskedLM"
 
 
 @pytest.mark.parametrize("rows", [VOCAB + 24, VOCAB - 28])
-def test_resizing_is_that_of_transformers(rows):
+def test_resize_token_embeddings_equals_transformers(rows):
     ours, theirs = pair(MASKED)
     made = ours.resize_token_embeddings(rows)
     theirs.resize_token_embeddings(rows)
@@ -29,7 +29,7 @@ def test_resizing_is_that_of_transformers(rows):
     assert made.weight.grad[-1].any()
 
 
-def test_new_rows_are_the_mean_or_drawn():
+def test_resize_token_embeddings_adds_the_mean_or_draws():
     ours = our_model(MASKED)
     before = ours.get_input_embeddings().weight.detach().clone()
     assert ours.resize_token_embeddings() is ours.get_input_embeddings()
@@ -56,7 +56,7 @@ def test_new_rows_are_the_mean_or_drawn():
             ours.resize_token_embeddings(*given)
 
 
-def test_other_embeddings_take_the_place_of_the_old():
+def test_set_input_embeddings_replaces_the_table():
     ours = our_model(MASKED)
     table = torch.nn.Embedding(VOCAB, 32, padding_idx=1)
     ours.set_input_embeddings(table)
@@ -67,7 +67,7 @@ def test_other_embeddings_take_the_place_of_the_old():
     assert our_model("XLMRobertaXLForTokenClassification").get_output_embeddings() is None
 
 
-def test_another_decoder_takes_the_place_of_the_old():
+def test_set_output_embeddings_replaces_the_decoder():
     ours, other = our_model(MASKED).eval(), torch.nn.Linear(32, VOCAB)
     ours.set_output_embeddings(other)
     assert ours.get_input_embeddings().weight is ours.get_output_embeddings().weight is other.weight
@@ -81,7 +81,7 @@ def test_another_decoder_takes_the_place_of_the_old():
         our_model("XLMRobertaXLForTokenClassification").set_output_embeddings(other)
 
 
-def test_pruned_heads_are_those_that_a_mask_silences(tmp_path):
+def test_prune_heads_equals_a_head_mask(tmp_path):
     ours = our_model(MASKED)
     ids, mask = tokens(), torch.ones(3, 4)
     mask[0, 1] = mask[2, 0] = mask[2, 3] = 0
@@ -109,7 +109,7 @@ def test_pruned_heads_are_those_that_a_mask_silences(tmp_path):
 
 
 @pytest.mark.parametrize("name", [MASKED, "XLMRobertaXLModel", "XLMRobertaXLForQuestionAnswering"])
-def test_counts_and_properties_are_those_of_transformers(name):
+def test_properties_equal_those_of_transformers(name):
     ours, theirs = pair(name)
     for given in ({}, {"exclude_embeddings": True}, {"only_trainable": True}):
         for model in (ours, theirs):
@@ -124,7 +124,7 @@ def test_counts_and_properties_are_those_of_transformers(name):
     ("layers", "hidden", "inner", "count"),
     [(36, 2560, 10240, 3_482_741_760), (48, 4096, 16384, 10_712_994_816)],
 )
-def test_the_published_sizes_without_memory(layers, hidden, inner, count):
+def test_num_parameters_on_the_meta_device(layers, hidden, inner, count):
     config = mlm.XLMRobertaXLConfig(
         hidden_size=hidden, num_hidden_layers=layers, intermediate_size=inner
     )

@@ -29,7 +29,7 @@ HIDDEN, LAYERS = TINY["hidden_size"], TINY["num_hidden_layers"]
 DROPS: dict[str, Any] = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 
 
-def test_initial_weights():
+def test_initial_weights_have_their_distribution():
     model = our_model(SEQUENCE, init={"seed": 1}, vocab_size=1024, hidden_size=64)
     weights = dict(model.named_parameters())
     words = weights["roberta.embeddings.word_embeddings.weight"]
@@ -48,7 +48,7 @@ def test_initial_weights():
     assert len({tuple(part.tolist()) for part in drawn}) == len(drawn) > 10
 
 
-def test_a_seed_says_what_the_initial_weights_are():
+def test_initial_weights_follow_the_seed():
     def weights(**init) -> Tensor:
         return our_model(MASKED, init=init).lm_head.dense.weight.detach()
 
@@ -62,7 +62,7 @@ def test_a_seed_says_what_the_initial_weights_are():
 
 
 @pytest.mark.parametrize("cls_name", [MASKED, SEQUENCE, CHOICE])
-def test_dropout_is_repeated_by_the_seed_of_torch(cls_name):
+def test_dropout_follows_the_seed_of_torch(cls_name):
     model = our_model(cls_name, **DROPS).train()
     ids = tokens(4).view(2, 2, SEQ) if cls_name == CHOICE else tokens(4)
     torch.manual_seed(1)
@@ -87,7 +87,7 @@ def kept(dropped: Tensor, whole: Tensor, probability: float) -> Tensor:
     return there
 
 
-def test_dropout_of_the_embeddings():
+def test_dropout_applies_to_the_embeddings():
     model = our_model(MODEL, hidden_dropout_prob=0.25)
     ids = tokens(8)
     whole = model.eval()(ids, output_hidden_states=True).hidden_states[0]
@@ -96,7 +96,7 @@ def test_dropout_of_the_embeddings():
     assert not torch.equal(there[0], there[1])
 
 
-def test_dropout_of_attention_probabilities():
+def test_dropout_applies_to_attention_probabilities():
     model = our_model(MODEL, attention_probs_dropout_prob=0.5)
     ids = tokens(4)
     whole = model.eval()(ids, output_attentions=True).attentions
@@ -107,7 +107,7 @@ def test_dropout_of_attention_probabilities():
 
 
 @torch.no_grad()
-def test_dropout_behind_attention_and_none_behind_the_feed_forward():
+def test_dropout_applies_after_attention_only():
     """With attention's weights at 0 a layer adds its bias, dropped, and its feed-forward block."""
     model = pair(MODEL, hidden_dropout_prob=0.5)[0].train()
     layer = model.encoder.layer[1]
@@ -151,7 +151,7 @@ def identity(linear) -> None:
         ({"classifier_dropout": 0.0, "hidden_dropout_prob": 0.5}, 0.0),
     ],
 )
-def test_dropout_of_the_heads(drops, probability):
+def test_dropout_applies_in_the_heads(drops, probability):
     """Once before the token classifier, before both layers of the sequence classifier."""
     drops = {"hidden_dropout_prob": 0.0, **drops}
     token = constant(our_model(TOKEN, num_labels=HIDDEN, **drops))
@@ -180,7 +180,7 @@ def test_dropout_of_multiple_choice_is_that_of_the_hidden_states(hidden):
     kept(logits, torch.full_like(logits, 0.5).tanh(), hidden)
 
 
-def test_question_answering_has_no_dropout_of_its_own():
+def test_dropout_is_absent_in_question_answering():
     drops: dict[str, Any] = {"hidden_dropout_prob": 0.5, "classifier_dropout": 0.5}
     out = constant(our_model("XLMRobertaXLForQuestionAnswering", **drops))(tokens(4))
     for logits in (out.start_logits, out.end_logits):
@@ -189,7 +189,7 @@ def test_question_answering_has_no_dropout_of_its_own():
 
 @pytest.mark.parametrize("drops", [{}, DROPS], ids=["plain", "with dropout"])
 @pytest.mark.parametrize("cls_name", [MASKED, SEQUENCE])
-def test_recomputed_activations_give_the_same_gradients(cls_name, drops):
+def test_gradient_checkpointing_gives_the_same_gradients(cls_name, drops):
     calls = []
 
     def activation(x: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def test_recomputed_activations_give_the_same_gradients(cls_name, drops):
     assert len(calls) == LAYERS
 
 
-def test_layers_with_cross_attention_are_recomputed():
+def test_gradient_checkpointing_recomputes_cross_attention():
     calls = []
 
     def activation(x: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ def test_layers_with_cross_attention_are_recomputed():
     assert len(calls) == 2 * LAYERS
 
 
-def test_a_step_of_training_lowers_the_loss():
+def test_training_step_lowers_the_loss():
     model = our_model(MASKED, **DROPS).train()
     ids, mask = padded()
     labels = ids.masked_fill(mask == 0, -100)

@@ -99,7 +99,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.mark.parametrize("form", ["single", "shards", "bin", "bins"])
 @pytest.mark.parametrize("name", HEADS)
-def test_theirs_are_read(name, form, tmp_path):
+def test_from_pretrained_reads_folders_of_transformers(name, form, tmp_path):
     theirs = original(name)
     write_theirs(theirs, tmp_path, form)
     with warnings.catch_warnings():
@@ -115,7 +115,7 @@ def test_theirs_are_read(name, form, tmp_path):
 
 @pytest.mark.parametrize("form", ["single", "shards"])
 @pytest.mark.parametrize("name", HEADS)
-def test_ours_are_read_by_transformers(name, form, tmp_path):
+def test_save_pretrained_is_read_by_transformers(name, form, tmp_path):
     ours, theirs = pair(name, **HEADS[name])
     ours.save_pretrained(tmp_path / "ours", max_shard_size=FIFTH if form == "shards" else "5GB")
     theirs.save_pretrained(tmp_path / "theirs")
@@ -133,7 +133,7 @@ def test_ours_are_read_by_transformers(name, form, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_other_dtypes(dtype, tmp_path):
+def test_from_pretrained_converts_dtypes(dtype, tmp_path):
     theirs = their_model(MASKED).to(dtype)
     write_theirs(theirs, tmp_path / "theirs", "shards")
     state = dict(theirs.state_dict())
@@ -151,7 +151,7 @@ def test_other_dtypes(dtype, tmp_path):
         kind.from_pretrained(tmp_path / "ours", dtype="int8")
 
 
-def test_heads_and_the_bare_model_read_each_others_folders(tmp_path):
+def test_from_pretrained_reads_folders_of_other_heads(tmp_path):
     write_theirs(original(MASKED), tmp_path / "masked", "single")
     write_theirs(original(BARE), tmp_path / "bare", "single")
     said = (
@@ -185,7 +185,7 @@ def test_heads_and_the_bare_model_read_each_others_folders(tmp_path):
     assert language.lm_head.decoder.weight is language.roberta.embeddings.word_embeddings.weight
 
 
-def test_config_changes_and_weights_of_another_shape(tmp_path):
+def test_from_pretrained_takes_config_changes(tmp_path):
     kind = mlm.XLMRobertaXLForSequenceClassification
     write_theirs(original(SEQUENCES), tmp_path, "single")
     said = (
@@ -216,7 +216,7 @@ def test_config_changes_and_weights_of_another_shape(tmp_path):
         kind.from_pretrained(tmp_path, config={})
 
 
-def test_options_that_are_not_served_are_refused(folder):
+def test_from_pretrained_refuses_unsupported_options(folder):
     kind = mlm.XLMRobertaXLForMaskedLM
     for name, value in {"revision": "v2", "cache_dir": None, "state_dict": {}}.items():
         with pytest.raises(ValueError, match=rf"{name}=.* is not a key of the config; "):
@@ -237,14 +237,14 @@ def test_options_that_are_not_served_are_refused(folder):
         made.save_pretrained(folder, max_shard_size="big")
 
 
-def test_nothing_is_downloaded(folder):
+def test_from_pretrained_downloads_nothing(folder):
     with pytest.raises(UserError, match="xlm-roberta-xl is no folder here, and nothing is downl"):
         mlm.XLMRobertaXLForMaskedLM.from_pretrained("facebook/xlm-roberta-xl")
     with pytest.raises(UserError, match=r"model.safetensors is a file, .* give the folder"):
         mlm.XLMRobertaXLForMaskedLM.from_pretrained(folder / "model.safetensors")
 
 
-def test_runs_and_imports_are_read_as_folders_are(folder, tmp_path):
+def test_from_pretrained_reads_runs_and_imports(folder, tmp_path):
     values = asdict(TrainConfig())
     names = {field.name for field in fields_of(ModelConfig)}
     values["model"] = {name: value for name, value in TINY.items() if name in names}
@@ -270,7 +270,7 @@ def test_runs_and_imports_are_read_as_folders_are(folder, tmp_path):
         mlm.XLMRobertaXLForMaskedLM.from_pretrained(tmp_path / "import")
 
 
-def test_an_existing_folder_is_written_over_as_a_whole(folder, monkeypatch):
+def test_save_pretrained_replaces_a_folder_as_a_whole(folder, monkeypatch):
     (folder / "sentencepiece.bpe.model").write_text("kept")
     before = tensors(folder)
     ours = our_model(MASKED)

@@ -101,7 +101,7 @@ def test_loss_and_gradients_of_masked_positions_equal_transformers():
     torch.testing.assert_close(outputs["losses"].double().sum(1), by_row)
 
 
-def test_parameter_counts_of_the_family():
+def test_parameters_of_the_published_sizes():
     shapes = {3_482_741_760: (2560, 36, 10240), 10_712_994_816: (4096, 48, 16384)}
     for expected, (hidden, layers, inner) in shapes.items():
         config = ModelConfig(
@@ -119,7 +119,7 @@ def test_parameter_counts_of_the_family():
         assert listed == expected + 250880 * hidden
 
 
-def test_initial_weights():
+def test_initial_weights_have_their_distribution():
     _, weights = pretrained(replace(CONFIG, vocab_size=1024), seed=1)
     words = weights["roberta.embeddings.word_embeddings.weight"]
     assert not words[1].any()
@@ -132,7 +132,7 @@ def test_initial_weights():
             assert (weight == 1).all(), name
 
 
-def test_every_site_of_dropout_has_its_own_key(monkeypatch):
+def test_dropout_has_a_key_for_every_site(monkeypatch):
     """One of the embeddings and three of each layer, and others in another micro-batch."""
     keys: list[int] = []
 
@@ -156,7 +156,7 @@ def test_every_site_of_dropout_has_its_own_key(monkeypatch):
     ("shape", "gigaflops"),
     [((768, 12, 3072), 0.74), ((2560, 36, 10240), 18.14), ((4096, 48, 16384), 60.13)],
 )
-def test_flops_per_token(shape, gigaflops):
+def test_training_flops_per_token_of_the_published_sizes(shape, gigaflops):
     """Published arithmetic for base, XL and XXL at 512 tokens, 15 % masked."""
     hidden, layers, inner = shape
     config = ModelConfig(250880, hidden, layers, 32, inner)
