@@ -4,10 +4,13 @@ They are forked, which takes a fraction of the time of starting Python and torch
 call forks afresh: DeepSpeed keeps its groups in globals.
 """
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed  # noqa: F401  (imported once here, not once in every rank)
 
 TIMEOUT = 240  # seconds that all ranks together may take
+STACKS = signal.SIGUSR2  # asks a rank for the stacks of its threads
 
 
 def run_ranks(world: int, function: Callable, *args: Any) -> list[Any]:
@@ -49,25 +53,43 @@ def run_ranks(world: int, function: Callable, *args: Any) -> list[Any]:
 
 def _wait(processes: list, folder: Path) -> None:
     """Waits for all, or until the first fails: the others may wait for it in a collective."""
-    from time import monotonic
-
-    end = monotonic() + TIMEOUT
+    end = time.monotonic() + TIMEOUT
     while any(process.is_alive() for process in processes):
         for process in processes:
             process.join(0.01)
-        if any(process.exitcode not in (None, 0) for process in processes) or monotonic() > end:
+        if (
+            any(process.exitcode not in (None, 0) for process in processes)
+            or time.monotonic() > end
+        ):
             break
     failures = sorted(folder.glob("*.failure"), key=lambda path: path.stat().st_mtime_ns)
     if failures:
         raise AssertionError(f"rank {failures[0].stem}:\n{failures[0].read_text()}")
     codes = [process.exitcode for process in processes]
-    assert codes == [0] * len(codes), f"exit codes of the ranks (None: still running): {codes}"
+    assert codes == [0] * len(codes), (
+        f"exit codes of the ranks (None: still running): {codes}{_stacks(processes, folder)}"
+    )
+
+
+def _stacks(processes: list, folder: Path) -> str:
+    """The stacks of the ranks that are still running."""
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, STACKS)
+    time.sleep(1.0)  # faulthandler writes from the signal's handler, in no time
+    return "".join(
+        f"\nstacks of rank {path.stem}:\n{path.read_text()}"
+        for path in sorted(folder.glob("*.stacks"))
+        if path.stat().st_size
+    )
 
 
 def _rank(rank: int, world: int, folder: str, function: Callable, args: tuple) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     torch.set_num_threads(1)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not what pytest has put there
+    stacks = open(f"{folder}/{rank}.stacks", "w")  # noqa: SIM115  (open until the rank ends)
+    faulthandler.register(STACKS, stacks)
     try:
         dist.init_process_group(
             "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world

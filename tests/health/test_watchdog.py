@@ -167,7 +167,7 @@ def test_a_rank_that_hangs_in_its_data_is_named_with_its_phase(tmp_path, monkeyp
     assert f"{tmp_path / 'logs'}; start the run again" in left["sentence"]
     for rank in range(2):
         assert f"Stacks of rank {rank}, in phase " in log(tmp_path, rank)
-        assert "train.py" in log(tmp_path, rank)
+        assert "mlm/training/loop.py" in log(tmp_path, rank)
     assert "in hanging" in log(tmp_path, 1)  # the thread that makes batches
     # (behind it there may be those of a save in the background)
     assert "all_reduce, 32 bytes, all ranks: has not returned\n" in log(tmp_path, 0)

@@ -28,16 +28,11 @@ def build(
     settings: EngineSettings,
 ) -> Engine:
     """As `parallel.engine.build.build_engine`."""
-    _quieten()
+    start_deepspeed()
     import deepspeed
     from deepspeed.runtime.pipe.topology import PipelineParallelGrid, PipeModelDataParallelTopology
 
     layout = grid.layout
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even for a single process
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(
-            dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False
-        )
     topology = PipeModelDataParallelTopology(num_pp=layout.pp, num_mp=layout.tp, num_dp=layout.dp)
     if layout.zero == 1:
         from parallel.engine.deepspeed_adapter.stage_module import StageModule
@@ -65,6 +60,18 @@ def build(
 
     keep_tied_copies_equal(engine, grid.dp)
     return PipelinedEngine(*parts)
+
+
+def start_deepspeed() -> None:
+    """Puts DeepSpeed's communication on torch.distributed, which the caller has initialised."""
+    _quieten()
+    import deepspeed
+
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even for a single process
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed(
+            dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False
+        )
 
 
 def _config(settings: EngineSettings, zero: int, parameters: int) -> dict[str, Any]:

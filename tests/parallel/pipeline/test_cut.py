@@ -1,16 +1,15 @@
 """Stages of one run of layers and of several."""
 
 import itertools
-import os
 from types import SimpleNamespace
 from typing import Any
 
-import deepspeed
 import pytest
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
+from parallel.engine.deepspeed_adapter.build import start_deepspeed
 from parallel.pipeline.cut import cut
 from parallel.pipeline.stages import StageLayer, WholeModel, canonical_name
 from tests.ranks import run_ranks
@@ -52,8 +51,7 @@ def interleaved() -> tuple[list[str], list[float]]:
     rank's parameters, and the losses as the last run gives them."""
     from parallel.engine.deepspeed_adapter.stage_module import StageModule
 
-    os.environ["LOCAL_RANK"] = os.environ["RANK"]
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+    start_deepspeed()
     topology: Any = PipeModelDataParallelTopology(num_pp=2, num_mp=1, num_dp=1)
     module = StageModule(layers(), cut(layers(), 2, 2), topology, recompute=False)
     rank, losses = dist.get_rank(), []
