@@ -11,7 +11,7 @@ The peers need not be in the environment of the project. One for all but the las
 
     python -m venv peers
     peers/bin/pip install torch==2.13.0 webdataset datasets
-    peers/bin/pip install --no-deps litdata  # asks for torchvision, and does not use it here
+    peers/bin/pip install --no-deps litdata  # requires torchvision, and does not use it here
     peers/bin/pip install lightning-utilities filelock boto3 requests tifffile obstore
     python -m venv streaming  # its limits on numpy and transformers are not those of the others
     streaming/bin/pip install mosaicml-streaming
@@ -49,7 +49,10 @@ FIND = "import sys, importlib.metadata as m; m.version(sys.argv[1])"
 
 
 def write(folder: Path, languages: int, rounds: int) -> int:
-    """Our shards in `folder/ours`, and their blocks, in order, in `folder/blocks.npy`; how many."""
+    """Writes our shards to `folder/ours`, and their blocks, in order, to `folder/blocks.npy`.
+
+    Returns the number of blocks.
+    """
     (folder / "ours").mkdir()
     counts = shares(np.geomspace(1, 8, languages), ROUND) * rounds
     random, streams, totals = np.random.default_rng(0), [], {}
@@ -82,7 +85,7 @@ def write(folder: Path, languages: int, rounds: int) -> int:
 
 
 def python_with(package: str, peers: list[str]) -> str | None:
-    """The first interpreter that has a package; ours for what is of this project, or needs none."""
+    """The first interpreter that has a package; ours for this project's and for numpy."""
     if package in ("polymlm", "numpy"):
         return sys.executable
     for python in peers:
@@ -92,11 +95,11 @@ def python_with(package: str, peers: list[str]) -> str | None:
 
 
 class Failed(Exception):
-    """A contender that cannot be run; the last line of what it said."""
+    """A contender that cannot be run, with the last line of its output."""
 
 
 def run(python: str, name: str, folder: Path, act: str, seconds: float = 0.0) -> dict:
-    """What a process of a contender found."""
+    """The result that a contender's process printed."""
     quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder.parent / "home")}
     environment = os.environ | quiet | {"PYTHONPATH": str(ROOT)}
     command = [python, str(PROGRAM), name, str(folder), act, str(seconds)]
@@ -106,8 +109,8 @@ def run(python: str, name: str, folder: Path, act: str, seconds: float = 0.0) ->
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def prepared(folder: Path, blocks: int, peers: list[str]) -> dict[str, tuple[str, Path]]:
-    """Interpreter and folder of each contender that gives every block once in an epoch."""
+def checked(folder: Path, blocks: int, peers: list[str]) -> dict[str, tuple[str, Path]]:
+    """Interpreter and folder of each contender whose epochs have every block once."""
     ready, expected = {}, None
     for number, (name, contender) in enumerate(CONTENDERS.items()):
         place, python = folder / f"contender-{number}", python_with(contender.package, peers)
@@ -141,7 +144,7 @@ def main() -> None:
         blocks = write(Path(holder), given.languages, given.size)
         size = blocks * SEQ_LEN * 4 >> 20
         print(f"{blocks:,} blocks, {size} MiB, {given.languages} languages; numpy {np.__version__}")
-        ready = prepared(Path(holder), blocks, given.peers_python)
+        ready = checked(Path(holder), blocks, given.peers_python)
         rates: dict[str, list[float]] = {name: [] for name in ready}
         for _ in range(given.rounds):
             for name, (python, place) in ready.items():
@@ -160,7 +163,7 @@ def main() -> None:
 
 
 def times(some: list[float], others: list[float]) -> list[float]:
-    """How many times others some are, round by round."""
+    """The ratios of rates to those of others, round by round."""
     return [a / b for a, b in zip(some, others, strict=True)]
 
 

@@ -44,7 +44,7 @@ SECONDS = 0.2  # of CPU, of one contender in one round, at least
 
 
 def blocks(rows: int) -> np.ndarray:
-    """Rows as training has them: `<s>`, then documents that run on behind `</s>`."""
+    """Rows as in training: `<s>`, then documents one after another, each ended by `</s>`."""
     random = np.random.default_rng(0)
     ids = random.integers(FIRST_PIECE, VOCAB - 1, (rows, SEQ_LEN))
     ids[random.random(ids.shape) < 1 / 400] = EOS
@@ -53,7 +53,7 @@ def blocks(rows: int) -> np.ndarray:
 
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Of as many ids as ours, so that the collator draws from the same range."""
+    """As many ids as ours, so that the collator draws from the same range."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     pieces = [*special, *map(str, range(FIRST_PIECE, VOCAB - 1)), "<mask>"]
     model = tokenizers.models.WordLevel({piece: n for n, piece in enumerate(pieces)}, "<unk>")
@@ -115,7 +115,7 @@ def one_draw(ids: np.ndarray) -> Callable[[], Any]:
 
 
 def ours(ids: np.ndarray) -> Callable[[], Any]:
-    """As a run does it: the int32 of the shards, and a key for each sample number."""
+    """As in a run: the int32 ids of the shards, and a key for each sample number."""
     masking, mask_key = Masking(RATIO, VOCAB), np.uint64(key(1, "mask"))
     lengths, read = np.full(len(ids), SEQ_LEN), ids.astype(np.int32)
 
@@ -127,7 +127,7 @@ def ours(ids: np.ndarray) -> Callable[[], Any]:
 
 
 def check(name: str, ids: np.ndarray, call: Callable[[], Any]) -> None:
-    """That it masks the part of the tokens that it is asked for, and only those that it may."""
+    """Checks that the requested share of tokens is masked, and only tokens that may be."""
     parts = []
     for _ in range(-(-CHECKED // ids.size)):
         made = call()
@@ -144,7 +144,7 @@ def check(name: str, ids: np.ndarray, call: Callable[[], Any]) -> None:
         assert np.array_equal(masked[~hit], ids[~hit]), name
         shown = masked[hit]
         parts.append([hit.mean(), (shown == VOCAB - 1).mean(), (shown == labels[hit]).mean()])
-    # A keyed draw is the same each time, and of 8 rows a small sample.
+    # A keyed draw is the same in each call, and 8 rows are a small sample.
     found, wanted = np.mean(parts, axis=0), np.array([RATIO, 0.8, 0.1])
     assert (abs(found - wanted) < [0.01, 0.06, 0.06]).all(), (name, found)
 
@@ -159,7 +159,7 @@ def rate(call: Callable[[], Any], tokens: int) -> float:
 
 
 def compare(rows: int, rounds: int) -> None:
-    """Runs all in turn over the same rows; the first round warms up."""
+    """Times all in alternation over the same rows; the first round warms up."""
     ids = blocks(rows)
     calls = {"ours": ours(ids), "limit: one draw in numpy": one_draw(ids), **collators(ids)}
     for name, call in calls.items():

@@ -4,14 +4,14 @@
 
 Indices of 100 languages, the largest of a thousand times the smallest, with 10 samples of 1 MiB in
 each shard: 10 TB of ids in the largest. The index files are as `mlm shards` writes them; of tars
-there is one, which stands for all, so that every read, map and hash is a real one. Every row of
+there is one, which stands for all, so that every read, map and hash is real. Every row of
 times is of fresh processes, which alternate over sizes and positions; medians of the rounds, from
 least to most in brackets. Times are of the CPU, the system's part included, since others may share
 the machine; the page cache is warm.
 
 - open: `Index.open`; order: mix and order of samples; heldout: the list of what is evaluated;
 - first 8: the first micro-batch of 8 samples from a position on, whole: order, ids, masks;
-- counts: samples of each language up to there; 64 batches: what `mlm audit` makes again by default;
+- counts: samples of each language up to there; 64 batches: what `mlm audit` recomputes by default;
 - verify: what the launcher checks once, files' sizes and the hashes of the index's arrays.
 
 Memory is the anonymous part of /proc/self/smaps_rollup: what is this process's alone. Pages of the
@@ -53,7 +53,7 @@ TAR = "one.tar"
 
 
 def write(folder: Path, shards: int) -> None:
-    """The index of so many shards, all of which have the bytes of one tar."""
+    """The index of `shards` shards, all with the bytes of one tar."""
     folder.mkdir()
     random = np.random.default_rng(0)
     with TokenTars(folder, "one", "train", Journal(folder / "one.jsonl")) as tars:
@@ -108,17 +108,18 @@ def times(folder: Path, position: int) -> dict[str, float]:
     index = timed("open", lambda: opened(folder))
     batches, heldout = timed("order", lambda: parts(index))
     timed("heldout", heldout)
-    steps, at = batches.global_batch_size, position // batches.global_batch_size
-    timed("first 8", lambda: batches.micro_batch(at, 0))
-    timed("counts", lambda: batches.order.samples_per_language(at * steps + 1))
-    looked = np.unique(np.linspace(0, max(at, 63), 64).astype(np.int64)).tolist()
-    timed("64 batches", lambda: [batches.micro_batch(step, 0) for step in looked])
+    size = batches.global_batch_size
+    first_step = position // size
+    timed("first 8", lambda: batches.micro_batch(first_step, 0))
+    timed("counts", lambda: batches.order.samples_per_language(first_step * size + 1))
+    steps_read = np.unique(np.linspace(0, max(first_step, 63), 64).astype(np.int64)).tolist()
+    timed("64 batches", lambda: [batches.micro_batch(step, 0) for step in steps_read])
     timed("verify", index.verify)
     return found
 
 
 def anonymous() -> int:
-    """Bytes of this process that are no file's."""
+    """The bytes of this process that belong to no file."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("Anonymous:")).split()[1])
 

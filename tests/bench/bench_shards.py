@@ -40,7 +40,7 @@ from mlm.tokenizer.training import train
 
 
 class OneCore:
-    """The report of a job that has one core."""
+    """The progress of a job that has one core."""
 
     def __call__(self, amount: int) -> None: ...
 
@@ -72,11 +72,11 @@ def cpu(call: Callable[[], None]) -> float:
 
 
 def compare(text: Sources, tokenizer: Tokenizer, holder: Path, rounds: int) -> None:
-    """One core, in turn."""
+    """Times all on one core, in alternation."""
     found = first_pass("all", text, OneCore())
     batches: list[TextBatch] = []
 
-    def read() -> None:  # anew each time: strings that were encoded once keep their UTF-8
+    def read() -> None:  # each time: strings that were encoded once keep their UTF-8
         batches[:] = TextBatches(text, found, [0, 0])
 
     def theirs(**options) -> None:
@@ -128,7 +128,7 @@ def compare(text: Sources, tokenizer: Tokenizer, holder: Path, rounds: int) -> N
 
 
 def scale(title: str, corpus: Path, tokenizer: Tokenizer, holder: Path, rounds: int) -> None:
-    """Seconds of the clock of all of `mlm shards`, on one core and on more."""
+    """Wall-clock seconds of `mlm shards`, on one core and on more."""
     cores = len(os.sched_getaffinity(0))
     counts = sorted({1, min(2, cores), cores})
     times: dict[int, list[float]] = {count: [] for count in counts}

@@ -2,12 +2,12 @@
 
     python tests/bench/data_contenders.py NAME FOLDER write|check|time SECONDS
 
-A contender's reader gives an epoch as batches, arrays (rows, 512) that are its own memory, as a
-training step takes them; the blocks are shuffled anew in each epoch, with what the library has for
-it. `check` prints how many blocks an epoch had, and the sum of their hashes. `time` prints blocks
-per CPU second of this process, with its threads and children, over whole epochs that take at least
-SECONDS; opening and a first epoch are not counted. What is imported is imported here by function,
-since the peers live in environments of their own.
+A contender's reader yields an epoch as batches, arrays (rows, 512) that own their memory, as a
+training step takes them; the blocks are shuffled again in each epoch, as the library does it.
+`check` prints how many blocks an epoch had, and the sum of their hashes. `time` prints blocks per
+CPU second of this process, with its threads and children, over whole epochs that take at least
+SECONDS; opening and a first epoch are not counted. Each function imports what it needs, since the
+peers have their own environments.
 """
 
 import glob
@@ -30,7 +30,7 @@ Epochs = Callable[[int], Iterator[Any]]
 
 
 class Contender(NamedTuple):
-    """package: what must be installed; resumes: how it goes on in the middle of an epoch; shuffles:
+    """package: must be installed; resumes: by what it resumes in the middle of an epoch; shuffles:
     whether the rows of a batch are from more than one place of the data"""
 
     package: str
@@ -287,7 +287,7 @@ def cpu_seconds() -> float:
 
 
 def rate(epoch: Epochs, seconds: float, blocks: int) -> float:
-    """Blocks per CPU second, of whole epochs behind a first one."""
+    """Blocks per CPU second, over whole epochs after a first one."""
     assert sum(len(batch) for batch in epoch(0)) == blocks
     found, number, start = 0, 1, cpu_seconds()
     while (taken := cpu_seconds() - start) < seconds:

@@ -1,4 +1,4 @@
-"""A corpus is prepared once, and data that cannot be trained on is refused before a start."""
+"""Preparation of a corpus, and checks of data before a run."""
 
 from dataclasses import replace
 from pathlib import Path

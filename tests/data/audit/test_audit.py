@@ -1,4 +1,4 @@
-"""The ledger of a run, and `mlm audit`, which makes anew what it was trained on."""
+"""The ledger of a run, and `mlm audit`, which recomputes what it was trained on."""
 
 import json
 import os
@@ -33,25 +33,17 @@ STEPS, BATCH = 12, 8
 
 
 def made(**sections):
-    """A run whose tokenizer does not lie beside its shards."""
+    """A run whose tokenizer is not in the folder of its shards."""
     data = {"tokenizer": str(tokenizer().model_path.parent), **sections.pop("data", {})}
     given = {"steps": STEPS, "micro_batch_size": 1} | sections.pop("train", {})
     return config(data=data, train=given, eval={"every": 0}, **sections)
 
 
 def with_data(folder: Path) -> Path:
-    """What the launcher leaves beside the config."""
+    """A run folder with the hashes that the launcher writes."""
     folder.mkdir(parents=True, exist_ok=True)
     hashes = {"index": Index.open(shards_folder()).hash}
     (folder / "data.json").write_text(json.dumps(hashes))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
-    """An unbroken run of a single process."""
-    folder = with_data(tmp_path_factory.mktemp("whole"))
-    assert run(folder, made())["code"] == DONE
     return folder
 
 
@@ -70,7 +62,7 @@ def test_row_digests_cover_exactly_the_batch(dice, rows, seq_len):
     batch[2][dice.random((rows, seq_len)) < 0.5] = -100
     digest = batch_digest(numbers, *batch)
     assert -(2**63) <= digest < 2**63
-    # However the rows are ordered and divided.
+    # In any order and division of rows.
     order = dice.permutation(rows)
     assert batch_digest(numbers[order], *(part[order] for part in batch)) == digest
     cut = int(dice.integers(0, rows + 1))
@@ -78,7 +70,7 @@ def test_row_digests_cover_exactly_the_batch(dice, rows, seq_len):
         batch_digest(numbers[s], *(p[s] for p in batch)) for s in (slice(cut), slice(cut, None))
     ]
     assert (sum(parts) - digest) % 2**64 == 0
-    # Any one number that is another makes it another, and so does another place.
+    # Every change of one number changes the digest, and so does a change of place.
     part, row, place = (int(dice.integers(0, n)) for n in (3, rows, seq_len))
     changed = [array.copy() for array in batch]
     changed[part][row, place] += int(dice.integers(1, 1000))
@@ -102,7 +94,7 @@ def test_ledger_rewinds_and_continues(tmp_path):
 
 
 def killed(folder: Path, settings, step: int) -> None:
-    """Trains until a rank is killed as it makes a step."""
+    """Trains until a rank is killed in the middle of a step."""
 
     def kill(engine, here):
         if here:
@@ -192,7 +184,7 @@ def test_audit_shows_a_batch_as_it_was_trained_on(whole, capsys):
         assert out[2 * row] == f"sample {32 + row}: {name}, block {blocks[row]}"
         text = out[2 * row + 1]
         assert len(re.findall(r"\[.*?\]", text)) == int((batch.targets[row] >= 0).sum())
-        # What is in the brackets stands in the text.
+        # The text in the brackets is the original one.
         read = re.sub(r"\[(.*?)(=|:[^\]]*)?\]", r"\1", text).replace("</s>", "")
         start = int(blocks[row]) * 31
         ids = TokenReader(audit.index).read("train", int(languages[row]), start, 31)
@@ -211,7 +203,7 @@ def test_audit_reports_differences(whole, tmp_path, capsys):
     assert f"in 1 of {STEPS} steps (7); its shards or its ledger have been changed" in err
     assert main(["audit", str(tmp_path), "step=7", "rows=1"]) == 0
     assert "is not the one in the ledger" in capsys.readouterr().out
-    # Of a batch that was left out there is nothing in the ledger.
+    # The ledger has no hash of a skipped batch.
     rows = [{"what": SKIPPED, "step": step, "samples": []} for step in (3, 5)]
     (tmp_path / "incidents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert Audit(tmp_path).mismatches(np.arange(STEPS)) == [2, 4, 6]
@@ -225,7 +217,7 @@ def test_audit_reports_differences(whole, tmp_path, capsys):
 
 @pytest.mark.ranks
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         (["step=0"], "step=0 is not a step that .* has taken; give one from 1 to 12"),
         (["step=13"], "step=13 is not a step that .* has taken; give one from 1 to 12"),
@@ -233,9 +225,9 @@ def test_audit_reports_differences(whole, tmp_path, capsys):
         (["step=1", "every=true"], "step=1 and every=true are both given; omit one"),
     ],
 )
-def test_audit_reports_mistakes_in_one_sentence(arguments, said, whole, capsys):
+def test_audit_reports_mistakes_in_one_sentence(arguments, sentence, whole, capsys):
     assert main(["audit", str(whole), *arguments]) == UserError.code
-    assert re.fullmatch(f"mlm: {said}\n", capsys.readouterr().err)
+    assert re.fullmatch(f"mlm: {sentence}\n", capsys.readouterr().err)
 
 
 @pytest.mark.ranks

@@ -1,4 +1,4 @@
-"""What a run has seen, against counting one sample after another."""
+"""What a run has seen, compared with counts over all samples one by one."""
 
 import json
 import shutil
@@ -15,10 +15,8 @@ from mlm.data.order.mix import Mix
 from mlm.data.order.order import SampleOrder
 from mlm.data.reading.reader import TokenReader
 from mlm.training.audit import Audit
-from tests.data.audit.test_audit import STEPS, whole
+from tests.data.audit.test_audit import STEPS
 from tests.text_fixtures import small_shards
-
-__all__ = ["whole"]  # fixtures
 
 BATCH, SIZE = 8, 15
 
@@ -35,14 +33,14 @@ def order_of(reader: TokenReader, alpha: float) -> SampleOrder:
     return SampleOrder(tokens, reader.index.languages, SIZE + 1, mix, 3)
 
 
-def counted(reader, order, steps, left_out, bad, batch=BATCH) -> list[np.ndarray]:
-    """How often each token of each language was seen, by going through all samples."""
+def counted(reader, order, steps, skipped, bad, batch=BATCH) -> list[np.ndarray]:
+    """How often each token of each language was seen, counted over all samples."""
     index = reader.index
     firsts = index.first_tokens("train")
     seen = [np.zeros(tokens, int) for tokens in index.train_tokens]
     shard_of = np.repeat(index.samples["shard"], index.samples["tokens"])
     for step in range(steps):
-        if step in left_out:
+        if step in skipped:
             continue
         languages, blocks = order.samples(np.arange(step * batch, (step + 1) * batch))
         for language, block in zip(languages.tolist(), blocks.tolist(), strict=True):
@@ -56,16 +54,16 @@ def counted(reader, order, steps, left_out, bad, batch=BATCH) -> list[np.ndarray
 @given(
     alpha=st.floats(0, 1),
     steps=st.integers(1, 120),
-    left_out=st.sets(st.integers(0, 130), max_size=4),
+    skipped=st.sets(st.integers(0, 130), max_size=4),
     bad=st.dictionaries(st.integers(0, 9), st.integers(0, 130), max_size=3),
 )
 @settings(max_examples=25, deadline=None)
-def test_exposure_counts_blocks_samples_and_documents(reader, alpha, steps, left_out, bad):
+def test_exposure_counts_blocks_samples_and_documents(reader, alpha, steps, skipped, bad):
     index, order = reader.index, order_of(reader, alpha)
     trained = [row for row in range(len(index.shards)) if index.split_of(row)[1] == "train"]
     bad = {trained[row % len(trained)]: step for row, step in bad.items()}
-    exposure = Exposure(order, reader, BATCH, steps, left_out, bad)
-    seen = counted(reader, order, steps, left_out, bad)
+    exposure = Exposure(order, reader, BATCH, steps, skipped, bad)
+    seen = counted(reader, order, steps, skipped, bad)
     assert exposure.samples().tolist() == [int(tokens.sum()) // SIZE for tokens in seen]
     for language, tokens in enumerate(seen):
         blocks = tokens[: len(tokens) // SIZE * SIZE].reshape(-1, SIZE)
@@ -83,15 +81,15 @@ def test_exposure_counts_blocks_samples_and_documents(reader, alpha, steps, left
 
 
 def test_exposure_counts_a_block_twice_in_a_skipped_batch(reader):
-    """As one of several epochs of a small language has."""
-    batch, steps, left_out = 4000, 4, {1, 3, 4}
+    """As in a batch with several epochs of a small language."""
+    batch, steps, skipped = 4000, 4, {1, 3, 4}
     index, order = reader.index, order_of(reader, 0.0)
     language = int(np.argmin(order.blocks))
     assert order.blocks[language] * 2 < batch / len(order.blocks)
     own = [r for r in range(len(index.shards)) if index.split_of(r) == (language, "train")]
     for bad in ({}, {own[0]: 2}, {own[0]: 3}):
-        exposure = Exposure(order, reader, batch, steps, left_out, bad)
-        seen = counted(reader, order, steps, left_out, bad, batch)
+        exposure = Exposure(order, reader, batch, steps, skipped, bad)
+        seen = counted(reader, order, steps, skipped, bad, batch)
         assert exposure.samples().tolist() == [int(tokens.sum()) // SIZE for tokens in seen]
         blocks = seen[language][: len(seen[language]) // SIZE * SIZE].reshape(-1, SIZE)
         assert exposure.blocks(language).tolist() == blocks[:, 0].tolist()
@@ -110,8 +108,8 @@ def test_audit_writes_a_line_for_each_document(whole, tmp_path, capsys):
         assert sum(row["tokens"] for row in own) == totals[language].tokens
     seen = sum(row["most"] > 0 for row in rows)
     assert 0 < seen < len(rows) or STEPS > 100
-    said = capsys.readouterr().out
-    assert f"The run has seen {seen:,} of {len(rows):,} documents" in said
+    out_text = capsys.readouterr().out
+    assert f"The run has seen {seen:,} of {len(rows):,} documents" in out_text
 
 
 def test_exposure_counts_skipped_steps_and_shards_that_overlap(reader):
@@ -120,9 +118,9 @@ def test_exposure_counts_skipped_steps_and_shards_that_overlap(reader):
     own = [r for r in range(len(index.shards)) if index.split_of(r) == (language, "train")]
     cases = [(range(0), {own[0]: a, own[1]: b}) for a, b in ((3, 90), (90, 3))]
     cases += [({40}, dict.fromkeys(own[:-1], 40)), ({40}, dict.fromkeys(own[:-1], 41))]
-    for left_out, bad in cases:
-        exposure = Exposure(order, reader, BATCH, 120, left_out, bad)
-        seen = counted(reader, order, 120, left_out, bad)[language]
+    for skipped, bad in cases:
+        exposure = Exposure(order, reader, BATCH, 120, skipped, bad)
+        seen = counted(reader, order, 120, skipped, bad)[language]
         blocks = seen[: len(seen) // SIZE * SIZE].reshape(-1, SIZE)
         assert exposure.blocks(language).tolist() == blocks[:, 0].tolist()
 

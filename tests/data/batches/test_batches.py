@@ -1,5 +1,4 @@
 import math
-import threading
 from collections import Counter
 
 import numpy as np
@@ -15,7 +14,6 @@ from mlm.data.draw import bits
 from mlm.data.index import Index
 from mlm.data.order.mix import Mix
 from mlm.data.order.order import SampleOrder
-from mlm.data.prefetch import Prefetcher
 from mlm.data.reading.reader import TokenReader
 from mlm.data.writing import shards
 from mlm.data.writing.heldout import PURPOSE
@@ -46,7 +44,7 @@ def held_out(reader, micro=4, blocks=0, seq_len=SEQ_LEN):
 
 
 def unmasked(batch: MicroBatch) -> torch.Tensor:
-    """The input as it was before masking."""
+    """The ids before masking."""
     ids = batch.input_ids.clone()
     rows, slots = torch.nonzero(batch.targets != IGNORED, as_tuple=True)
     ids[rows, batch.positions[rows, slots]] = batch.targets[rows, slots]
@@ -54,7 +52,7 @@ def unmasked(batch: MicroBatch) -> torch.Tensor:
 
 
 def stream(split, language) -> np.ndarray:
-    """A language's tokens, by webdataset's own reader."""
+    """The tokens of a language, as webdataset reads them."""
     mark = "" if split == "train" else ".heldout"
     return webdataset_ids([shards_folder() / f"{sorted(LANGUAGES)[language]}{mark}-000000.tar"])
 
@@ -220,68 +218,6 @@ def test_unigram_entropy_is_of_the_scored_tokens(reader):
     assert by_language == {name: pytest.approx(entropy(of)) for name, of in counts.items()}
     assert overall == pytest.approx(entropy(sum(counts.values(), Counter())))
     assert overall > max(by_language.values())
-
-
-def test_prefetcher_returns_values_in_order_ahead_of_their_use():
-    made = []
-
-    def make(number):
-        made.append((number, threading.current_thread().name))
-        return number * number
-
-    with Prefetcher(make, start=3, depth=2) as ahead:
-        assert [ahead.next() for _ in range(4)] == [9, 16, 25, 36]
-    assert [number for number, _ in made][:4] == [3, 4, 5, 6]
-    assert len(made) <= 6
-    assert all(name != threading.current_thread().name for _, name in made)
-
-
-def test_prefetcher_makes_the_next_value_while_one_is_used():
-    second = threading.Event()
-
-    def make(number):
-        if number == 1:
-            second.set()
-        return number
-
-    with Prefetcher(make, start=0, depth=1) as ahead:
-        assert ahead.next() == 0
-        assert second.wait(timeout=10)
-
-
-def test_prefetcher_stays_exactly_depth_ahead():
-    made = [threading.Event() for _ in range(20)]
-
-    def make(number):
-        made[number].set()
-        return number
-
-    with Prefetcher(make, start=0, depth=3) as ahead:
-        for used in range(5):
-            assert ahead.next() == used
-            assert made[used + 3].wait(timeout=10)
-            assert not made[used + 4].is_set()
-
-
-def test_prefetcher_raises_an_error_at_its_place_and_in_every_further_call():
-    def make(number):
-        if number == 2:
-            raise DataError("bad shard")
-        return number
-
-    with Prefetcher(make, start=0, depth=3) as ahead:
-        assert [ahead.next(), ahead.next()] == [0, 1]
-        for _ in range(2):
-            with pytest.raises(DataError, match="bad shard"):
-                ahead.next()
-
-
-def test_prefetcher_close_ends_the_thread():
-    before = threading.active_count()
-    ahead = Prefetcher(lambda number: number, start=0, depth=4)
-    ahead.next()
-    ahead.close()
-    assert threading.active_count() == before
 
 
 def test_training_masks_are_keyed_by_sample_seed_and_step(reader):

@@ -1,4 +1,4 @@
-"""`data.isolate_documents=true`: documents that share a row are as they would be alone."""
+"""`data.isolate_documents=true`: documents in one row are processed as if alone."""
 
 from dataclasses import replace
 
@@ -34,13 +34,13 @@ def batches(isolated: bool = True) -> TrainingBatches:
 
 
 def documents(row: np.ndarray) -> list[slice]:
-    """Where documents stand in a row, cut behind each `</s>`."""
+    """The slices of documents in a row, which end after each `</s>`."""
     ends = [*(np.flatnonzero(row == 2) + 1).tolist(), len(row)]
     return [slice(a, b) for a, b in zip([0, *ends], ends, strict=False) if b > a]
 
 
 def some_batch() -> MicroBatch:
-    """One whose rows hold several documents, as most do not."""
+    """A batch with several documents in each row, which most do not have."""
     made = batches()
     for step in range(500):
         batch = made.micro_batch(step, 0)
@@ -57,7 +57,7 @@ def test_document_starts_follow_the_previous_document():
         for part in documents(row):
             assert (begins[part] == part.start).all()
     assert batches(isolated=False).micro_batch(0, 0).visibility.document_starts is None
-    # Padding is on its own.
+    # Padding sees only itself.
     ids, lengths = np.array([[0, 9, 2, 9, 1, 1]]), np.array([4])
     assert document_starts(ids, lengths).tolist() == [[0, 0, 0, 3, 4, 4]]
 

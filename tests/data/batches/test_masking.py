@@ -51,7 +51,7 @@ KINDS = ("token", "span", "word")
 
 
 def every_third(ids: np.ndarray) -> np.ndarray:
-    """Words of three tokens, cut at special ones, as those of a tokenizer are."""
+    """Words of three tokens, split at special ids, as with a tokenizer."""
     special = np.isin(ids, SPECIAL)
     begins = special | (np.arange(ids.shape[1]) % 3 == 0)
     begins[:, 1:] |= special[:, :-1]
@@ -160,7 +160,7 @@ def test_masking_keeps_integer_types_and_equal_settings_mask_equally():
 
 def test_masking_draws_unknown_text_as_target_and_never_as_replacement():
     ids, lengths, keys = rows(count=4000)
-    ids[ids > 2] = 3  # so that what is not <mask> or <unk> was drawn
+    ids[ids > 2] = 3  # so that everything but <mask> and <unk> was drawn
     masked, positions, targets = mask(ids, lengths, keys, 0.15)
     assert (targets == 3).all()
     shown = np.take_along_axis(masked, positions, axis=1)
@@ -183,14 +183,14 @@ def hits_of(positions: np.ndarray, targets: np.ndarray, seq_len: int) -> np.ndar
 
 
 def test_span_lengths_are_geometric():
-    # A low ratio, so that spans seldom meet, and long rows, of each of which one span is cut.
+    # A low ratio, so that spans rarely touch, and long rows, each with one truncated span.
     count, seq_len = 100, 60_000
     ids = np.random.default_rng(1).integers(4, MASK, (count, seq_len), dtype=np.int32)
     lengths, keys = np.full(count, seq_len), np.arange(count)
     _, positions, targets = mask(ids, lengths, keys, 0.004, kind="span", span_p=0.2, span_max=10)
     assert ((targets != IGNORED).sum(axis=1) == 240).all()
     found = np.bincount(runs_of(hits_of(positions, targets, seq_len)), minlength=11)[1:11]
-    # P(length = n) = (1 - p)^(n - 1) p, and all the rest at the longest.
+    # P(length = n) = (1 - p)^(n - 1) p, with all longer ones at the maximum.
     expected = np.array([0.8 ** (n - 1) * 0.2 for n in range(1, 10)] + [0.8**9])
     assert abs(found / found.sum() - expected).max() < 0.02
     assert abs((found * np.arange(1, 11)).sum() / found.sum() - 4.46) < 0.15
@@ -272,12 +272,12 @@ def test_masking_takes_the_ratio_of_the_step():
 
 
 def test_masking_treats_a_span_alike():
-    # One span to a row, of ten tokens, since all are of the longest.
+    # One span of ten tokens per row, since all have the maximum length.
     ids, lengths, keys = rows(count=3000)
     masked, positions, targets = mask(ids, lengths, keys, 10 / 128, kind="span", span_p=1e-9)
     places = np.sort(positions, axis=1)
     one = (places[:, -1] - places[:, 0] == 9) & ((targets != IGNORED).sum(axis=1) == 10)
-    # None that a special id or the end of the row has cut.
+    # Without spans truncated by a special id or the end of the row.
     one &= ~np.isin(places[:, 0], (1, 51)) & (places[:, -1] < 127)
     shown = np.take_along_axis(masked, positions, axis=1)[one]
     hidden, same = (shown == MASK).sum(axis=1), (shown == targets[one]).sum(axis=1)
@@ -293,7 +293,7 @@ def test_replacement_is_independent_of_the_choice_of_targets():
     masked, positions, targets = Masking(0.15, 1000)(ids, np.full(n, 64), np.arange(n))
     hits = hits_of(positions, targets, 64)
     hidden = masked == 999
-    for first in (0, 1):  # place p beside places 2p and 2p + 1
+    for first in (0, 1):  # compares place p with places 2p and 2p + 1
         p = np.arange(1, 32)
         both = hits[:, p] & hits[:, 2 * p + first]
         assert abs(hidden[:, p][both].mean() - 0.8) < 0.03

@@ -1,4 +1,4 @@
-"""Where words begin, on real text of many scripts."""
+"""Where words begin, in real text of many scripts."""
 
 import re
 import unicodedata
@@ -30,10 +30,10 @@ def lines(language: str) -> list[str]:
 
 
 def cut(tokenizer: Tokenizer, words: Words, line: str) -> list[str]:
-    """A line's words, by their pieces, joined again."""
+    """The words of a line, joined from their pieces."""
     ids = tokenizer.encode([line])[0]
     begins = words(ids[None])[0]
-    pieces, found = tokenizer.surfaces(line), []  # which are text where a piece is unknown
+    pieces, found = tokenizer.surfaces(line), []  # the text itself where a piece is unknown
     for piece, new in zip(pieces, begins, strict=True):
         if new:
             found.append("")
@@ -43,7 +43,7 @@ def cut(tokenizer: Tokenizer, words: Words, line: str) -> list[str]:
 
 @pytest.mark.parametrize("language", ["en", "ru", "el", "ar", "hi", "sw"])
 def test_words_of_spaced_scripts_are_split_at_spaces_and_punctuation(tokenizer, words, language):
-    """Beside Python's own splitting at white space and at punctuation."""
+    """Compared with Python's splitting at white space and punctuation."""
     count = 0
     for line in lines(language)[:40]:
         text = tokenizer.normalised(line)[0].replace("▁", " ")
@@ -84,14 +84,14 @@ def test_words_of_unspaced_text_are_runs_of_one_script(tokenizer, words, languag
         word.lstrip("▁") for line in lines(language)[:40] for word in cut(tokenizer, words, line)
     ]
     pieces = set(tokenizer.vocabulary)
-    known = set("".join(pieces))  # what is unknown goes with its neighbours
+    known = set("".join(pieces))  # unknown text belongs to its neighbours
     mixed = [p for p in pieces if inside.search(p) and not inside.fullmatch(p.lstrip("▁"))]
     own = [word for word in found if word and inside.match(word) and known >= set(word)]
     own = [word for word in own if not any(piece in word for piece in mixed)]
     assert len(own) > 100
     for word in own:
         assert inside.fullmatch(word), word
-        # As long as words are, but for pieces that are longer by themselves.
+        # Of the length of words, except for single pieces that are longer.
         longest = max(len(piece) for piece in pieces if piece.lstrip("▁") in word)
         assert len(word) <= size - 1 + longest
     assert 1 < np.mean([len(word) for word in own]) < 2 * size
@@ -110,20 +110,20 @@ def test_words_of_special_ids_are_single(tokenizer, words):
     ("pieces", "begins"),
     [
         ("▁a b ▁c", "101"),
-        ("▁a $ b", "111"),  # symbols part words, as punctuation does
+        ("▁a $ b", "111"),  # symbols separate words, as punctuation does
         ("▁a + + 😀 b", "11001"),
-        ("▁a. b", "11"),  # it ends as one kind and begins as another
+        ("▁a. b", "11"),  # ends in one class and begins in another
         ("▁a .b b", "110"),
         ("▁a ก", "11"),  # the first and the last of a script's block
         ("▁a \u0e7f", "11"),
         ("ก ข", "10"),
         ("▁กข ค ง จ ฉ", "10010"),  # words of 4 characters, without the mark
         ("กข คง จ", "101"),
-        ("▁ ก", "10"),  # a mark alone is of what is behind it
+        ("▁ ก", "10"),  # a mark alone belongs to the piece after it
     ],
 )
 def test_words_begin_by_the_rules_of_scripts(pieces, begins):
-    """Pieces in a row, parted by blanks, as the scripts' own rules have them."""
+    """Pieces separated by spaces, by the rules of their scripts."""
     row = pieces.split(" ")
     vocabulary = ["<s>", "<pad>", "</s>", "<unk>", *row, "<mask>"]
     found = Words(vocabulary)(np.arange(4, 4 + len(row))[None])[0]

@@ -62,7 +62,7 @@ def test_mix_applies_a_schedule_shorter_than_a_round_at_the_next_one():
 
 
 def test_mix_stops_a_language_at_its_limit():
-    """The first has 2.5 rounds of its share, and the others what it leaves."""
+    """The first reaches its limit after 2.5 rounds, and the others get its share."""
     mix = Mix([100, 100, 100], ALPHA, max_samples=[60_000, None, None])
     rounds = [mix.quotas(round) for round in range(5)]
     assert [int(quotas[0]) for quotas in rounds] == [21846, 21846, 16308, 0, 0]
@@ -86,7 +86,7 @@ def test_mix_ends_where_all_languages_reach_their_limits():
 @given(data=st.data(), count=st.integers(1, 8))
 @settings(max_examples=80, deadline=None)
 def test_mix_fills_rounds_and_holds_limits(data, count):
-    """Rounds are full, limits hold, and what came before a round is the sum of those before it."""
+    """Rounds are full, limits hold, and `before` is the sum of all earlier rounds."""
     tokens = data.draw(st.lists(st.integers(1, 10**9), min_size=count, max_size=count))
     weights = data.draw(
         st.lists(st.sampled_from([0.0, 0.5, 1.0, 3.0]), min_size=count, max_size=count)

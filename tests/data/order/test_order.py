@@ -89,7 +89,7 @@ def test_sample_order_visits_every_block_once_in_an_epoch(blocks, window, epoch,
     one = SampleOrder([blocks * 7 + 3], ["en"], 8, Mix([1], [(0, 0.3)]), seed, window)
     visited = one.drawn_blocks(0, epoch * blocks, blocks)
     assert np.array_equal(np.sort(visited), np.arange(blocks))
-    for chunk in range(-(-blocks // CHUNK)):  # a chunk is read in one window and not again
+    for chunk in range(-(-blocks // CHUNK)):  # a chunk is read in one window only
         visits = np.flatnonzero(visited // CHUNK == chunk)
         assert visits.max() - visits.min() < window * CHUNK
 
@@ -167,7 +167,7 @@ def test_shares_follow_the_law_and_skip_no_language(tokens, alpha):
     exact = weights / weights.sum() * ROUND
     assert found.sum() == ROUND
     assert found.min() >= 1
-    # Languages raised to one sample take it from the others, less than one for each.
+    # Languages raised to one sample take less than one from the others for each.
     assert (abs(found - exact) <= 1 + (exact < 1).sum()).all()
 
 
@@ -191,7 +191,7 @@ def test_sample_order_depends_on_seed_language_and_window():
 
 
 def test_sample_order_is_pinned():
-    # Runs in progress rest on these. They are printed by
+    # Runs in progress depend on these numbers, which are printed by
     # python -c "from tests.data.order.test_order import *; print(order().samples(SOME))"
     languages, blocks = order().samples(SOME)
     assert languages.tolist() == [1, 1, 1, 0, 1]

@@ -1,4 +1,4 @@
-"""However a run is divided over processes and starts, it is trained on the same batches."""
+"""A run is trained on the same batches for any division into processes and starts."""
 
 from functools import cache
 from types import SimpleNamespace

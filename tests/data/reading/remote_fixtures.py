@@ -53,23 +53,23 @@ http {{
 
 
 def cut_shards(folder: Path) -> Path:
-    """Shards whose samples have 100 ids, and their tars five samples, with their tokenizer."""
+    """Shards with 100 ids in a sample and five samples in a tar, with their tokenizer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tars, "SAMPLE_IDS", 100)
         patch.setattr(tars, "SHARD_SAMPLES", 5)
         shards.write(corpus(), tokenizer(), folder, workers=1)
-    return beside(folder)
+    return add_tokenizer(folder)
 
 
-def beside(folder: Path) -> Path:
-    """The folder, with the tokenizer put beside its shards."""
+def add_tokenizer(folder: Path) -> Path:
+    """Adds the tokenizer to a folder of shards, and returns the folder."""
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / MODEL_FILE).write_bytes(tokenizer().model)
     return folder
 
 
 def free_port(above: int = 0) -> int:
-    """A port that is free, as is the one that lies `above` it."""
+    """A free port, of which the one `above` it is free as well."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("127.0.0.1", 0))
@@ -92,7 +92,7 @@ def answers(port: int, path: str = "/") -> bool:
 
 
 class Server:
-    """A process that answers HTTP on a port of this machine; `start` it, and `stop` it."""
+    """A process that serves HTTP on a port of this machine, from `start` to `stop`."""
 
     def __init__(self, folder: Path, port: int, command: list[str], cwd: Path | None = None):
         self.folder, self.port, self._command, self._cwd = folder, port, command, cwd
@@ -111,7 +111,7 @@ class Server:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """Kills it, in the middle of whatever it does."""
+        """Kills the process, whatever it is doing."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -122,11 +122,11 @@ class Request(NamedTuple):
     status: str
     path: str
     connection: str
-    span: str  # the range that was asked for, or -
+    span: str  # the requested range, or -
 
 
 class Nginx(Server):
-    """nginx over a folder. `down` makes it answer 503; `more` is put into its configuration."""
+    """nginx over a folder. `down` makes it answer 503; `more` is added to its configuration."""
 
     def __init__(self, folder: Path, root: Path, more: str = ""):
         program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
@@ -140,7 +140,7 @@ class Nginx(Server):
         self.configure(more)
 
     def configure(self, more: str) -> None:
-        """Takes effect at the next start."""
+        """Changes the configuration of the next start."""
         text = NGINX.format(folder=self.folder, port=self.port, root=self._root, more=more)
         (self.folder / "nginx.conf").write_text(text)
 
@@ -151,8 +151,8 @@ class Nginx(Server):
             (self.folder / "down").unlink()
 
     def requests(self) -> list[Request]:
-        """Each GET that was answered since this was last asked."""
-        assert answers(self.port, "/seen?last")  # it writes its log in the order of its answers
+        """The GET requests answered since the last call."""
+        assert answers(self.port, "/seen?last")  # nginx logs in the order of its answers
         lines, end = [], time.monotonic() + 10
         while not lines or not lines[-1].startswith("204 GET /seen"):
             assert time.monotonic() < end, lines[-5:]
@@ -163,7 +163,7 @@ class Nginx(Server):
 
 
 def plain_server(folder: Path, root: Path) -> Server:
-    """Python's own, which knows no ranges."""
+    """Python's own server, which does not support ranges."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
@@ -199,7 +199,7 @@ class SeaweedFS(Server):
 
     def stop(self) -> None:
         super().stop()
-        for path in Path("/tmp").glob("seaweedfs-*.sock"):  # it can put them nowhere else
+        for path in Path("/tmp").glob("seaweedfs-*.sock"):  # their place is fixed
             if any(
                 path.stem.endswith(f"-{port + up}")
                 for port in self._ports.values()
@@ -208,37 +208,19 @@ class SeaweedFS(Server):
                 path.unlink(missing_ok=True)
 
 
-@pytest.fixture(scope="module")
-def cut(tmp_path_factory) -> Path:
-    return cut_shards(tmp_path_factory.mktemp("cut") / "shards")
-
-
-@pytest.fixture
-def copy(cut, tmp_path) -> Path:
-    return shutil.copytree(cut, tmp_path / "copy")
-
-
-@pytest.fixture
-def nginx(copy, tmp_path):
-    server = Nginx(tmp_path / "nginx", copy)
-    server.start()
-    yield server
-    server.stop()
-
-
 def reader(server: Server, cache: Path, gb: float = 1.0) -> TokenReader:
     index = open_index(server.url, str(cache))
     return TokenReader(index, open_store(index, gb))
 
 
 def ranges(server: Nginx) -> Counter:
-    """How often each range of a tar was sent."""
+    """The number of times that each range of a tar was sent."""
     sent = server.requests()
     return Counter((row.path, row.span) for row in sent if row.path.endswith(".tar"))
 
 
 def request_of(index: Index, sample: int) -> tuple[str, str]:
-    """The path and the range that a sample is asked for by."""
+    """The path and the range in the request for a sample."""
     row = {name: int(values[sample]) for name, values in index.samples.items()}
     last = row["offset"] + 4 * row["tokens"] - 1
     return f"/{index.shard_name(row['shard'])}", f"bytes={row['offset']}-{last}"
@@ -250,7 +232,7 @@ def everything(made: TokenReader) -> list[np.ndarray]:
 
 
 def used(cache: Path) -> int:
-    """Bytes of the disk that a folder takes."""
+    """The bytes on disk of a folder."""
     out = subprocess.run(["du", "-s", "-B1", cache], capture_output=True, text=True, check=True)
     return int(out.stdout.split()[0])
 

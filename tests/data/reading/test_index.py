@@ -94,7 +94,7 @@ def test_index_open_maps_arrays_without_reading(cut):
     index = Index.open(cut)
     for array in (index.shards, *index.samples.values()):
         assert not array.flags.writeable
-        while isinstance(array.base, np.ndarray):  # views of a map, and no copies
+        while isinstance(array.base, np.ndarray):  # views of a map, not copies
             array = array.base
         assert isinstance(array.base, mmap.mmap)
 
@@ -137,7 +137,7 @@ def streams_of(folder) -> dict:
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_reader_gathers_rows_as_webdataset_reads_them(cut, data):
-    """From the first id of a sample (100), inside of one, and over one to three of them."""
+    """From the first id of a sample (100), from inside one, and across one to three of them."""
     split, streams = data.draw(st.sampled_from(["train", "heldout"])), streams_of(cut)
     count = data.draw(st.integers(0, min(len(ids) for ids in streams.values())))
     of_rows = data.draw(st.lists(st.integers(0, len(LANGUAGES) - 1), max_size=12))
@@ -165,7 +165,7 @@ def test_reader_refuses_rows_past_the_last_sample(cut):
 
 
 def test_reader_gathers_rows_of_more_samples_than_it_keeps(cut, monkeypatch):
-    """What a row is copied from must stay mapped until it is: else this dies."""
+    """Samples stay mapped until their rows are copied."""
     monkeypatch.setattr("mlm.data.reading.store.MAX_MAPS", 1)
     monkeypatch.setattr("mlm.data.reading.store.FolderStore.max_samples", 1)
     reader = TokenReader(Index.open(cut))

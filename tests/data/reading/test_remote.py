@@ -18,11 +18,8 @@ from mlm.data.reading.remote import open_index
 from mlm.errors import DATA, DONE, BadShard, DataError
 from tests.data.reading.remote_fixtures import (
     Nginx,
-    beside,
-    copy,
-    cut,
+    add_tokenizer,
     everything,
-    nginx,
     offered,
     plain_server,
     ranges,
@@ -34,13 +31,16 @@ from tests.ranks import run_ranks
 from tests.text_fixtures import shards_folder
 from tests.training_fixtures import config, metrics, run
 
-__all__ = ["copy", "cut", "nginx"]  # fixtures
-
-FILES = ["/index.json", "/index.json", "/samples.npy", "/shards.npy"]  # and a look at its ranges
+FILES = [
+    "/index.json",
+    "/index.json",
+    "/samples.npy",
+    "/shards.npy",
+]  # once to check for ranges
 
 
 def rows_of(server, cache: Path) -> list[int]:
-    """What one rank of several reads at once: the same 64 rows as all others."""
+    """The sums of 64 rows, which all ranks read at the same time."""
     import torch.distributed as dist
 
     made = reader(server, cache)
@@ -72,7 +72,7 @@ def test_remote_store_fetches_the_samples_of_rows_in_parallel(nginx, tmp_path):
     made.gather("train", np.arange(12) % 4, np.arange(12) * 100, 31)
     sent = [row for row in nginx.requests() if row.path.endswith(".tar")]
     assert len(sent) == 12
-    assert len({row.connection for row in sent}) > 1  # one by one, they would share one
+    assert len({row.connection for row in sent}) > 1  # sequential requests would share one
 
 
 def test_remote_samples_are_one_request_each_and_equal_those_of_the_folder(nginx, copy, tmp_path):
@@ -111,7 +111,7 @@ def test_remote_reader_names_a_bad_sample(nginx, copy, tmp_path):
 
 
 def test_remote_reader_waits_for_a_server_that_is_killed_and_restarted(tmp_path):
-    folder = beside(shutil.copytree(shards_folder(), tmp_path / "shards"))
+    folder = add_tokenizer(shutil.copytree(shards_folder(), tmp_path / "shards"))
     server = Nginx(tmp_path / "nginx", folder)
     server.start()
     try:
@@ -128,7 +128,10 @@ def test_remote_reader_waits_for_a_server_that_is_killed_and_restarted(tmp_path)
 
         Timer(0.5, again).start()
         assert np.array_equal(made.read("train", 1, 0, 9000), local.read("train", 1, 0, 9000))
-        assert sum(ranges(server).values()) in (1, 2)  # what was cut off may be logged, too
+        assert sum(ranges(server).values()) in (
+            1,
+            2,
+        )  # the interrupted one may be logged
     finally:
         time.sleep(0.5)
         server.stop()
@@ -218,7 +221,7 @@ def test_training_over_http_equals_training_from_the_folder(nginx, copy, tmp_pat
 def test_train_command_over_http_equals_the_one_from_the_folder(
     nginx, copy, tmp_path, monkeypatch, capfd
 ):
-    """And goes on without a download, and its audit, export and tokenizer do not need the cache."""
+    """It resumes without a download, and audit and export work without the cache."""
     cache = tmp_path / "cache"
     monkeypatch.chdir(tmp_path)
     given = [text for text in SMALL if "vocab_size" not in text]
@@ -234,9 +237,9 @@ def test_train_command_over_http_equals_the_one_from_the_folder(
     assert losses[0] == losses[1]
     far_ledger, near_ledger = ((folder / "ledger.bin").read_bytes() for folder in runs)
     assert far_ledger == near_ledger
-    sent = {row: n for row, n in ranges(nginx).items() if not is_look(row)}
+    sent = {row: n for row, n in ranges(nginx).items() if not checks_size(row)}
     assert set(sent.values()) == {1}
-    # What a second start reads that the first has read comes from the cache.
+    # A second start reads the samples of the first from the cache.
     assert main(["train", *far, "train.steps=6"]) == DONE
     assert not sent.keys() & ranges(nginx).keys()
     capfd.readouterr()
@@ -249,7 +252,7 @@ def test_train_command_over_http_equals_the_one_from_the_folder(
     assert main(["audit", "runs/far", "step=2", "rows=1"]) == DONE
 
 
-def is_look(row: tuple[str, str]) -> bool:
-    """Whether a range is that of a tar's last byte and the one behind it."""
+def checks_size(row: tuple[str, str]) -> bool:
+    """Whether a range is the last byte of a tar and the one after it."""
     first, last = row[1].removeprefix("bytes=").split("-")
     return int(last) - int(first) == 1

@@ -15,10 +15,7 @@ from mlm.data.reading.remote_store import RemoteStore
 from mlm.data.reading.sample_cache import SampleCache
 from mlm.errors import UserError
 from tests.data.reading.remote_fixtures import (
-    copy,
-    cut,
     everything,
-    nginx,
     offered,
     ranges,
     reader,
@@ -26,8 +23,6 @@ from tests.data.reading.remote_fixtures import (
     used,
 )
 from tests.places import ROOT
-
-__all__ = ["copy", "cut", "nginx"]  # fixtures
 
 GB = 10**9
 SAMPLE_BYTES = 400  # of the samples of `cut`

@@ -1,4 +1,4 @@
-"""What is looked at before a run over remote shards starts."""
+"""Checks of remote shards before a run starts."""
 
 import hashlib
 import json
@@ -17,15 +17,10 @@ from mlm.data.index import Index
 from mlm.data.reading.remote import cache_folder, open_index
 from mlm.errors import BadShard, DataError, UserError
 from tests.data.reading.remote_fixtures import (
-    copy,
-    cut,
-    nginx,
     offered,
     ranges,
 )
 from tests.places import ROOT
-
-__all__ = ["copy", "cut", "nginx"]  # fixtures
 
 
 def test_check_data_compares_sizes_of_remote_shards(nginx, copy, tmp_path):
@@ -49,11 +44,11 @@ def test_check_data_compares_sizes_of_remote_shards(nginx, copy, tmp_path):
 def test_check_data_compares_sizes_of_some_of_many_shards(nginx, copy, tmp_path, monkeypatch):
     monkeypatch.setattr("mlm.data.reading.remote.SIZES_CHECKED", 5)
     check_data(offered(nginx, tmp_path / "cache"))
-    looked = sorted(path for path, _ in ranges(nginx))
+    checked = sorted(path for path, _ in ranges(nginx))
     index = Index.open(copy)
     last = len(index.shards) - 1
     evenly = [round(n * last / 4 - 0.5 + 1e-9) if n * last % 4 else n * last // 4 for n in range(5)]
-    assert looked == sorted(f"/{index.shard_name(n)}" for n in evenly)
+    assert checked == sorted(f"/{index.shard_name(n)}" for n in evenly)
 
 
 def test_remote_index_verify_deep_compares_all_bytes(nginx, copy, tmp_path):
@@ -103,7 +98,7 @@ def test_with_tokenizer_finds_the_one_beside_remote_shards(nginx, copy, tmp_path
     assert made.data.shards == nginx.url
     folder = Path(str(made.data.tokenizer))
     assert folder.is_relative_to(tmp_path / "cache")
-    shutil.rmtree(tmp_path / "cache")  # an old run's config still leads to it
+    shutil.rmtree(tmp_path / "cache")  # the config of an old run still names it
     assert with_tokenizer(made.data) == made.data
     check_data(made)
     shutil.rmtree(tmp_path / "cache")

@@ -27,7 +27,7 @@ from tests.text_fixtures import corpus, documents_of, tokenizer, write_corpus
 
 @dataclass
 class Ran:
-    code: int  # below 0: killed by that signal
+    code: int  # below 0: the signal that killed it
     printed: str
 
     @property
