@@ -30,6 +30,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def write(folder: Path, languages: int, rounds: int) -> int:
         rows[SAMPLE_FIELDS.index("shard")] += sum(len(one.shards) for one in done)
         rows[SAMPLE_FIELDS.index("start")] += sum(one.totals.tokens for one in done)
         samples.append(rows)
-    tokenizer = SimpleNamespace(hash="0" * 64, size=VOCAB)
+    tokenizer: Any = SimpleNamespace(hash="0" * 64, size=VOCAB)
     all_samples = np.concatenate(samples, axis=1)
     write_index(folder / "ours", tokenizer, totals, np.array(shards, SHARD), all_samples)
     np.save(folder / "blocks.npy", blocks)
@@ -132,7 +133,7 @@ def checked(folder: Path, blocks: int, peers: list[str]) -> dict[str, tuple[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peers-python", nargs="+", default=[sys.executable], metavar="PYTHON")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--languages", type=int, default=4, help="the largest 8 times the smallest")
@@ -156,7 +157,7 @@ def main() -> None:
     others = [name for name in rates if not name.startswith((OURS, LIMIT))]
     others.sort(key=lambda name: -statistics.median(rates[name]))
     for shuffles, what in ((True, ""), (False, ", whose batches are each of one place")):
-        best = next((name for name in others if CONTENDERS[name].shuffles is shuffles), None)
+        best = next((name for name in others if CONTENDERS[name].shuffles is shuffles), "")
         for ours in (OURS, f"{OURS}, 256 rows") if best else ():
             ratio = shown(times(rates[ours], rates[best]), "x")
             print(f"{ours}: {ratio} of {best}, the best peer{what}")

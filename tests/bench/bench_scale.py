@@ -76,7 +76,8 @@ def write(folder: Path, shards: int) -> None:
     samples = np.tile(of, shards)
     samples[SAMPLE_FIELDS.index("shard")] = np.repeat(np.arange(shards), SAMPLES)
     samples[SAMPLE_FIELDS.index("start")] = np.arange(shards * SAMPLES) * SAMPLE_IDS
-    write_index(folder, SimpleNamespace(hash="0" * 64, size=VOCAB), totals, rows, samples)
+    tokenizer: Any = SimpleNamespace(hash="0" * 64, size=VOCAB)
+    write_index(folder, tokenizer, totals, rows, samples)
 
 
 def opened(folder: Path) -> Index:
@@ -168,7 +169,7 @@ def shown(values: list[float], form: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shards", type=int, nargs="+", default=[1000, 30_000, 1_000_000])
     parser.add_argument("--batches", type=int, default=1000, help="at scattered positions")
     parser.add_argument("--rounds", type=int, default=3)

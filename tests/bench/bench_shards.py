@@ -150,7 +150,7 @@ def scale(title: str, corpus: Path, tokenizer: Tokenizer, holder: Path, rounds: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--corpus", type=Path, default=sample_corpus())
     parser.add_argument("--tokenizer", type=Path, help="its folder; else one is trained")
     parser.add_argument("--megabytes", type=int, default=32)

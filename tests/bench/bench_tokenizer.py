@@ -19,6 +19,7 @@ from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import sentencepiece
 import tokenizers
@@ -65,7 +66,7 @@ def compare(title: str, batches: list[list[str]], calls: dict[str, Callable], ro
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vocab", type=int, default=20000)
     parser.add_argument("--lines", type=int, default=100, help="lines of each language")
     parser.add_argument("--rounds", type=int, default=15)
@@ -92,12 +93,18 @@ def main() -> None:
         f"{sum(map(len, ids))} tokens, {cores} cores; transformers {transformers.__version__} "
         f"gives other ids to {unequal} lines"
     )
-    tensors = {"padding": True, "truncation": True, "max_length": 128, "return_tensors": "pt"}
+    tensors: dict[str, Any] = {
+        "padding": True,
+        "truncation": True,
+        "max_length": 128,
+        "return_tensors": "pt",
+    }
+    offsets: dict[str, Any] = {"return_offsets_mapping": True}
     for size, title, options in (
-        (1000, "lists of ids", {}),
+        (1000, "lists of ids", dict[str, Any]()),
         (1000, "padded tensors of at most 128 tokens a line", tensors),
         (32, "padded tensors of at most 128 tokens a line", tensors),
-        (1000, "ids and offsets", {"return_offsets_mapping": True}),
+        (1000, "ids and offsets", offsets),
     ):
         batches = [lines[first : first + size] for first in range(0, len(lines), size)]
         calls = {

@@ -139,19 +139,24 @@ def _metrics(path: Path) -> dict[str, Any]:
 def _tensors(folder: Path) -> dict[str, str]:
     """sha256 of each tensor's type, shape and bytes, of a checkpoint in torch's own format."""
     import torch
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    listed = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    state = {
-        label: torch.zeros(item.size, dtype=item.properties.dtype) for label, item in listed.items()
+    listed = FileSystemReader(folder).read_metadata().state_dict_metadata
+    state: dict[str, Any] = {
+        label: torch.zeros(item.size, dtype=item.properties.dtype)
+        for label, item in listed.items()
+        if isinstance(item, TensorStorageMetadata)
     }
+    assert state.keys() == listed.keys(), "the checkpoint holds more than tensors"
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as asked
-        dcp.load(state, checkpoint_id=folder, no_dist=True)
+        load(state, checkpoint_id=folder, no_dist=True)
     hashes = {}
     for label, tensor in sorted(state.items()):
         made = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        made.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        made.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         hashes[label] = made.hexdigest()
     return hashes
 

@@ -7,7 +7,7 @@ training step takes them; the blocks are shuffled again in each epoch, as the li
 `check` prints how many blocks an epoch had, and the sum of their hashes. `time` prints blocks per
 CPU second of this process, with its threads and children, over whole epochs that take at least
 SECONDS; opening and a first epoch are not counted. Each function imports what it needs, since the
-peers have their own environments.
+peers have their own environments, which the type checker does not see.
 """
 
 import glob
@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -90,7 +91,7 @@ def read_ours(rows: int, dtype: type) -> Callable[[str], Epochs]:
 
 def write_webdataset(rows: int) -> Callable[[np.ndarray, str], None]:
     def write(blocks: np.ndarray, folder: str) -> None:
-        import webdataset
+        webdataset = import_module("webdataset")
 
         pattern, count = f"{folder}/%06d.tar", SHARD_BLOCKS // rows
         with webdataset.ShardWriter(pattern, maxcount=count, verbose=0) as writer:
@@ -107,7 +108,7 @@ def read_webdataset(rows: int, mixed: int = 1) -> Callable[[str], Epochs]:
     and then the rows of `mixed` records at a time; batches of 256 of them took no less."""
 
     def opened(folder: str) -> Epochs:
-        import webdataset
+        webdataset = import_module("webdataset")
 
         tars = sorted(glob.glob(f"{folder}/*.tar"))
 
@@ -126,8 +127,8 @@ def read_webdataset(rows: int, mixed: int = 1) -> Callable[[str], Epochs]:
 
 
 def write_datasets(blocks: np.ndarray, folder: str) -> None:
-    import datasets
-    import pyarrow
+    datasets = import_module("datasets")
+    pyarrow = import_module("pyarrow")
 
     column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(blocks.ravel()), SEQ_LEN)
     features = datasets.Features({"ids": datasets.List(datasets.Value("int32"), length=SEQ_LEN)})
@@ -140,7 +141,7 @@ def read_datasets(form: str) -> Callable[[str], Epochs]:
     which was the fastest of what it documents (indexing by hand and iterable datasets were not)."""
 
     def opened(folder: str) -> Epochs:
-        import datasets
+        datasets = import_module("datasets")
 
         data = datasets.load_from_disk(folder)
 
@@ -160,10 +161,12 @@ def read_datasets(form: str) -> Callable[[str], Epochs]:
 
 def write_litdata(blocks: np.ndarray, folder: str) -> None:
     import torch
-    from litdata.streaming import Cache, TokensLoader
 
+    litdata = import_module("litdata.streaming")
     size = 512
-    cache = Cache(folder, chunk_size=SHARD_BLOCKS * SEQ_LEN, item_loader=TokensLoader(SEQ_LEN))
+    cache = litdata.Cache(
+        folder, chunk_size=SHARD_BLOCKS * SEQ_LEN, item_loader=litdata.TokensLoader(SEQ_LEN)
+    )
     for item, first in enumerate(range(0, len(blocks), size)):
         cache[item] = torch.from_numpy(blocks[first : first + size].flatten())
     cache.done()
@@ -173,11 +176,16 @@ def write_litdata(blocks: np.ndarray, folder: str) -> None:
 def read_litdata(folder: str) -> Epochs:
     """Rows stacked to batches here, which took less than its loader without workers."""
     import torch
-    from litdata.streaming import StreamingDataset, TokensLoader
+
+    litdata = import_module("litdata.streaming")
 
     def epoch(number: int) -> Iterator[Any]:
-        data = StreamingDataset(
-            folder, item_loader=TokensLoader(SEQ_LEN), shuffle=True, drop_last=False, seed=number
+        data = litdata.StreamingDataset(
+            folder,
+            item_loader=litdata.TokensLoader(SEQ_LEN),
+            shuffle=True,
+            drop_last=False,
+            seed=number,
         )
         return stacked(data, torch.stack)
 
@@ -186,11 +194,10 @@ def read_litdata(folder: str) -> Epochs:
 
 def write_streaming(rows: int) -> Callable[[np.ndarray, str], None]:
     def write(blocks: np.ndarray, folder: str) -> None:
-        from streaming import MDSWriter
-
+        streaming = import_module("streaming")
         kind = f"ndarray:int32:{rows},{SEQ_LEN}" if rows > 1 else f"ndarray:int32:{SEQ_LEN}"
         limit = SHARD_BLOCKS * SEQ_LEN * 4
-        with MDSWriter(out=folder, columns={"ids": kind}, size_limit=limit) as writer:
+        with streaming.MDSWriter(out=folder, columns={"ids": kind}, size_limit=limit) as writer:
             for first in range(0, len(blocks), rows):
                 record = blocks[first : first + rows] if rows > 1 else blocks[first]
                 writer.write({"ids": np.array(record)})
@@ -202,9 +209,10 @@ def read_streaming(rows: int, mixed: int = 1) -> Callable[[str], Epochs]:
     """Its own shuffle, of records; of records of many rows, also of the rows of `mixed` of them."""
 
     def opened(folder: str) -> Epochs:
-        from streaming import StreamingDataset
-
-        data = StreamingDataset(local=folder, shuffle=True, batch_size=ROWS if rows == 1 else 1)
+        streaming = import_module("streaming")
+        data = streaming.StreamingDataset(
+            local=folder, shuffle=True, batch_size=ROWS if rows == 1 else 1
+        )
 
         def epoch(number: int) -> Iterator[np.ndarray]:
             if rows == 1:
