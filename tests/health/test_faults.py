@@ -163,7 +163,7 @@ OTHERS = [ask_the_starter, kill_the_starter, stop_a_rank]
 @pytest.mark.parametrize(
     "faults",
     [
-        pytest.param([kill_a_rank_that_saves, ask_the_starter], id="few"),
+        pytest.param([kill_a_rank_that_saves], id="few"),
         pytest.param([*(5 * KILLS), *(2 * OTHERS)], id="many", marks=pytest.mark.slow),
     ],
 )
