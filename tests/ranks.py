@@ -1,7 +1,8 @@
 """Runs a function as several real processes over gloo.
 
-They are forked from a process that has imported what they need, which takes a fraction of the time
-of starting Python and torch anew, and every call forks afresh: DeepSpeed keeps its groups in globals.
+They are forked from a process that has imported what they need, which takes a fraction of the
+time of starting Python and torch anew, and every call forks afresh: DeepSpeed keeps its groups in
+globals.
 """
 
 import faulthandler
