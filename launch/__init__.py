@@ -1,8 +1,8 @@
 """The `mlm` command: composition of settings, and the start of the ranks.
 
-`python -m launch` and torchrun put the working folder in front of `sys.path`, and a user's own
-`conf/` or `parallel/` there would be taken for ours. So it goes out again, before anything of ours
-is imported, unless it is where we live.
+`python -m launch` and torchrun put the working folder in front of `sys.path`, where a user's own
+`conf/` or `parallel/` would shadow ours. It is removed before anything of ours is imported, unless
+our packages are there.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The check that the four packages are ours, and not folders of the same name before them."""
+"""The check that no other `mlm`, `parallel` or `conf` on the path shadows ours."""
 
 from importlib.util import find_spec
 

@@ -1,8 +1,8 @@
 """What a user can get wrong, and the exit code that each kind of it ends with.
 
 A message is one sentence: the value, the rule, the remedy. The codes are those of `outcome.json`:
-0 done, 2 configuration, 75 saved and wants to be started again, 76 data, 77 numbers not finite,
-1 anything else.
+0 done, 2 configuration, 75 saved (start the same command again to resume), 76 data, 77 a loss or
+gradient out of range, 1 anything else.
 """
 
 DONE, FAILED, CONFIG, REQUEUE, DATA, NUMBERS = 0, 1, 2, 75, 76, 77
@@ -35,18 +35,18 @@ class BadShard(DataError):
 
 
 class NumbersError(UserError):
-    """A loss or a gradient that is not finite."""
+    """A loss or a gradient that is not finite, or far above those before it."""
 
     code = NUMBERS
 
 
 class DriftError(UserError):
-    """Ranks that should hold the same and do not: a fault of a machine, not of the user's."""
+    """Replicas that differ between ranks: a fault of a machine, reported like a mistake."""
 
     code = FAILED
 
 
 class StopRequested(UserError):
-    """The run was asked to stop; its state is saved and the same command goes on from it."""
+    """The run was asked to stop; its state is saved, and the same command resumes it."""
 
     code = REQUEUE

@@ -28,7 +28,7 @@ class DataConfig:
     )
     seq_len: int = setting(512, "tokens of a sequence", ge=8)
     alpha: float = setting(
-        0.3, "languages are drawn in proportion to (their tokens)^alpha", ge=0, le=1
+        0.3, "languages are drawn by (their tokens)^alpha, also to train a tokenizer", ge=0, le=1
     )
     alpha_schedule: tuple[tuple[int, Part], ...] = setting(
         (), "[[step, alpha], ...]: alpha is interpolated between these points, then constant"
@@ -36,14 +36,12 @@ class DataConfig:
     weights: dict[str, Annotated[float, Ge(0)]] = setting(
         dict, "factor on the share of a language, 1 where none is given: {sw: 2}"
     )
-    max_epochs: float | None = setting(
-        None, "most epochs of a language; null: as many as its share makes", gt=0
-    )
+    max_epochs: float | None = setting(None, "limit of epochs of a language; null: none", gt=0)
     max_epochs_of: dict[str, Annotated[float, Gt(0)]] = setting(
         dict, "the same for single languages: {sw: 4}"
     )
     masking: Literal["token", "word", "span"] = setting("token", "what is masked as a whole")
-    mask_ratio: float = setting(0.15, "part of the tokens that is masked", gt=0, lt=1)
+    mask_ratio: float = setting(0.15, "fraction of the tokens that are masked", gt=0, lt=1)
     mask_ratio_schedule: tuple[tuple[int, MaskRatio], ...] = setting(
         (), "[[step, ratio], ...]: the ratio is interpolated between these points, then constant"
     )
@@ -55,7 +53,7 @@ class DataConfig:
         False, "restart positions at each document in a sequence, and attend only within it"
     )
     on_bad_shard: Literal["stop", "skip"] = setting(
-        "stop", "skip: the samples of a damaged shard are no targets, and counted", resume=True
+        "stop", "skip: samples of a damaged shard are counted and contribute no loss", resume=True
     )
     max_bad_shards: int = setting(
         10, "damaged shards that are skipped before the run stops", ge=1, resume=True
@@ -69,7 +67,9 @@ class DataConfig:
         min_length=1,
         resume=True,
     )
-    cache_gb: float = setting(64.0, "GB of it, with the copies of other runs", ge=0, resume=True)
+    cache_gb: float = setting(
+        64.0, "size limit in GB of data.cache, which all runs share", ge=0, resume=True
+    )
     workers: int | None = setting(
         None, "processes that prepare a corpus; null: one per core", ge=1, resume=True
     )

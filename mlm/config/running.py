@@ -1,4 +1,4 @@
-"""The settings of how a run is started, watched and tracked: none changes what it computes."""
+"""The settings of how a run is laid out, started, watched and tracked."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -28,7 +28,7 @@ class ParallelConfig:
 @dataclass(frozen=True)
 class WatchdogConfig:
     seconds: float = setting(
-        600.0, "without progress, after which the run ends and says why; 0: never", ge=0
+        600.0, "seconds without progress before the run ends and names the rank; 0: never", ge=0
     )
 
 
@@ -45,14 +45,14 @@ class GuardConfig:
         10.0, "deviations above the running median at which a step is refused; 0: never", ge=0
     )
     rollbacks: int = setting(
-        4, "returns to a checkpoint, from one to the next, before the run gives up", ge=0
+        4, "times that a run may go back to its last checkpoint before it gives up", ge=0
     )
 
 
 @dataclass(frozen=True)
 class TrackerConfig:
     kind: str | tuple[str, ...] = setting(
-        "wandb", "one or a list of the table TRACKERS; none: no tracker"
+        "wandb", "one or several of the table TRACKERS; none: no tracker"
     )
     project: str = setting("polymlm", "project of the tracker")
     entity: str | None = setting(None, "user or team of the tracker; null: its default")

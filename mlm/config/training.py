@@ -24,7 +24,9 @@ class TrainSection:
         8, "sequences that a process computes at a time", ge=1, resume=True
     )
     dtype: Literal["fp32", "bf16"] = setting(
-        "bf16", "of activations and gradients; master weights are fp32", resume=True
+        "bf16",
+        "of weights and activations; master weights, gradient sums, moments: fp32",
+        resume=True,
     )
     device: Literal["auto", "cpu", "cuda"] = setting(
         "auto", "auto: cuda where there is a GPU", resume=True
@@ -43,10 +45,10 @@ class TrainSection:
 @dataclass(frozen=True)
 class OptimConfig:
     lr: float = setting(5e-4, "peak learning rate", ge=0)
-    betas: tuple[Beta, Beta] = setting((0.9, 0.98), "of AdamW")
-    eps: float = setting(1e-6, "of AdamW", ge=0)
-    weight_decay: float = setting(0.01, "of AdamW; biases and layer norms do not decay", ge=0)
-    clip: float = setting(1.0, "largest norm of the gradient; 0: no clipping", ge=0)
+    betas: tuple[Beta, Beta] = setting((0.9, 0.98), "AdamW betas")
+    eps: float = setting(1e-6, "AdamW epsilon", ge=0)
+    weight_decay: float = setting(0.01, "AdamW weight decay, not of biases and layer norms", ge=0)
+    clip: float = setting(1.0, "gradients are scaled down to this norm; 0: no clipping", ge=0)
 
 
 @dataclass(frozen=True)

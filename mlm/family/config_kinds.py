@@ -1,13 +1,13 @@
-"""Of what kind each value of the family's config is, from Python or from a file."""
+"""The type of each value of the family's config, given in Python or read from a file."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-SHOWN = 60  # characters of a value
+MAX_SHOWN = 60  # characters of a value
 
 
 class Kind(NamedTuple):
-    """What a value must be, said after "is not", how to give it, and whether one is it."""
+    """A type check. what: completes "is not ..."; remedy: the fix; holds: tests a value"""
 
     what: str
     remedy: str
@@ -22,7 +22,7 @@ class Kind(NamedTuple):
 def shown(value: Any) -> str:
     """A value as it stands in a sentence; of a long one its type."""
     text = repr(value)
-    return text if len(text) <= SHOWN and "\n" not in text else f"<{type(value).__name__}>"
+    return text if len(text) <= MAX_SHOWN and "\n" not in text else f"<{type(value).__name__}>"
 
 
 def whole(value: Any) -> bool:

@@ -143,7 +143,7 @@ def checked_sampling(
         1.0 if top_p is None else top_p,
         1 if sequences is None else sequences,
     )
-    if not made.temperature > 0:  # not a number is neither
+    if not made.temperature > 0:  # rejects NaN, too
         raise ValueError(f"temperature={temperature} is not above 0; give 1.0, or do_sample=False")
     if made.top_k < 0:
         raise ValueError(f"top_k={top_k} is below 0; give 0 for all tokens, or more")

@@ -22,7 +22,8 @@ from parallel.tensor.loss import linear_cross_entropy
 class HeadSettings:
     """What the layers of a head are made with.
 
-    fill: gives a module, by its published name, its first weights; seq_len: weighs the layers
+    fill: sets the first weights of a module, by its published name; seq_len: used only to estimate
+    the FLOPs by which layers are divided among stages
     """
 
     config: XLMRobertaXLConfig

@@ -14,9 +14,9 @@ from statistics import median
 
 WINDOW, ENOUGH = 64, 16  # steps that a median is of; with fewer than these there is none
 NEAR = 16  # steps after a skipped one in which a refusal has the same cause
-MAD = 1.4826  # of a normal distribution, a standard deviation over its median absolute deviation
-# The least deviation of a logarithm: 10 are twice the loss, and 1,100 times the gradient norm, as
-# norms of young models leap by 40 (measured), and clipping makes that harmless.
+MAD = 1.4826  # standard deviation over median absolute deviation, of a normal distribution
+# The least deviation of a logarithm. 10 are twice the loss and 1,100 times the gradient norm, which
+# leaps by a factor of 40 early in training (measured): clipping makes that harmless.
 LOSS_NOISE, NORM_NOISE = 0.07, 0.7
 
 

@@ -12,7 +12,7 @@ from mlm.files.jsonl import append_row, read_rows, repair
 
 INCIDENTS = "incidents.jsonl"
 REFUSED, ROLLED_BACK, SKIPPED, BAD_SHARD = "refused", "rolled back", "skipped", "bad shard"
-SKIPPED_BEFORE = "left out"  # what versions before 0.2 wrote for `skipped`
+SKIPPED_BEFORE = "left out"  # how earlier runs wrote `skipped`
 
 
 class Incidents:

@@ -134,7 +134,7 @@ def _training(trained: TrainedCheckpoint) -> str:
         ["Tokens in all", f"{manifest.samples * data.seq_len:,}"],
         ["Masked", _masked(data)],
         ["Languages sampled by", f"size to the power of {data.alpha}"],
-        ["Numbers", train.dtype],
+        ["Precision", train.dtype],
         ["Optimizer", f"AdamW, betas {optim.betas}, eps {optim.eps}, decay {optim.weight_decay}"],
         ["Learning rate", f"{optim.lr}, {settings.schedule.kind} schedule"],
         ["Seed", settings.seed],

@@ -1,4 +1,4 @@
-"""The encoder as the beginning of a list of stage layers; the heads' lists go on from it."""
+"""The encoder as a list of stage layers, to which a head appends its own."""
 
 from collections.abc import Callable
 

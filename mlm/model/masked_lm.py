@@ -25,8 +25,9 @@ def masked_lm_layers(
     """The list that the plain and the pipelined model are both made from.
 
     group: splits every layer; seed: of the initial weights, which do not depend on the group;
-    seq_len and masked (positions per sequence) weigh the layers against each other; fill: gives
-    a module, by its canonical name, its weights in place of initial ones
+    seq_len and masked (positions per sequence) are used only to estimate the FLOPs by which layers
+    are divided among stages; fill: sets the weights of a module, by its canonical name, in place of
+    initial ones
     """
     fill = fill or (lambda module, name: initialise(module, name, config, seed))
     options = LayerOptions(attention)

@@ -1,4 +1,4 @@
-"""What the training loop asks of a task. The loop knows no masks, no labels and no files."""
+"""What the training loop asks of a task. The loop knows no masks and no labels."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -76,8 +76,7 @@ class Task(ABC):
 
     @abstractmethod
     def normaliser(self, batches: Sequence[Any]) -> int:
-        """What the losses of `batches` are summed over, such as masked tokens: the loss of a step
-        is the sum of its losses over the sum of these."""
+        """The number that the summed loss of `batches` is divided by, such as its masked tokens."""
 
     def tally(self, device: torch.device) -> Tally:
         """An empty tally."""
@@ -106,8 +105,8 @@ def evaluated(
 ) -> Iterator[tuple[Any, Outputs]]:
     """Runs `count` micro-batches forward, spread over the data ranks; a collective.
 
-    batch: micro-batch `k`; from `count` on one that counts for nothing, as every data rank runs
-        the same number of them
+    batch: makes micro-batch `k`; for k >= `count`, padding without targets, since every data rank
+        runs the same number of them
     at_once: micro-batches between two fillings of the pipeline
     Yields this data rank's micro-batches with their outputs, on every stage.
     """

@@ -1,1 +1,1 @@
-"""The tokenizer of the family, with the interface that users of the reference know."""
+"""The tokenizer of the family, with the interface of transformers' tokenizers."""

@@ -22,8 +22,8 @@ def make_adamw(
 ) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) over named parameters, in two groups.
 
-    fused: one kernel, which on a CPU rounds the last few numbers of a tensor otherwise than the
-    rest; without it, a number's new value does not depend on its place.
+    fused: one kernel. On a CPU it rounds the tail of a tensor differently, so that results depend
+    on an element's position; without it they do not.
     """
     groups = [
         {"params": [p for n, p in named if decays(n)], "weight_decay": config.weight_decay},

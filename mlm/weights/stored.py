@@ -65,7 +65,7 @@ def open_weights(folder: Path) -> Weights:
 def write_weights(weights: Weights, folder: Path, show: Show | None = None) -> None:
     """Writes weights into `folder` as a checkpoint holds them, in fp32, with one part in memory.
 
-    show: is called with the count of numbers that are written, and with the total
+    show: is called with the number of elements written so far, and with the total
 
     Raises DataError for a weight that cannot be read, and OSError where one cannot be written.
     """

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from mlm.errors import DataError
 from parallel.sharding import Box
 
-PART = 1 << 24  # numbers that are read or written at once
+PART = 1 << 24  # elements that are read or written at once
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class StageLayer:
     flops: float  # of a forward pass of one sequence
     forward: Callable[[Any, Any, Any], Any] | None = None  # (module, x, batch), not its own forward
     tied: str | None = None  # layers of one key share a module (or a copy of it on another stage)
-    joined: bool = False  # stays on the stage of the layer before it
+    joined: bool = False  # must be on the stage of the layer before it
     recompute: bool = False  # may be run again in the backward pass instead of being remembered
 
 

@@ -97,7 +97,7 @@ class VocabParallelEmbedding(nn.Module):
         local = split(num_embeddings, group, "num_embeddings")
         self.group = group
         self.first = group_rank(group) * local
-        # An id of the whole table: as a local one it would starve a real row on every other rank.
+        # A global id: as a local id it would block the gradient of an ordinary row on other ranks.
         self.padding_idx = padding_idx
         self.weight = nn.Parameter(torch.empty(local, embedding_dim))
         mark_sharded(self.weight, 0, group)

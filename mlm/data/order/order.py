@@ -1,11 +1,12 @@
 """The order of samples: a pure function of a sample's number, without state.
 
 A run consists of rounds. In each, a language has a whole number of samples (`mix.py`), shuffled by
-a key of the round, so the number of a language's samples before any other is arithmetic. Draw i of
-a language takes block i of its epochs. Block k is tokens [(seq_len - 1) k, (seq_len - 1)(k + 1)) of
-the language's stream. An epoch permutes chunks of 512 blocks, and the blocks inside each window
-of chunks: reads stay close together while neighbouring blocks are drawn far apart. Neither time nor
-memory grows with the sample number or with the data.
+a key of the round, so that the number of samples of a language before any sample can be computed
+directly. The i-th sample of a language is the i-th block of its concatenated epochs. Block k is
+tokens [(seq_len - 1) k, (seq_len - 1)(k + 1)) of the language's stream. An epoch permutes chunks of
+512 blocks, and the blocks inside each window of chunks: reads stay close together while
+neighbouring blocks are drawn far apart. Neither time nor memory grows with the sample number or
+with the data.
 """
 
 from collections.abc import Sequence

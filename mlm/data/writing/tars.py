@@ -25,8 +25,8 @@ OWNER = {"mtime": 0, "user": "polymlm", "group": "polymlm", "mode": 0o644}  # eq
 class SplitIds:
     """The token ids of some documents of a split, one after another, each ended by `</s>`.
 
-    ids: (tokens,) int32; first: the number of the first document of the batch of text that they
-    are from; counts: of these documents
+    ids: (tokens,) int32; first: the index, in its batch of text, of the first document; added:
+    counts of these documents
     """
 
     ids: np.ndarray

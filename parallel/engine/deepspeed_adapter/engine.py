@@ -115,8 +115,8 @@ class DeepSpeedEngine(Engine):
     def _gradients_complete(self) -> None:
         """DeepSpeed calls this as its optimizer's step, with the gradients of all micro-batches.
 
-        Its norm does not have the gradients of all ranks: of what is not sharded, and of copies of
-        a tied weight, it takes one, and in bf16 each data rank goes by its own copy of them all.
+        Its norm counts replicated parameters and the copies of a tied weight once, so that an error
+        in one replica does not show in it; in bf16 each data rank uses its own copy of all.
         """
         if self.judge is not None:
             self._loss = self._local_loss()

@@ -42,8 +42,9 @@ class StageModule(PipelineModule):
 
     Only the hidden state crosses from stage to stage: whatever else a layer needs of a micro-batch
     (lengths, masked positions, targets, the dropout key) is in `batches`, on every stage. Before a
-    forward pass the engine sets `number`, the micro-batch to run, and `run`, which of this stage's
-    runs of layers; the outputs of the last layer are then in `outputs`, by micro-batch number.
+    forward pass the engine sets `number`, the micro-batch to run; the outputs of the last layer are
+    then in `outputs`, by micro-batch number. `run` is the index of the run of layers to compute: 0
+    in the schedules of DeepSpeed, which have one run per stage.
 
     stages: the runs of every stage, as `cut` gives them
     """
