@@ -65,32 +65,32 @@ class Launcher(ABC):
         this process. `run.log` stays locked while it is open here or in a child."""
 
 
-def outcome(folder: Path, code: int, start: int = 0) -> Outcome:
+def read_outcome(folder: Path, code: int, start: int = 0) -> Outcome:
     """The outcome of a command that ended with `code`; its log is read from byte `start`."""
     try:
         values = json.loads((folder / OUTCOME).read_text("utf-8"))
         known = {name: values.get(name) for name in ("code", "sentence", "step", "eval_loss")}
-        left = Outcome(**known)
+        written = Outcome(**known)
     except (OSError, ValueError, AttributeError):
-        left = None
-    if left is not None and (left.code != 0 or code == 0):
-        return left
-    if left is None and code == 0:
+        written = None
+    if written is not None and (written.code != 0 or code == 0):
+        return written
+    if written is None and code == 0:
         return Outcome(FAILED, f"the ranks ended without an outcome (see {folder / 'logs'})")
     tail = _tail(folder / "logs" / "launcher.log", start)
     return Outcome(FAILED, f"a rank died (see {folder / 'logs'})" + (f":\n{tail}" if tail else ""))
 
 
-def finish(left: Outcome, folder: Path) -> float | None:
+def finish(outcome: Outcome, folder: Path) -> float | None:
     """Prints a good outcome and returns the evaluation loss; raises any other as `RunFailed`."""
-    if left.code == 0:
-        if left.sentence:
-            print(left.sentence, flush=True)
-        return left.eval_loss
+    if outcome.code == 0:
+        if outcome.sentence:
+            print(outcome.sentence, flush=True)
+        return outcome.eval_loss
     logs = str(folder / "logs")
     # A stop on request needs no logs, and some sentences name them.
-    where = "" if left.code == REQUEUE or logs in left.sentence else f" (logs: {logs})"
-    raise RunFailed(left.code, f"{left.sentence}{where}")
+    where = "" if outcome.code == REQUEUE or logs in outcome.sentence else f" (logs: {logs})"
+    raise RunFailed(outcome.code, f"{outcome.sentence}{where}")
 
 
 def _tail(log: Path, start: int) -> str:

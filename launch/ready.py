@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch import run_folder
+from launch.from_weights import with_weights
 from launch.launcher import Launcher, Run
 from launch.verb import Composed
-from launch.weights import with_weights
 from mlm.config import TaskConfig, TrainConfig, load
 from mlm.errors import UserError
 from mlm.plugins import entry, import_plugins

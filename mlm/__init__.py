@@ -11,10 +11,10 @@ _PLACES = {
     "XLMRobertaXLConfig": "mlm.family.config",
     "XLMRobertaXLForCausalLM": "mlm.family.language",
     "XLMRobertaXLForMaskedLM": "mlm.family.language",
-    "XLMRobertaXLForMultipleChoice": "mlm.family.tasks",
-    "XLMRobertaXLForQuestionAnswering": "mlm.family.tasks",
-    "XLMRobertaXLForSequenceClassification": "mlm.family.tasks",
-    "XLMRobertaXLForTokenClassification": "mlm.family.tasks",
+    "XLMRobertaXLForMultipleChoice": "mlm.family.classification",
+    "XLMRobertaXLForQuestionAnswering": "mlm.family.question_answering",
+    "XLMRobertaXLForSequenceClassification": "mlm.family.classification",
+    "XLMRobertaXLForTokenClassification": "mlm.family.classification",
     "XLMRobertaXLModel": "mlm.family.model",
 }
 __all__ = list(_PLACES)  # pyright: ignore[reportUnsupportedDunderAll]

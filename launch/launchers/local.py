@@ -16,7 +16,7 @@ from typing import IO
 import psutil
 
 from launch import ROOT
-from launch.launcher import Launcher, Outcome, Run, outcome
+from launch.launcher import Launcher, Outcome, Run, read_outcome
 from launch.launchers.lost_shards import explained
 from launch.resolve import resolve
 from mlm.config import TrainConfig
@@ -40,8 +40,8 @@ class Local(Launcher):
     def start(self, run: Run) -> Outcome:
         processes, data = run.layout.world_size, run.config.data
         command = torchrun(run.config_path, processes)
-        left = run_ranks(command, run.folder, environment(processes), run.log)
-        return explained(left, run.folder, str(data.shards), data.on_bad_shard == "skip")
+        outcome = run_ranks(command, run.folder, environment(processes), run.log)
+        return explained(outcome, run.folder, str(data.shards), data.on_bad_shard == "skip")
 
 
 def torchrun(config: Path, processes: int) -> list[str]:
@@ -90,7 +90,7 @@ def run_ranks(command: list[str], folder: Path, env: dict[str, str], log: IO[byt
     (folder / STOP).unlink(missing_ok=True)
     if len(requests) > 1:
         return Outcome(FAILED, "the ranks were killed; the last checkpoint stands")
-    return outcome(folder, code, start)
+    return read_outcome(folder, code, start)
 
 
 @contextmanager

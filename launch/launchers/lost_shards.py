@@ -8,7 +8,7 @@ from launch.launcher import Outcome
 from mlm.errors import FAILED, UserError
 
 
-def explained(left: Outcome, folder: Path, shards: str, skip: bool) -> Outcome:
+def explained(outcome: Outcome, folder: Path, shards: str, skip: bool) -> Outcome:
     """The outcome of a run; where a rank died of a shard that is bad now, that shard's.
 
     skip: whether bad shards are skipped
@@ -19,8 +19,8 @@ def explained(left: Outcome, folder: Path, shards: str, skip: bool) -> Outcome:
     from mlm.health.outcome import write_outcome
 
     # The others may have reported that they lost it. What is remote is mapped from whole copies.
-    if left.code != FAILED or is_url(shards):
-        return left
+    if outcome.code != FAILED or is_url(shards):
+        return outcome
     known = skipped_shards(read_incidents(folder))
     try:
         found = (bad for bad in Index.open(Path(shards)).bad_shards() if bad.shard not in known)
@@ -28,9 +28,9 @@ def explained(left: Outcome, folder: Path, shards: str, skip: bool) -> Outcome:
     except UserError as error:
         bad = error
     if bad is None:
-        return left
+        return outcome
     sentence = str(bad)
     if skip:
         sentence = f"{sentence.rpartition('; ')[0]}; start the run again, which skips it"
-    write_outcome(folder, bad.code, sentence, left.step, left.eval_loss)
-    return replace(left, code=bad.code, sentence=sentence)
+    write_outcome(folder, bad.code, sentence, outcome.step, outcome.eval_loss)
+    return replace(outcome, code=bad.code, sentence=sentence)

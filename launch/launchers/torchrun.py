@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from launch.launcher import Launcher, Outcome, Run, RunFailed, finish, outcome
+from launch.launcher import Launcher, Outcome, Run, RunFailed, finish, read_outcome
 from launch.ready import check, ready
 from launch.resolve import resolve
 from launch.verb import Composed
@@ -48,7 +48,7 @@ class Joined(Launcher):
 
     def start(self, run: Run) -> Outcome:
         """Trains as rank 0, in this process."""
-        return outcome(run.config_path.parent, _train(run.config_path))
+        return read_outcome(run.config_path.parent, _train(run.config_path))
 
 
 def train_as_rank(composing: Composing, arguments: Sequence[str]) -> None:

@@ -18,12 +18,12 @@ def run(composed: Composed) -> float | None:
     launcher = entry(LAUNCHERS, "launch.kind", job.config.launch.kind)()
     started = ready(job, launcher)
     with started.log:
-        left = launcher.start(started)
-    if left is None:  # submitted
+        outcome = launcher.start(started)
+    if outcome is None:  # submitted
         return None
-    if left.code == REQUEUE and composed.sweep:
-        raise Stopped(left.sentence)
-    return finish(left, started.folder)
+    if outcome.code == REQUEUE and composed.sweep:
+        raise Stopped(outcome.sentence)
+    return finish(outcome, started.folder)
 
 
 def choices() -> dict[str, list[str]]:

@@ -24,8 +24,8 @@ class Visibility:
     causal: whether a query attends to no key after it
     mask: (rows, keys) or (rows, queries, keys) bool or None, as a user gave it; a 3-D one says
         everything, order included
-    blind: whether some query may attend to no key: it attends to all alike; None: unknown, since
-        the mask lies on a device whose values are not read
+    has_masked_rows: whether some query may attend to no key: it attends to all alike; None: not
+        known, since the mask is on a device whose values are not read
     device: where the tensors lie
     """
 
@@ -34,7 +34,7 @@ class Visibility:
     document_starts: Tensor | None = None
     causal: bool = False
     mask: Tensor | None = None
-    blind: bool | None = False
+    has_masked_rows: bool | None = False
     device: torch.device = CPU
     _numbers: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
 
@@ -114,7 +114,9 @@ def masked_by(
         )
     mask = given.bool()
     if not values_checked(given):
-        return Visibility(shape, causal=causal, mask=mask.to(device), blind=None, device=device)
+        return Visibility(
+            shape, causal=causal, mask=mask.to(device), has_masked_rows=None, device=device
+        )
     if given.dtype != torch.bool and not bool((given == mask).all()):
         wrong = given[(given != 0) & (given != 1)].flatten()[0].item()
         raise ValueError(
@@ -125,8 +127,10 @@ def masked_by(
         return Visibility(shape, causal=causal, device=device)
     # Of all causal queries the first one sees the fewest keys.
     seen = mask[:, : keys - queries + 1] if causal and mask.dim() == 2 else mask
-    blind = not bool(seen.any(dim=-1).all())
-    return Visibility(shape, causal=causal, mask=mask.to(device), blind=blind, device=device)
+    masked = not bool(seen.any(dim=-1).all())
+    return Visibility(
+        shape, causal=causal, mask=mask.to(device), has_masked_rows=masked, device=device
+    )
 
 
 def position_ids(input_ids: Tensor, pad: int, before: Tensor | int = 0) -> Tensor:

@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
+from mlm.batch.labelled_batch import LabelledBatch
 from mlm.batch.micro_batch import IGNORED
-from mlm.batch.task_batch import TaskBatch
+from mlm.family.classification import DownstreamModel
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.family.tasks import TaskModel
 from mlm.model.encoder import Fill, count
 from mlm.model.heads import MaskedLMHead, Pooler
 from mlm.model.masked_lm import lm_head_layers
@@ -32,15 +32,15 @@ class HeadSettings:
     seq_len: int
 
 
-def task_layers(model: type[TaskModel], settings: HeadSettings) -> list[StageLayer]:
+def downstream_layers(model: type[DownstreamModel], settings: HeadSettings) -> list[StageLayer]:
     """The head of a task, after the pooler where it has one; outputs: `logits`."""
     config, fill = settings.config, settings.fill
     shape, name = config.shape(), model.head_name
 
-    def pool(pooler: Pooler, x: Tensor, batch: TaskBatch) -> Tensor:
+    def pool(pooler: Pooler, x: Tensor, batch: LabelledBatch) -> Tensor:
         return pooler(x)
 
-    def loss(head: Any, x: Tensor, batch: TaskBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(head: Any, x: Tensor, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = head(x, batch.dropout_key)
         return model.batch_loss(config, logits, batch) * batch.loss_scale, {"logits": logits}
 
@@ -85,11 +85,11 @@ def _language_layers(settings: HeadSettings, shifted: bool) -> list[StageLayer]:
             f"language model in stages; set it to 0"
         )
 
-    def features(head: MaskedLMHead, x: Tensor, batch: TaskBatch) -> tuple[Tensor, Tensor]:
+    def features(head: MaskedLMHead, x: Tensor, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
         return head.features(x), head.bias
 
     def loss(
-        words: VocabParallelEmbedding, head: tuple[Tensor, Tensor], batch: TaskBatch
+        words: VocabParallelEmbedding, head: tuple[Tensor, Tensor], batch: LabelledBatch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x, bias = head
         labels = batch.labels

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from mlm.family import plain
+from mlm.family.classification import (
+    XLMRobertaXLForMultipleChoice,
+    XLMRobertaXLForSequenceClassification,
+    XLMRobertaXLForTokenClassification,
+)
 from mlm.family.head_layers import (
     HeadSettings,
     causal_language_layers,
+    downstream_layers,
     masked_language_layers,
-    task_layers,
 )
 from mlm.family.language import XLMRobertaXLForCausalLM, XLMRobertaXLForMaskedLM
 from mlm.family.model import XLMRobertaXLModel
 from mlm.family.pretrained import Pretrained
-from mlm.family.tasks import (
-    XLMRobertaXLForMultipleChoice,
-    XLMRobertaXLForQuestionAnswering,
-    XLMRobertaXLForSequenceClassification,
-    XLMRobertaXLForTokenClassification,
-)
+from mlm.family.question_answering import XLMRobertaXLForQuestionAnswering
 from parallel.pipeline.stages import StageLayer
 
 Given = dict[str, Tensor]  # arguments of a model by name, (rows, seq_len) each
@@ -131,7 +131,7 @@ _ENTRIES = (
         plain.multiple_choice,
         _choice_logits,
         weights=("classifier.weight", "roberta.pooler.dense.weight"),
-        layers=task_layers,
+        layers=downstream_layers,
     ),
     Head(
         XLMRobertaXLForQuestionAnswering,
@@ -144,7 +144,7 @@ _ENTRIES = (
         plain.question_answering,
         _span_logits,
         weights=("qa_outputs.weight",),
-        layers=task_layers,
+        layers=downstream_layers,
     ),
     Head(
         XLMRobertaXLForSequenceClassification,
@@ -157,7 +157,7 @@ _ENTRIES = (
         ),
         plain.sequence_classification,
         weights=("classifier.dense.weight",),
-        layers=task_layers,
+        layers=downstream_layers,
     ),
     Head(
         XLMRobertaXLForTokenClassification,
@@ -170,7 +170,7 @@ _ENTRIES = (
         ),
         plain.token_classification,
         weights=("classifier.weight",),
-        layers=task_layers,
+        layers=downstream_layers,
     ),
     Head(
         XLMRobertaXLModel,

@@ -12,7 +12,7 @@ from mlm.family.cache import KeyValues, checked
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.outputs import ModelOutput
 from mlm.family.pretrained import Pretrained
-from mlm.model.attention import Extras
+from mlm.model.attention import AttentionInputs
 from mlm.model.embeddings import PositionEmbeddings
 from mlm.model.encoder import word_embeddings
 from mlm.model.heads import FinalNorm, Pooler
@@ -143,11 +143,11 @@ class XLMRobertaXLModel(Pretrained):
         for number, layer in enumerate(layers):
             earlier_keys = None if past is None else past[number]
             factor = None if asked.head_mask is None else asked.head_mask[number].to(x)
-            extras = Extras(earlier_keys and earlier_keys[:2], None, factor, asked.weights)
+            extras = AttentionInputs(earlier_keys and earlier_keys[:2], None, factor, asked.weights)
             cross = None
             if source is not None:
                 past_cross = earlier_keys and earlier_keys[2:]
-                cross = (seen, Extras(past_cross, source, factor, asked.weights))
+                cross = (seen, AttentionInputs(past_cross, source, factor, asked.weights))
             out = self._run(layer, x, visibility, dropout_key, extras, cross)
             x = out.x
             states.append(x)

@@ -1,6 +1,6 @@
 """A class of the family as one list of layers that pipeline stages are cut from."""
 
-from mlm.batch.task_batch import TaskBatch
+from mlm.batch.labelled_batch import LabelledBatch
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.head_layers import HeadSettings
 from mlm.family.heads import HEADS, Head
@@ -24,8 +24,8 @@ def stage_layers(
 ) -> list[StageLayer]:
     """A class of the family with a head as layers for `build_engine`.
 
-    The last one gives a micro-batch's mean loss times its `loss_scale`; batches are `TaskBatch`es,
-    whose labels `check_labels` checks where they are made.
+    The last one gives a micro-batch's mean loss times its `loss_scale`. Batches are of the type
+    `LabelledBatch`; `check_labels` checks their labels where they are made.
     group: splits every layer; seed: of the initial weights; fill: gives a module, by its published
     name, other ones, such as `mlm.weights.load` reads from a folder; seq_len: weighs the layers.
     Raises ValueError for what a stage cannot do.
@@ -51,7 +51,7 @@ def stage_layers(
     return layers + head.layers(model, HeadSettings(config, group, fill, seq_len))
 
 
-def check_labels(model: type[Pretrained], config: XLMRobertaXLConfig, batch: TaskBatch) -> None:
+def check_labels(model: type[Pretrained], config: XLMRobertaXLConfig, batch: LabelledBatch) -> None:
     """Raises ValueError for labels that the head cannot be trained on: once, where a batch is
     made, since the layers of a pipeline do not read the values of a tensor."""
     _head_of(model)

@@ -20,17 +20,17 @@ ENDED = "the end"  # the phase of a rank that has left the training loop
 class Beat:
     """A heartbeat.
 
-    number: of the beat; moves: phases that the main thread has begun; calls: its collectives
-    collective: the one that it is in, "" outside of any; still: seconds since it last moved
+    number: of the beat; phases_begun, collectives_begun: by the main thread, since its start
+    collective: the one that it is in, "" outside of any; idle_seconds: since either last rose
     dumped: whether the stacks are in this rank's log, since a rank has stalled
     """
 
     number: int
-    moves: int
-    calls: int
+    phases_begun: int
+    collectives_begun: int
     phase: str
     collective: str
-    still: float
+    idle_seconds: float
     dumped: bool
     host: str
     process: int
@@ -40,12 +40,12 @@ class Beat:
 class RankState:
     """What one rank knows about another.
 
-    stage: the pipeline stage; silent: seconds without a new beat; beat: None where none was seen
+    stage: of the pipeline; silent_seconds: without a new beat; beat: None where none was seen
     """
 
     rank: int
     stage: int
-    silent: float
+    silent_seconds: float
     beat: Beat | None
 
 
@@ -76,7 +76,7 @@ def culprit(seen: Sequence[RankState], silence: float) -> tuple[int, str]:
     process does not run any more. A process that does not run comes first; then a rank outside of
     any collective, since the others wait for it; then the one that lags behind.
     """
-    gone = [one for one in seen if one.beat is None or one.silent > silence]
+    gone = [one for one in seen if one.beat is None or one.silent_seconds > silence]
     if gone:
         first = gone[0]
         others = ", ".join(str(one.rank) for one in gone[1:])
@@ -88,12 +88,16 @@ def culprit(seen: Sequence[RankState], silence: float) -> tuple[int, str]:
     issued = {one.stage: 0 for one in seen}
     for one in seen:
         assert one.beat is not None
-        issued[one.stage] = max(issued[one.stage], one.beat.calls)
+        issued[one.stage] = max(issued[one.stage], one.beat.collectives_begun)
 
     def progress(one: RankState) -> tuple[int, int, float]:
         """Stages call different numbers of collectives; ranks of one stage call the same."""
         assert one.beat is not None
-        return one.beat.moves, one.beat.calls - issued[one.stage], one.beat.still
+        return (
+            one.beat.phases_begun,
+            one.beat.collectives_begun - issued[one.stage],
+            one.beat.idle_seconds,
+        )
 
     free = [one for one in seen if one.beat is not None and not one.beat.collective]
     found = min(free or seen, key=progress)

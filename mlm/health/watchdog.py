@@ -39,7 +39,7 @@ class Watchdog:
     ) -> None:
         self.run, self.seconds, self.grid = run, seconds, grid
         self.recorder, self.fail = recorder, fail
-        self.phase, self.moves = "start", 0
+        self.phase, self.phases_begun = "start", 0
         self.pause = min(seconds / 20, 10.0)  # between two beats
         self.silence = seconds / 2  # without a beat, of a process that does not run any more
         self.path = heartbeat.path_of(run, grid.rank)
@@ -53,11 +53,11 @@ class Watchdog:
 
     def enter(self, phase: str) -> None:
         """The main thread begins a phase, or its next part."""
-        self.phase, self.moves = phase, self.moves + 1
+        self.phase, self.phases_begun = phase, self.phases_begun + 1
 
     def moved(self) -> None:
         """Counts a move of what the main thread may wait for: a save in the background."""
-        self.moves += 1
+        self.phases_begun += 1
 
     def __enter__(self) -> "Watchdog":
         if self.seconds:
@@ -84,7 +84,7 @@ class Watchdog:
             before = now
 
     def _tick(self, passed: float) -> None:
-        moved = (self.moves, self.recorder.calls)
+        moved = (self.phases_begun, self.recorder.calls)
         if moved != self._moved:
             self._moved, self._still = moved, 0.0
             self._others = {}
@@ -96,7 +96,7 @@ class Watchdog:
             others = self._live_beats()
             called = any(beat.dumped for beat in others)
             limit = self.seconds / 2 if called else self.seconds
-            if self._still > limit and all(beat.still > self.seconds / 2 for beat in others):
+            if self._still > limit and all(beat.idle_seconds > self.seconds / 2 for beat in others):
                 self._end()
 
     def _beat(self) -> None:
@@ -126,16 +126,16 @@ class Watchdog:
             if rank == self.grid.rank:
                 continue
             last, beat = self._others.get(rank), heartbeat.read(heartbeat.path_of(self.run, rank))
-            silent = 0.0
+            silent_seconds = 0.0
             if last is not None and (beat is None or beat == last.beat):
-                silent, beat = last.silent + self._unread, last.beat
-            self._others[rank] = RankState(rank, layout.coordinates(rank)[1], silent, beat)
+                silent_seconds, beat = last.silent_seconds + self._unread, last.beat
+            self._others[rank] = RankState(rank, layout.coordinates(rank)[1], silent_seconds, beat)
         self._unread = 0.0
 
     def _live_beats(self) -> list[Beat]:
         """The heartbeats of the other ranks whose processes run."""
         others = self._others.values()
-        return [one.beat for one in others if one.beat and one.silent <= self.silence]
+        return [one.beat for one in others if one.beat and one.silent_seconds <= self.silence]
 
     def _end(self) -> None:
         """Reports the stall, waits until the others have reported it, and ends the process."""

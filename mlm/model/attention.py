@@ -20,7 +20,7 @@ from parallel.tensor.layers import ColumnParallelLinear, RowParallelLinear
 
 
 @dataclass(frozen=True)
-class Extras:
+class AttentionInputs:
     """What an attention is given and asked for besides its input; in pretraining nothing.
 
     past: keys and values before those of `x`, each (batch, heads / group, length, head_size)
@@ -36,11 +36,11 @@ class Extras:
     weights: bool = False
 
 
-NO_EXTRAS = Extras()
+DEFAULT_INPUTS = AttentionInputs()
 
 
 @dataclass(frozen=True)
-class Attended:
+class AttentionResult:
     """x: (batch, queries, hidden_size / group), or whole after the output projection;
     weights: (batch, heads / group, queries, keys), where asked for; keys, values: as `past`."""
 
@@ -75,8 +75,12 @@ class Attention(nn.Module):
             )
 
     def forward(
-        self, x: Tensor, visibility: Visibility, dropout_key: int, extras: Extras = NO_EXTRAS
-    ) -> Attended:
+        self,
+        x: Tensor,
+        visibility: Visibility,
+        dropout_key: int,
+        extras: AttentionInputs = DEFAULT_INPUTS,
+    ) -> AttentionResult:
         """x: (batch, queries, hidden_size)"""
         x = self.region.enter(x, self.group)  # once for the three projections
         query = self._heads("query", x)
@@ -98,14 +102,14 @@ class Attention(nn.Module):
         )
         mixed, weights = choose(self.kernel, call).run(call)
         mixed = mixed.transpose(1, 2).reshape(*x.shape[:-1], self.heads * self.head_size)
-        return Attended(mixed, weights if extras.weights else None, keys, values)
+        return AttentionResult(mixed, weights if extras.weights else None, keys, values)
 
     def _heads(self, name: str, x: Tensor) -> Tensor:
         """(batch, length, hidden_size) -> (batch, heads / group, length, head_size)"""
         shape = (*x.shape[:-1], self.heads, self.head_size)
         return getattr(self, name)(x).view(shape).transpose(1, 2)
 
-    def _keys_and_values(self, x: Tensor, extras: Extras) -> tuple[Tensor, Tensor]:
+    def _keys_and_values(self, x: Tensor, extras: AttentionInputs) -> tuple[Tensor, Tensor]:
         if extras.source is not None:
             if extras.past is not None:
                 return extras.past
@@ -136,14 +140,18 @@ class AttentionBlock(nn.Module):
         self.pruned: set[int] = set()  # on all ranks
 
     def forward(
-        self, x: Tensor, visibility: Visibility, dropout_key: int, extras: Extras = NO_EXTRAS
-    ) -> Attended:
+        self,
+        x: Tensor,
+        visibility: Visibility,
+        dropout_key: int,
+        extras: AttentionInputs = DEFAULT_INPUTS,
+    ) -> AttentionResult:
         """x: (batch, queries, hidden_size) -> the same shape"""
         attended = self.self(self.self_attn_layer_norm(x), visibility, dropout_key, extras)
         y = self.output.dense(attended.x)
         if self.training and self.dropout:
             y = dropout(y, self.dropout, key(dropout_key, "attention output"))
-        return Attended(x + y, attended.weights, attended.keys, attended.values)
+        return AttentionResult(x + y, attended.weights, attended.keys, attended.values)
 
     def check_pruning(self, heads: Iterable[int]) -> None:
         """Raises ValueError, on every rank, where pruning `heads` would leave a rank of the group

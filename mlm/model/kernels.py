@@ -18,9 +18,9 @@ from mlm.batch.visibility import Visibility
 from mlm.model.relative import RelativePositions
 from parallel.random import dropout
 
-Ability = Literal["relative positions", "attention weights", "head masks", "blind rows"]
+Ability = Literal["relative positions", "attention weights", "head masks", "fully masked rows"]
 ALL: frozenset[Ability] = frozenset(
-    ("relative positions", "attention weights", "head masks", "blind rows")
+    ("relative positions", "attention weights", "head masks", "fully masked rows")
 )
 
 
@@ -53,7 +53,7 @@ class Call:
             "relative positions": self.positions is not None,
             "attention weights": self.weights,
             "head masks": self.head_factors is not None,
-            "blind rows": self.visibility.blind is True,
+            "fully masked rows": self.visibility.has_masked_rows is True,
         }
         return {ability for ability, is_needed in needed.items() if is_needed}
 
@@ -91,7 +91,7 @@ def attention_weights(
     scores = query @ keys.transpose(-1, -2)
     if positions is not None:
         scores = scores + positions(query, keys, scale)
-    if visibility.blind is not False:
+    if visibility.has_masked_rows is not False:
         added = visibility.added(scores.dtype)
         scores = scores if added is None else scores + added
     elif visibility.allowed is not None:
@@ -111,11 +111,11 @@ def unfused(call: Call) -> tuple[Tensor, Tensor]:
 def fused(call: Call) -> tuple[Tensor, None]:
     """PyTorch's own kernel, which keeps no matrix of weights."""
     query, allowed = call.query, call.visibility.allowed
-    if allowed is not None and call.visibility.blind is None:
+    if allowed is not None and call.visibility.has_masked_rows is None:
         # Its backward pass is wrong where a query may attend to no key. Such a query attends to all
         # keys alike here, by scores of 0.
-        blind = ~allowed.any(dim=-1, keepdim=True)
-        query, allowed = query.masked_fill(blind, 0.0), allowed | blind
+        masked_rows = ~allowed.any(dim=-1, keepdim=True)
+        query, allowed = query.masked_fill(masked_rows, 0.0), allowed | masked_rows
     mixed = F.scaled_dot_product_attention(
         query, call.keys, call.values, attn_mask=allowed, dropout_p=call.probability
     )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mlm.batch.micro_batch import MicroBatch
 from mlm.batch.visibility import Visibility
-from mlm.model.attention import NO_EXTRAS, AttentionBlock, Extras
+from mlm.model.attention import DEFAULT_INPUTS, AttentionBlock, AttentionInputs
 from mlm.model.config import ModelConfig
 from mlm.model.options import PRETRAINING, LayerOptions
 from parallel.groups import Group
@@ -87,8 +87,8 @@ class EncoderLayer(nn.Module):
         x: Tensor,
         visibility: Visibility,
         dropout_key: int,
-        extras: Extras = NO_EXTRAS,
-        cross: tuple[Visibility, Extras] | None = None,
+        extras: AttentionInputs = DEFAULT_INPUTS,
+        cross: tuple[Visibility, AttentionInputs] | None = None,
     ) -> LayerOutputs:
         """The layer with all that its attention can be asked for.
 

@@ -12,7 +12,7 @@ from parallel.engine.interface import Engine, Outputs
 from parallel.groups import Group
 from parallel.pipeline.stages import StageLayer
 
-Alive = Callable[[], None]  # called again and again by what takes long
+OnProgress = Callable[[], None]  # called often by what takes long, for the watchdog
 
 
 @runtime_checkable
@@ -83,7 +83,7 @@ class Task(ABC):
         return Tally()
 
     @abstractmethod
-    def evaluate(self, engine: Engine, alive: Alive) -> Scores:
+    def evaluate(self, engine: Engine, on_progress: OnProgress) -> Scores:
         """Scores the model on held-out data; a collective, with one result on all ranks."""
 
     def progress(self, steps: int, skipped: set[int]) -> dict[str, Any]:
@@ -101,7 +101,11 @@ class Task(ABC):
 
 
 def evaluated(
-    engine: Engine, count: int, batch: Callable[[int], Any], alive: Alive, at_once: int = 16
+    engine: Engine,
+    count: int,
+    batch: Callable[[int], Any],
+    on_progress: OnProgress,
+    at_once: int = 16,
 ) -> Iterator[tuple[Any, Outputs]]:
     """Runs `count` micro-batches forward, spread over the data ranks; a collective.
 
@@ -115,5 +119,5 @@ def evaluated(
     for first in range(0, rounds, at_once):
         numbers = range(first, min(first + at_once, rounds))
         batches = [batch(number * dp + dp_rank) for number in numbers]
-        alive()
+        on_progress()
         yield from zip(batches, engine.evaluate(batches), strict=True)

@@ -60,16 +60,16 @@ def main(config_path: str) -> int:
 
 
 def _train(config: TrainConfig, run: Path, recorder: Recorder, progress: Progress) -> str:
-    found, passed = checkpoint.choose(run)
-    built = build(config, resuming=found is not None)
+    newest, damaged = checkpoint.choose(run)
+    built = build(config, resuming=newest is not None)
     _check_data(run, built)
-    manifest = None if found is None else _resume(built, found)
+    manifest = None if newest is None else _resume(built, newest)
     start = progress.step = 0 if manifest is None else manifest.step
     main = dist.get_rank() == 0
     run_id = None if manifest is None else manifest.tracker_id
     trackers = start_trackers(run, config, run_id) if main else Trackers()
     report = Report(run, trackers, config.train.steps, start, main=main)
-    for wrong in passed:
+    for wrong in damaged:
         report.say(f"Skipped: {wrong}")
     report.say(_opening(built, start))
     code = FAILED

@@ -27,15 +27,18 @@ def peak_flops(device: torch.device) -> float | None:
 
 class Stopwatch:
     """Seconds of the steps since the last lap, of which some were spent waiting for data, and in
-    some this rank worked without waiting for others.
+    some this rank worked without waiting for collective_seconds.
 
-    others: seconds so far that this rank has spent in collectives
+    collective_seconds: returns the seconds that this rank has spent in collectives so far
     """
 
-    def __init__(self, others: Callable[[], float] = lambda: 0.0) -> None:
-        self.others = others
+    def __init__(self, collective_seconds: Callable[[], float] = lambda: 0.0) -> None:
+        self.collective_seconds = collective_seconds
+        self._start()
+
+    def _start(self) -> None:
         self.steps, self.data = 0, 0.0
-        self.started, self.waited_before = time.perf_counter(), others()
+        self.started, self.waited_before = time.perf_counter(), self.collective_seconds()
 
     def waited(self, since: float) -> None:
         """Counts the time since `since` (of `time.perf_counter`) as waiting for data."""
@@ -46,9 +49,9 @@ class Stopwatch:
         next lap."""
         steps = max(self.steps, 1)
         seconds = time.perf_counter() - self.started
-        working = max(0.0, seconds - (self.others() - self.waited_before))
+        working = max(0.0, seconds - (self.collective_seconds() - self.waited_before))
         means = seconds / steps, self.data / steps, working / steps
-        self.__init__(self.others)
+        self._start()
         return means
 
     def pause(self) -> "Pause":
@@ -61,8 +64,8 @@ class Pause:
         self.watch = watch
 
     def __enter__(self) -> None:
-        self.began, self.waited = time.perf_counter(), self.watch.others()
+        self.began, self.waited = time.perf_counter(), self.watch.collective_seconds()
 
     def __exit__(self, *_: object) -> None:
         self.watch.started += time.perf_counter() - self.began
-        self.watch.waited_before += self.watch.others() - self.waited
+        self.watch.waited_before += self.watch.collective_seconds() - self.waited

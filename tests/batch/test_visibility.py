@@ -51,7 +51,12 @@ STARTS = torch.tensor([[0, 0, 2, 2], [0, 1, 1, 3]])
 )
 def test_visibility_is_its_definition(seen, causal):
     seen = Visibility(
-        seen.shape, seen.lengths, seen.document_starts, causal, seen.mask, blind=seen.blind
+        seen.shape,
+        seen.lengths,
+        seen.document_starts,
+        causal,
+        seen.mask,
+        has_masked_rows=seen.has_masked_rows,
     )
     expected = by_hand(seen)
     if seen.allowed is None:
@@ -72,7 +77,7 @@ def test_visibility_is_its_definition(seen, causal):
 @pytest.mark.parametrize("given", [None, MASK, LEFT, torch.zeros(2, 4), torch.ones(2, 4)])
 def test_masked_by_finds_blind_queries(given, queries, causal):
     seen = masked_by("mask", given, (2, queries, 4), causal)
-    assert seen.blind is not bool(by_hand(seen).any(-1).all())
+    assert seen.has_masked_rows is not bool(by_hand(seen).any(-1).all())
 
 
 def test_masked_by_takes_a_3d_mask_as_it_is():
@@ -97,6 +102,6 @@ def test_values_are_checked_on_other_devices_only_where_the_environment_says_so(
     elsewhere = torch.ones(2, 4, device="meta")
     assert values_checked(MASK)
     assert not values_checked(elsewhere)
-    assert masked_by("mask", elsewhere, SHAPE, device=elsewhere.device).blind is None
+    assert masked_by("mask", elsewhere, SHAPE, device=elsewhere.device).has_masked_rows is None
     monkeypatch.setenv(VARIABLE, "1")
     assert values_checked(elsewhere)

@@ -3,11 +3,11 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mlm.family.classification import LabelledModel
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.family.head_layers import task_layers
+from mlm.family.head_layers import downstream_layers
 from mlm.family.heads import HEADS, Card, Head
 from mlm.family.plain import PlainModel
-from mlm.family.tasks import LabelledModel
 
 
 class Ranker(nn.Linear):
@@ -39,6 +39,6 @@ HEAD = Head(
     Card("A ranker of texts"),
     plain,
     weights=("ranker.weight",),
-    layers=task_layers,
+    layers=downstream_layers,
 )
 HEADS["XLMRobertaXLForRanking"] = HEAD

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mlm
-from mlm.batch.task_batch import TaskBatch
+from mlm.batch.labelled_batch import LabelledBatch
 from mlm.family.heads import HEADS
 from mlm.family.labels import check_classes
 from mlm.family.stages import check_labels, stage_layers
@@ -37,7 +37,7 @@ def ranking() -> Iterator[type]:
 def test_head_from_outside_trains_in_both_forms_and_is_saved_loaded_and_exported(ranking, tmp_path):
     config = mlm.XLMRobertaXLConfig(**TINY)
     labels = torch.tensor([1.0, -1.0, 1.0])
-    batch = TaskBatch(tokens(), labels)
+    batch = LabelledBatch(tokens(), labels)
     whole = ranking(config, seed=3).train()
     layers = stage_layers(ranking, config, seed=3)
     staged = WholeModel(layers).train()
@@ -78,10 +78,10 @@ LABELS = {
 @pytest.mark.parametrize("name", LABELS)
 def test_check_labels_refuses_what_the_head_cannot_be_trained_on(name):
     config, model = mlm.XLMRobertaXLConfig(**TINY), HEADS[name].model
-    batch = TaskBatch(tokens(), LABELS[name], choices=3)
+    batch = LabelledBatch(tokens(), LABELS[name], choices=3)
     with pytest.raises(ValueError, match="is not one of the"):
         check_labels(model, config, batch)
-    check_labels(model, config, TaskBatch(tokens(), LABELS[name].clamp(0, 1), choices=3))
+    check_labels(model, config, LabelledBatch(tokens(), LABELS[name].clamp(0, 1), choices=3))
 
 
 def test_labels_are_not_read_on_another_device(monkeypatch):

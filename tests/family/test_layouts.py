@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import mlm
-from mlm.batch.task_batch import TaskBatch
+from mlm.batch.labelled_batch import LabelledBatch
 from mlm.family.stages import stage_layers
 from parallel.engine.build import build_engine
 from parallel.engine.interface import EngineSettings
@@ -165,7 +165,7 @@ def test_tensor_parallel_decoder_generates_the_same_on_all_ranks(degree):
 MICRO_BATCHES, STEPS, LR = 2, 3, 0.05
 
 
-def task_batches(name: str, step: int) -> list[TaskBatch]:
+def task_batches(name: str, step: int) -> list[LabelledBatch]:
     batches = []
     for number in range(MICRO_BATCHES):
         given = inputs_of(name, {})
@@ -180,7 +180,7 @@ def task_batches(name: str, step: int) -> list[TaskBatch]:
             rows = {key: value.flatten(0, 1) for key, value in rows.items()}
         dropout_key = key(SEED, step, number)
         batches.append(
-            TaskBatch(
+            LabelledBatch(
                 labels=labels,
                 choices=2,
                 dropout_key=dropout_key,
@@ -226,7 +226,7 @@ def configs() -> dict[str, dict]:
     return without
 
 
-def arguments(name: str, batch: TaskBatch) -> dict[str, torch.Tensor]:
+def arguments(name: str, batch: LabelledBatch) -> dict[str, torch.Tensor]:
     """What the class itself takes for a batch of its stages."""
     given = {
         "input_ids": batch.input_ids,

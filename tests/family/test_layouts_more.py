@@ -135,7 +135,7 @@ def test_stages_start_with_the_weights_of_the_model():
 
 def test_task_batch_makes_its_mask_once_and_moves_with_it():
     batch = task_batches(TOKEN, 0)[0]
-    assert batch.visibility.blind is False
+    assert batch.visibility.has_masked_rows is False
     mask = batch.visibility.allowed
     assert mask is not None
     assert batch.visibility.allowed is mask

@@ -13,8 +13,14 @@ SILENCE = 5.0
 
 
 def beat(**values) -> Beat:
-    usual = {"number": 7, "moves": 20, "calls": 90, "phase": "step", "collective": "all_reduce"}
-    usual |= {"still": 10.0, "dumped": False, "host": "node", "process": 1}
+    usual = {
+        "number": 7,
+        "phases_begun": 20,
+        "collectives_begun": 90,
+        "phase": "step",
+        "collective": "all_reduce",
+    }
+    usual |= {"idle_seconds": 10.0, "dumped": False, "host": "node", "process": 1}
     return Beat(**usual | values)
 
 
@@ -37,26 +43,38 @@ W = beat()  # waits in an all-reduce
         (seen(W, W, W, silent=(1, 2)), 1, "; so is rank 2"),
         (seen(W, W, W, W, silent=(1, 2, 3)), 1, "; so are ranks 2, 3"),
         # One that is outside of collectives keeps the others in them.
-        (seen(W, beat(collective="", phase="data", moves=19)), 1, "in phase data"),
-        (seen(W, beat(collective="", phase="data", moves=21)), 1, "in phase data"),
-        (seen(W, beat(collective="recv", moves=18), beat(collective="")), 2, "in no collective"),
+        (seen(W, beat(collective="", phase="data", phases_begun=19)), 1, "in phase data"),
+        (seen(W, beat(collective="", phase="data", phases_begun=21)), 1, "in phase data"),
+        (
+            seen(W, beat(collective="recv", phases_begun=18), beat(collective="")),
+            2,
+            "in no collective",
+        ),
         # Of several, the one that is behind: in phases, then in calls of its own stage.
-        (seen(beat(collective=""), beat(collective="", moves=19)), 1, "in no collective"),
-        (seen(beat(collective=""), beat(collective="", calls=89)), 1, "in no collective"),
+        (seen(beat(collective=""), beat(collective="", phases_begun=19)), 1, "in no collective"),
+        (
+            seen(beat(collective=""), beat(collective="", collectives_begun=89)),
+            1,
+            "in no collective",
+        ),
         (
             seen(
-                beat(collective="", calls=500),
-                beat(collective="", calls=499),
-                beat(collective="", calls=40),
-                beat(collective="", calls=40),
+                beat(collective="", collectives_begun=500),
+                beat(collective="", collectives_begun=499),
+                beat(collective="", collectives_begun=40),
+                beat(collective="", collectives_begun=40),
                 stages=(0, 0, 1, 1),
             ),
             1,
             "in no collective",
         ),
         # All wait: the one that is behind, else the one that came last.
-        (seen(W, W, beat(calls=89, collective="broadcast")), 2, "it waits in broadcast"),
-        (seen(W, W, beat(still=8.0)), 2, "check the network"),
+        (
+            seen(W, W, beat(collectives_begun=89, collective="broadcast")),
+            2,
+            "it waits in broadcast",
+        ),
+        (seen(W, W, beat(idle_seconds=8.0)), 2, "check the network"),
         (seen(beat(collective="", phase="evaluate")), 0, "in phase evaluate"),
     ],
 )
@@ -68,10 +86,10 @@ def test_whom_the_others_wait_for(ranks, rank, text):
 
 beats = st.builds(
     beat,
-    moves=st.integers(0, 3),
-    calls=st.integers(0, 3),
+    phases_begun=st.integers(0, 3),
+    collectives_begun=st.integers(0, 3),
     collective=st.sampled_from(["", "send", "barrier"]),
-    still=st.floats(0, 20),
+    idle_seconds=st.floats(0, 20),
 )
 
 
@@ -81,7 +99,7 @@ def test_a_process_that_does_not_run_is_named_before_others_and_a_free_one_befor
     rank, _ = culprit(ranks, SILENCE)
 
     def kind(one: RankState) -> int:
-        if one.beat is None or one.silent > SILENCE:
+        if one.beat is None or one.silent_seconds > SILENCE:
             return 0
         return 2 if one.beat.collective else 1
 
@@ -93,7 +111,9 @@ def test_a_beat_is_written_over_in_place(tmp_path):
     path.parent.mkdir()
     assert path.name == "rank-00003"
     assert read(path) is None
-    long = beat(host="x" * 64, number=10**9, calls=10**12, collective="all_gather_into_tensor")
+    long = beat(
+        host="x" * 64, number=10**9, collectives_begun=10**12, collective="all_gather_into_tensor"
+    )
     for one in (long, beat()):
         write(path, one)
         assert read(path) == one

@@ -81,7 +81,7 @@ def test_fused_treats_blind_queries_alike_where_it_is_unknown_whether_there_are_
     """As on a GPU, where the values of a mask are not read."""
     mask = torch.ones(2, 6, 6, dtype=torch.bool)
     mask[1, 2] = mask[0, 3, 4:] = False
-    unknown = replace(masked_by("mask", mask, (2, 6, 6)), blind=None)
+    unknown = replace(masked_by("mask", mask, (2, 6, 6)), has_masked_rows=None)
     tensors = [tensor.requires_grad_() for tensor in heads()]
     found, expected = (
         kernel(Call(tensors[0], tensors[1], tensors[2], seen))[0]

@@ -57,8 +57,8 @@ class Halving(Task):
     def normaliser(self, batches):
         return sum(len(batch.inputs) for batch in batches)
 
-    def evaluate(self, engine, alive):
-        found = list(evaluated(engine, 4, self.numbers, alive))
+    def evaluate(self, engine, on_progress):
+        found = list(evaluated(engine, 4, self.numbers, on_progress))
         loss = sum(float(outputs["squares"]) for _, outputs in found)
         return Scores(loss, {"eval_loss": loss}, f"{loss} off")
 

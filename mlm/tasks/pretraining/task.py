@@ -18,7 +18,7 @@ from mlm.model.masked_lm import masked_lm_layers
 from mlm.plugins import entry
 from mlm.tasks.pretraining.batches import training_batches
 from mlm.tasks.pretraining.losses import LossTally
-from mlm.tasks.task import Alive, Task, evaluated
+from mlm.tasks.task import OnProgress, Task, evaluated
 from mlm.tracking.scores import Scores
 from parallel.engine.interface import Engine
 from parallel.groups import Group
@@ -72,10 +72,10 @@ class Pretraining(Task):
     def tally(self, device: torch.device) -> LossTally:
         return LossTally(self.index.languages, device)
 
-    def evaluate(self, engine: Engine, alive: Alive) -> Scores:
+    def evaluate(self, engine: Engine, on_progress: OnProgress) -> Scores:
         """The loss on held-out text, beside the entropy of the same tokens as unigrams."""
         tally = self.tally(engine.device)
-        batches = evaluated(engine, len(self.heldout), self.heldout.micro_batch, alive)
+        batches = evaluated(engine, len(self.heldout), self.heldout.micro_batch, on_progress)
         for batch, outputs in batches:
             if engine.grid.is_last_stage:
                 tally.add_losses(batch, outputs["losses"])

@@ -9,7 +9,7 @@ from mlm.batch.visibility import Visibility, masked_by
 
 
 @dataclass(frozen=True)
-class TaskBatch:
+class LabelledBatch:
     """A micro-batch of a task; in a pipeline all have one shape.
 
     input_ids: (rows, seq_len) int64; with `choices`, the choices of an example are rows in turn
@@ -47,7 +47,7 @@ class TaskBatch:
         """The input of the first layer."""
         return self.input_ids
 
-    def to(self, device: torch.device) -> "TaskBatch":
+    def to(self, device: torch.device) -> "LabelledBatch":
         tensors = (item.name for item in fields(self) if item.init)
         moved = replace(
             self,

@@ -1,10 +1,10 @@
-"""The family's heads for sequences, choices, tokens and spans."""
+"""The heads that classify sequences, tokens and choices."""
 
 from typing import Any
 
 from torch import Tensor, nn
 
-from mlm.batch.task_batch import TaskBatch
+from mlm.batch.labelled_batch import LabelledBatch
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.inputs import check_tensors
 from mlm.family.labels import check_classes
@@ -18,12 +18,11 @@ from mlm.model.losses import (
     mean_cross_entropy,
     one_of_each,
     problem_of,
-    span_loss,
 )
 
 
-class TaskModel(Headed):
-    """An encoder with the head of a task."""
+class DownstreamModel(Headed):
+    """An encoder with a head for a downstream task."""
 
     head_name = "classifier"
 
@@ -40,12 +39,12 @@ class TaskModel(Headed):
         raise AssertionError("a task names its head")
 
     @classmethod
-    def batch_loss(cls, config: XLMRobertaXLConfig, logits: Tensor, batch: TaskBatch) -> Tensor:
+    def batch_loss(cls, config: XLMRobertaXLConfig, logits: Tensor, batch: LabelledBatch) -> Tensor:
         """The mean loss of a micro-batch, of what the head gives."""
         raise AssertionError("a task says what its loss is")
 
 
-class LabelledModel(TaskModel):
+class LabelledModel(DownstreamModel):
     """A head whose logits go with one tensor of labels."""
 
     def forward(
@@ -98,7 +97,7 @@ class LabelledModel(TaskModel):
         raise AssertionError("a task says what its loss is")
 
     @classmethod
-    def batch_loss(cls, config: XLMRobertaXLConfig, logits: Tensor, batch: TaskBatch) -> Tensor:
+    def batch_loss(cls, config: XLMRobertaXLConfig, logits: Tensor, batch: LabelledBatch) -> Tensor:
         return cls.loss(config, logits, batch.labels, batch.attention_mask)
 
 
@@ -161,7 +160,7 @@ class XLMRobertaXLForTokenClassification(LabelledModel):
         check_classes(labels_of_real_tokens(labels, mask), config.num_labels)
 
 
-class XLMRobertaXLForMultipleChoice(TaskModel):
+class XLMRobertaXLForMultipleChoice(DownstreamModel):
     """Which of several rows is the right one: logits (batch, choices)."""
 
     pooled = True
@@ -171,7 +170,7 @@ class XLMRobertaXLForMultipleChoice(TaskModel):
         return LinearHead(config.shape(), 1, config.hidden_dropout_prob)
 
     @classmethod
-    def batch_loss(cls, config: XLMRobertaXLConfig, logits: Tensor, batch: TaskBatch) -> Tensor:
+    def batch_loss(cls, config: XLMRobertaXLConfig, logits: Tensor, batch: LabelledBatch) -> Tensor:
         logits = logits.view(-1, batch.choices)
         return mean_cross_entropy(logits, batch.labels, config.label_smoothing)
 
@@ -252,77 +251,3 @@ def _check_choices(rows: dict[str, Tensor | None], some: Tensor | None) -> None:
                 f"{name} has the shape {tuple(given.shape)}, and (batch, choices, seq_len{more}) "
                 f"of one batch is expected; give a row for each choice"
             )
-
-
-class XLMRobertaXLForQuestionAnswering(TaskModel):
-    """Where an answer starts and ends: start_logits and end_logits (batch, seq_len)."""
-
-    head_name = "qa_outputs"
-
-    @staticmethod
-    def make_head(config: XLMRobertaXLConfig) -> nn.Module:
-        if config.num_labels != 2:
-            raise ValueError(
-                f"num_labels={config.num_labels} does not fit question answering, whose two "
-                f"outputs are the start and the end of a span; leave num_labels out"
-            )
-        return LinearHead(config.shape(), 2, 0.0)
-
-    @classmethod
-    def batch_loss(cls, config: XLMRobertaXLConfig, logits: Tensor, batch: TaskBatch) -> Tensor:
-        starts, ends = logits.unbind(-1)
-        first, last = batch.labels.unbind(-1)
-        return span_loss(starts, ends, first, last, config.label_smoothing)
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ModelOutput | tuple[Any, ...]:
-        """Inputs as in `XLMRobertaXLModel`; start_positions, end_positions: (batch,) int64, both
-        or none. A place after the input leaves the loss, a negative one counts as 0.
-
-        Returns `loss` (mean of the two ends'), `start_logits`, `end_logits` (batch, seq_len),
-        `hidden_states` and `attentions`.
-        """
-        if (start_positions is None) != (end_positions is None):
-            raise ValueError(
-                "one of start_positions and end_positions is given; the loss needs both, so give "
-                "both or none"
-            )
-        check_tensors(start_positions=start_positions, end_positions=end_positions)
-        dropout_key = self.dropout_key()
-        out = self.roberta.encode(
-            dropout_key,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-        )
-        logits = self.head(out.last_hidden_state, dropout_key)
-        starts, ends = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            smoothing = self.config.label_smoothing
-            loss = span_loss(starts, ends, start_positions, end_positions, smoothing)
-        return returned(
-            self.as_object(return_dict),
-            loss=loss,
-            start_logits=starts,
-            end_logits=ends,
-            hidden_states=out.hidden_states,
-            attentions=out.attentions,
-        )
