@@ -72,7 +72,7 @@ def overrides(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("top", LAYERS)
-def test_packages_stand_in_the_order_of_the_import_contracts(top):
+def test_packages_are_listed_in_the_order_of_the_import_contracts(top):
     expected = [name.strip(" ()") for layer in LAYERS[top] for name in re.split("[|:]", layer)]
     assert re.findall(rf"^\| `{top}\.(\w+)` \|", TEXT, re.MULTILINE) == expected
 
@@ -86,7 +86,7 @@ def test_recipes_are_short_and_add_an_entry(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.ranks
-def test_recipes_train(tmp_path, monkeypatch):
+def test_recipes_of_schedule_tracker_and_kernel_train(tmp_path, monkeypatch):
     """Schedule, tracker and kernel together in one run."""
     recipes = ("my_schedule", "my_tracker", "my_kernel")
     names = [written(name, tmp_path, monkeypatch) for name in recipes]

@@ -53,7 +53,7 @@ def test_import_refuses_copies_that_differ_at_their_end(tmp_path, monkeypatch):
     assert left_nothing(tmp_path, "source")
 
 
-def test_import_without_tokenizer_must_be_asked_for(tmp_path, capsys):
+def test_import_goes_without_a_tokenizer_only_on_request(tmp_path, capsys):
     source = folder_of(model(MASKED), tmp_path / "source", with_tokenizer=False)
     with pytest.raises(DataError, match=r"has no sentencepiece.bpe.model, .*add tokenizer=DIR"):
         import_model(str(source), str(tmp_path / "out"))

@@ -49,7 +49,7 @@ def batch(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(LAUNCHERS, "batch", LAUNCHERS["local"])  # so that the entry goes afterwards
 
 
-def test_a_launcher_from_outside_submits_a_run(corpus, ranks, batch, capfd):
+def test_launcher_from_a_plugin_submits_a_run(corpus, ranks, batch, capfd):
     given = ["launch=batch", "plugins=[my_launcher]", "parallel.tp=2", "run.name=a"]
     assert train(f"data.corpus={corpus}", *given) == 0
     out, err = capfd.readouterr()

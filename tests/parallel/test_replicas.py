@@ -47,7 +47,7 @@ def flip(tensor: Tensor, bit: int) -> None:
 
 
 @given(st.sampled_from(DTYPES), st.integers(1, 40), st.integers(0, 2**30), st.data())
-def test_any_flipped_bit_changes_the_fingerprint(dtype, count, seed, data):
+def test_fingerprint_changes_with_any_flipped_bit(dtype, count, seed, data):
     tensor = random_bits(dtype, count, seed)
     before = fingerprint(tensor).item()
     step = 8 if dtype is torch.bool else 1  # a bool has one bit
@@ -59,7 +59,7 @@ def test_any_flipped_bit_changes_the_fingerprint(dtype, count, seed, data):
     assert fingerprint(tensor).item() == before
 
 
-def test_weights_make_it_so_at_every_place():
+def test_fingerprint_weights_are_odd_and_differ_in_their_last_33_bits():
     """A change of one word or a swap of two is a multiple of a weight or of a difference of two:
     not one of 2**64 where the weights are odd and differ in their last 33 bits, words having 32."""
     weights = _weights(torch.device("cpu"))
@@ -69,7 +69,7 @@ def test_weights_make_it_so_at_every_place():
 
 
 @given(st.sampled_from(DTYPES[:5]), st.integers(2, 40), st.integers(0, 2**30), st.data())
-def test_the_order_counts(dtype, count, seed, data):
+def test_fingerprint_depends_on_the_order(dtype, count, seed, data):
     tensor = random_bits(dtype, count, seed)
     other = tensor[torch.tensor(data.draw(st.permutations(range(count))))]
     same = tensor.view(torch.uint8).equal(other.view(torch.uint8))
@@ -77,7 +77,7 @@ def test_the_order_counts(dtype, count, seed, data):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:5])
-def test_chunks_and_what_is_left_of_them_count(dtype):
+def test_fingerprint_covers_chunks_and_the_remainder(dtype):
     tensor = random_bits(dtype, 2 * CHUNK + 5, 1)
     found = {fingerprint(tensor).item()}
     size = tensor.element_size() * 8
@@ -89,7 +89,7 @@ def test_chunks_and_what_is_left_of_them_count(dtype):
     assert len(found) == len(elements) + 2
 
 
-def test_signs_and_regular_changes_do_not_cancel():
+def test_fingerprint_sees_signs_and_regular_changes():
     """What sums with plainer weights would not see: signs, and second and third differences."""
     ones = torch.ones(64)
     found = {fingerprint(ones).item()}
@@ -105,7 +105,7 @@ def test_signs_and_regular_changes_do_not_cancel():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_values_count_and_not_where_they_lie(dtype):
+def test_fingerprint_depends_on_values_and_not_on_memory_layout(dtype):
     tensor = random_bits(dtype, 32, 2)
     inside = torch.cat([tensor[:1], tensor])[1:]  # not aligned to what is larger than an element
     assert fingerprint(inside).item() == fingerprint(tensor).item()
@@ -117,7 +117,7 @@ def test_values_count_and_not_where_they_lie(dtype):
     assert len(set(found)) == 3
 
 
-def test_fingerprints_are_the_same_on_every_machine():
+def test_fingerprint_is_the_same_on_every_machine():
     assert fingerprint(torch.arange(5)).item() == 7318935309098926009
 
 
@@ -148,7 +148,7 @@ AXES = {
 
 @given(LAYOUTS, st.data())
 @settings(max_examples=200)
-def test_the_first_difference_is_named_with_its_ranks(layout, data):
+def test_first_difference_names_the_tensor_and_its_ranks(layout, data):
     ranks = all_agree(layout, AXES)
     hosts = [f"host{rank}" for rank in range(layout.world_size)]
     assert first_difference(layout, ranks, hosts) is None
@@ -170,7 +170,7 @@ def test_the_first_difference_is_named_with_its_ranks(layout, data):
         assert found.others == tuple(other for other in alike if other != rank)
 
 
-def test_the_first_of_the_model_is_named_whatever_rank_has_it():
+def test_first_difference_is_the_first_of_the_model_on_any_rank():
     layout = Layout(tp=2, dp=2)
     ranks = all_agree(layout, AXES)
     for rank, name in ((0, "part"), (3, "sharded")):
@@ -233,7 +233,7 @@ def after_flips(degrees: tuple[int, int, int, int], flips: list[tuple[int, str]]
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_a_flipped_bit_of_a_weight_is_traced(degrees, flips):
+def test_check_replicas_traces_a_flipped_bit_of_a_weight(degrees, flips):
     """None: of that tensor no other rank holds the same."""
     expected = [row and (name, *row) for (_, name), row in flips.items()]
     results = run_ranks(degrees[0] * degrees[1] * degrees[2], after_flips, degrees, list(flips))
@@ -255,7 +255,7 @@ def with_a_drifting_master() -> list:
 
 
 @pytest.mark.ranks
-def test_a_drift_of_the_optimizer_shows_in_the_weights():
+def test_check_replicas_finds_a_drift_of_the_optimizer():
     before, after = run_ranks(2, with_a_drifting_master)[0]
     assert before is None
     assert (after.name, after.axes, after.ranks) == (NORM, ("tensor",), (0, 1))
@@ -276,7 +276,7 @@ def with_filled_padding() -> list:
 
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_padding_of_partitions_is_not_compared():
+def test_check_replicas_ignores_the_padding_of_partitions():
     results = run_ranks(6, with_filled_padding)
     assert all(padded > 0 for padded, _ in results[4:])  # the last data rank's
     assert [found for _, found in results] == [None] * 6
@@ -301,7 +301,7 @@ def fed_with(degrees: tuple[int, int, int], odd: int) -> Difference | None:
         ((1, 1, 4), None),  # data ranks are fed with batches of their own
     ],
 )
-def test_a_batch_that_differs_is_traced(degrees, expected):
+def test_check_batches_traces_a_differing_batch(degrees, expected):
     for found in run_ranks(4, fed_with, degrees, 3):
         assert (found and (found.name, found.axes, found.ranks, found.others)) == expected
     assert run_ranks(4, fed_with, degrees, -1) == [None] * 4

@@ -111,7 +111,7 @@ def test_tars_of_other_programs_are_read(tmp_path, kind):
     assert read(tmp_path) == DOCUMENTS
 
 
-def test_tars_of_webdataset_and_of_json_lines(tmp_path):
+def test_tars_of_webdataset_and_json_lines_are_read(tmp_path):
     with TarWriter(str(tmp_path / "de.tar")) as writer:
         writer.write({"__key__": "b", "json": {"text": "one\n\n two"}, "cls": 3})
         writer.write({"__key__": "c", "en.TXT": "three"})

@@ -48,7 +48,7 @@ def dealt(dp: int, seed: int = 1, step: int = 2) -> dict[int, MicroBatch]:
 
 
 @pytest.mark.parametrize("dp", [2, 4, 8])
-def test_data_ranks_share_a_step_and_its_dropout_keys(dp):
+def test_micro_batches_are_split_over_data_ranks_with_the_same_dropout_keys(dp):
     single, shared = dealt(1), dealt(dp)
     assert sorted(shared) == sorted(single) == list(range(8))
     assert {n: b.dropout_key for n, b in shared.items()} == {
@@ -60,7 +60,7 @@ def test_data_ranks_share_a_step_and_its_dropout_keys(dp):
     assert {batch.loss_scale for batch in shared.values()} == {8 / 40}
 
 
-def test_no_two_micro_batches_of_a_run_share_a_dropout_key():
+def test_micro_batches_have_distinct_dropout_keys():
     keys = [
         batch.dropout_key
         for seed, step in ((1, 2), (1, 3), (2, 2))
@@ -103,7 +103,7 @@ def engine_settings(made) -> dict:
 
 
 @pytest.mark.ranks
-def test_the_engine_gets_the_settings_of_the_run():
+def test_build_gives_the_engine_the_settings_of_the_run():
     made = config(
         seed=5,
         data={
@@ -156,5 +156,5 @@ def dtypes() -> list[str]:
 
 
 @pytest.mark.ranks
-def test_bf16_gradients_are_added_up_in_fp32():
+def test_build_accumulates_bf16_gradients_in_fp32():
     assert run_ranks(1, dtypes)[0] == ["torch.bfloat16", "torch.float32"]

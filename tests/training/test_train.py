@@ -27,7 +27,7 @@ from tests.training_fixtures import config, evaluations, metrics, newest, run
 pytestmark = pytest.mark.ranks
 
 
-def test_a_run_leaves_what_it_promises(tmp_path):
+def test_run_writes_metrics_evaluations_checkpoints_and_logs(tmp_path):
     made = config(parallel={"tp": 2, "pp": 2}, train={"log_every": 2})
     outcome = run(tmp_path, made)
     assert outcome["code"] == DONE
@@ -61,7 +61,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert logs == [f"rank-{rank:05d}.log" for rank in range(4)]
 
 
-def test_evaluation_does_not_depend_on_the_layout(tmp_path):
+def test_evaluation_is_equal_in_every_layout(tmp_path):
     """The same weights (no step between) score the same in one process, tp 2 x pp 2 and dp 3,
     which leaves two of the last three micro-batches past the end."""
     made = {"train": {"steps": 1, "global_batch_size": 12}, "optim": {"lr": 0.0}}
@@ -77,7 +77,7 @@ def test_evaluation_does_not_depend_on_the_layout(tmp_path):
     assert losses[2] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_the_logged_loss_is_the_mean_over_the_masked_tokens_of_its_step(tmp_path, monkeypatch):
+def test_metrics_loss_is_the_mean_over_the_masked_tokens_of_a_step(tmp_path, monkeypatch):
     """Sums of the languages' figures, which count every token once, against the loss."""
     losses = LossTally.losses
 
@@ -102,7 +102,7 @@ def test_the_logged_loss_is_the_mean_over_the_masked_tokens_of_its_step(tmp_path
         assert row["mfu"] == pytest.approx(done / (4 * 1e9))  # of what four devices could
 
 
-def test_a_run_with_dropout_is_the_same_in_every_layout(tmp_path):
+def test_run_with_dropout_is_equal_in_every_layout(tmp_path):
     """The loop's own part in it: slices of the batch, scales, keys. Attention drops nothing,
     since its masks differ between tensor-parallel ranks."""
     made = {"train": {"steps": 3}, "model": {"attention_probs_dropout_prob": 0.0}}
@@ -119,7 +119,7 @@ def test_a_run_with_dropout_is_the_same_in_every_layout(tmp_path):
             assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
+def test_run_reports_unwritable_metrics_in_one_sentence(tmp_path, monkeypatch):
     def full(self, row):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -132,7 +132,7 @@ def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
     )
 
 
-def test_a_shard_that_goes_away_stops_all_ranks_together(tmp_path, monkeypatch):
+def test_run_stops_on_all_ranks_when_one_cannot_read(tmp_path, monkeypatch):
     """One data rank cannot read; the other, which could go on, ends with the same code."""
     real = TokenReader.gather
 
@@ -147,7 +147,7 @@ def test_a_shard_that_goes_away_stops_all_ranks_together(tmp_path, monkeypatch):
     assert "Stale file handle" in outcome["sentence"]
 
 
-def test_a_rank_that_fails_is_named(tmp_path, monkeypatch):
+def test_run_names_the_rank_that_fails(tmp_path, monkeypatch):
     """Not a mistake of the user's: the first rank to fail tells why, and its log has all of it."""
     made = config()
 
@@ -174,7 +174,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("background", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(
+def test_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(
     background, small_disk: Path, tmp_path
 ):
     """The first checkpoint fits and the second does not."""
@@ -229,7 +229,7 @@ def test_trackers_finish_with_the_code_of_the_run(code, tmp_path, monkeypatch):
     assert (tmp_path / "ended").read_text() == str(code)
 
 
-def test_a_disk_that_is_full_to_the_last_byte_has_room_for_the_outcome(small_disk: Path):
+def test_outcome_is_written_on_a_full_disk(small_disk: Path):
     make_room(small_disk)
     with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
@@ -242,7 +242,7 @@ def test_a_disk_that_is_full_to_the_last_byte_has_room_for_the_outcome(small_dis
     assert names == ["filler", "more", "outcome.json"]
 
 
-def test_wandb_keeps_one_id_over_a_resume(tmp_path, monkeypatch):
+def test_wandb_keeps_its_id_across_a_resume(tmp_path, monkeypatch):
     """Offline without a key: the run folder holds both parts under one id."""
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
@@ -259,14 +259,14 @@ def test_wandb_keeps_one_id_over_a_resume(tmp_path, monkeypatch):
     assert all(list(path.glob("*.wandb")) for path in offline)
 
 
-def test_main_is_quiet_and_returns_the_code(tmp_path):
+def test_main_leaves_the_logs_of_a_clean_run_empty(tmp_path):
     """What a rank prints goes into its log; a clean run leaves nothing in it."""
     run(tmp_path, config(parallel={"tp": 2}, train={"steps": 2}))
     for log in (tmp_path / "logs").iterdir():
         assert log.read_text() == "", log.read_text()
 
 
-def test_an_unknown_kernel_ends_a_run_in_one_sentence(tmp_path):
+def test_run_refuses_an_unknown_kernel_in_one_sentence(tmp_path):
     outcome = run(tmp_path, config(train={"attention": "windowed"}))
     assert outcome["code"] == 2
     assert outcome["sentence"] == (

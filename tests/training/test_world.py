@@ -33,7 +33,7 @@ def printed(run, rank: int) -> tuple[str, str]:
         return (run / "logs" / f"rank-{rank:05d}.log").read_text(), pipe.read()
 
 
-def test_a_rank_prints_into_its_log_and_rank_0_to_the_screen_too(tmp_path):
+def test_log_to_file_leaves_the_output_of_rank_0_on_the_screen(tmp_path):
     assert printed(tmp_path, 0) == ("error of C\n", "printed\nout of C\n")
     assert printed(tmp_path, 3) == ("printed\nout of C\nerror of C\n", "")
 
@@ -66,7 +66,7 @@ def agreements() -> list:
 
 
 @pytest.mark.ranks
-def test_ranks_agree_on_tokens_stops_and_errors():
+def test_agree_shares_tokens_stops_and_errors():
     """Tensor-parallel ranks count the same tokens; one rank's wish or error is everyone's."""
     first, *others = run_ranks(4, agreements)
     assert (first[0].normaliser, first[0].stop) == (21, True)

@@ -64,7 +64,7 @@ def failures(table: str) -> list[str]:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("table", TABLES)
-def test_every_table_of_names_is_checked_when_an_engine_is_built(table):
+def test_build_engine_checks_every_table_of_names(table):
     (found,) = run_ranks(1, failures, table)
     assert found
     assert all("has no gone_in_this_version, which parallel/engine" in each for each in found)
