@@ -47,7 +47,7 @@ TABLES = {
 
 @pytest.fixture(autouse=True)
 def _tables_as_they_were():
-    """Entries of recipes go after each test."""
+    """Entries of recipes are removed after each test."""
     before = {name: dict(table) for name, table in TABLES.items()}
     yield
     for name, table in TABLES.items():

@@ -18,7 +18,7 @@ FOREIGN = {"run_mlm.py"}  # a script of transformers
 
 @cache
 def documents() -> list[Path]:
-    """Every Markdown file of the checkout, also those that git does not know yet."""
+    """Every Markdown file of the checkout, also those that git does not track."""
     found = [ROOT.glob("*.md"), *(ROOT.glob(f"{folder}/**/*.md") for folder in TOP)]
     return sorted(chain(*found))
 

@@ -1,4 +1,4 @@
-"""What a micro-batch says of which token may attend to which."""
+"""Which tokens of a micro-batch may attend to which."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What stands in the schema: every setting has its help, and sentences come from its bounds."""
+"""Declarations of settings: each has a line of help, and messages come from its bounds."""
 
 from dataclasses import dataclass
 

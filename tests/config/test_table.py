@@ -1,4 +1,4 @@
-"""The page of settings is what the schema says."""
+"""The page of settings follows from the schema."""
 
 from launch.cli import VERBS
 from mlm.config.table import COMMANDS, markdown, shown

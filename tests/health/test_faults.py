@@ -21,7 +21,7 @@ from mlm import checkpoint
 from mlm.errors import DATA, DONE, FAILED, REQUEUE
 from mlm.health import heartbeat
 from tests.checkpoint.test_resume import exact
-from tests.launch.launch_fixtures import SMALL, prepared, small, write_corpus
+from tests.launch.launch_fixtures import SMALL, small_config, with_shards, write_corpus
 from tests.places import ROOT
 from tests.training_fixtures import evaluations, metrics
 
@@ -35,7 +35,7 @@ STALL = 8  # watchdog.seconds
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    made = prepared(small(write_corpus(folder / "text")), folder / "made")
+    made = with_shards(small_config(write_corpus(folder / "text")), folder / "made")
     return Path(str(made.data.shards))
 
 

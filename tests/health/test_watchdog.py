@@ -22,7 +22,7 @@ from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from parallel.groups import ProcessGrid
 from parallel.layout import Layout
 from parallel.recorder import Recorder
-from tests.launch.launch_fixtures import SMALL, prepared, small, write_corpus
+from tests.launch.launch_fixtures import SMALL, small_config, with_shards, write_corpus
 from tests.launch.test_stopping import dead, wait_for
 from tests.places import ROOT
 from tests.ranks import run_ranks
@@ -236,7 +236,7 @@ def test_watchdog_lets_a_suspended_job_resume(tmp_path):
 @pytest.mark.ranks
 def test_watchdog_ends_the_job_of_a_stopped_rank(tmp_path):
     """Through the command line and torchrun: the job ends by itself and leaves no process."""
-    made = prepared(small(write_corpus(tmp_path / "text")), tmp_path / "made")
+    made = with_shards(small_config(write_corpus(tmp_path / "text")), tmp_path / "made")
     given = [text for text in SMALL if not text.startswith("data.vocab_size")]
     given += [f"data.shards={made.data.shards}", "run.name=a", "parallel.dp=2"]
     given += ["train.steps=100000", "train.log_every=1", "eval.every=0", "watchdog.seconds=8"]

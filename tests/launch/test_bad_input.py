@@ -1,4 +1,4 @@
-"""What is refused before a process starts: one sentence, the exit code, nothing left behind."""
+"""What is refused before a process starts: one sentence, the exit code, no files left."""
 
 import errno
 import os
@@ -73,7 +73,7 @@ def test_train_refuses_an_unreadable_corpus(ranks, tmp_path, capfd):
 
 
 def test_check_folder_refuses_a_folder_without_permission(tmp_path):
-    """As a user other than root, who may read all of them."""
+    """Checked as a user other than root, who may read every folder."""
     (tmp_path / "closed").mkdir(mode=0)
     child = os.fork()
     if child == 0:
@@ -136,11 +136,11 @@ def test_train_refuses_a_tokenizer_other_than_that_of_the_shards(corpus, ranks, 
     for number in (200, 150):
         assert train(f"data.corpus={corpus}", f"data.vocab_size={number}", "run.name=a") == 0
         Path("runs/a").rename(f"{number}")
-    made, other = (
+    first, other = (
         yaml.safe_load(Path(name, "config.yaml").read_text())["data"] for name in ("200", "150")
     )
     capfd.readouterr()
-    given = [f"data.shards={made['shards']}", f"data.tokenizer={other['tokenizer']}"]
+    given = [f"data.shards={first['shards']}", f"data.tokenizer={other['tokenizer']}"]
     assert train(*given, "run.name=b") == 76
     err = capfd.readouterr().err
     assert other["tokenizer"] in err

@@ -1,4 +1,4 @@
-"""The command line itself: verbs, help, completion, and a working folder that would shadow us."""
+"""The command line: verbs, help, completion, and folders that would shadow our packages."""
 
 import os
 import subprocess
@@ -199,12 +199,12 @@ def test_cli_writes_tokenizer_and_shards_and_overwrites_nothing(
     printed = capsys.readouterr().out
     assert "A tokenizer of 100 ids is in tok" in printed
     assert "Shards of 2 languages are in shards" in printed
-    made = {path.name for path in (tmp_path / "shards").iterdir()}
-    assert {"index.json", "en-000000.tar", "de.heldout-000000.tar", "tokenizer"} <= made
-    again = (tmp_path / "shards" / "index.json").stat().st_mtime_ns
+    names = {path.name for path in (tmp_path / "shards").iterdir()}
+    assert {"index.json", "en-000000.tar", "de.heldout-000000.tar", "tokenizer"} <= names
+    written_at = (tmp_path / "shards" / "index.json").stat().st_mtime_ns
     assert main(shards) == 2
     assert "shards exists" in capsys.readouterr().err
-    assert (tmp_path / "shards" / "index.json").stat().st_mtime_ns == again
+    assert (tmp_path / "shards" / "index.json").stat().st_mtime_ns == written_at
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards", "text", "tok"]
 
 

@@ -103,8 +103,8 @@ def test_conf_files_hold_only_shapes_and_other_values_than_defaults():
     for path in (CONF / "model").glob("*.yaml"):
         for section, values in yaml.safe_load(path.read_text()).items():
             for name, value in values.items():
-                same = plain[section][name] == (float(value) if name == "lr" else value)
-                assert name in shape or not same, f"{path.name}: {section}.{name}"
+                is_default = plain[section][name] == (float(value) if name == "lr" else value)
+                assert name in shape or not is_default, f"{path.name}: {section}.{name}"
 
 
 @pytest.mark.parametrize("name", ["data.shards", "data.corpus", "data.tokenizer", "run.name"])

@@ -59,7 +59,7 @@ def test_run_name_is_the_model_and_the_time_by_default(corpus, ranks):
 
 
 def test_run_name_is_unique_by_default(tmp_path, monkeypatch):
-    """Two that start in the same second are two runs."""
+    """Also if several runs start in the same second."""
     monkeypatch.setattr(run_folder, "datetime", SimpleNamespace(now=lambda: datetime(2026, 1, 2)))
     names = []
     for _ in range(3):
@@ -72,10 +72,10 @@ def test_run_name_is_unique_by_default(tmp_path, monkeypatch):
 @pytest.mark.parametrize("code", [1, 2, 75, 76, 77])
 def test_local_launcher_exits_with_the_code_of_the_outcome(code, corpus, ranks, monkeypatch, capfd):
     monkeypatch.setenv("CODE", str(code))
-    monkeypatch.setenv("EXIT", "1")  # torchrun knows no other
+    monkeypatch.setenv("EXIT", "1")  # torchrun has no other
     monkeypatch.setenv("SENTENCE", "it ended")
     assert train(f"data.corpus={corpus}", "run.name=a") == code
-    logs = "" if code == 75 else " (logs: runs/a/logs)"  # a stop as asked is nothing to look up
+    logs = "" if code == 75 else " (logs: runs/a/logs)"  # a requested stop needs no logs
     assert capfd.readouterr().err == f"mlm: it ended{logs}\n"
 
 
@@ -145,7 +145,7 @@ def test_resume_accepts_the_same_run_and_refuses_another(corpus, ranks, capfd):
     written = yaml.safe_load((ranks / "runs" / "a" / "config.yaml").read_text())
     assert (written["train"]["steps"], written["parallel"]["pp"]) == (7, 2)
     capfd.readouterr()
-    for setting, now in {
+    for setting, difference in {
         "seed=2": "seed=1, not 2",
         "optim.lr=9": "optim.lr=0.004, not 9.0",
         "optim.betas=[0.5,0.6]": "optim.betas=[0.9, 0.98], not [0.5, 0.6]",
@@ -157,9 +157,8 @@ def test_resume_accepts_the_same_run_and_refuses_another(corpus, ranks, capfd):
         "data.max_epochs=50": "data.max_epochs=None, not 50.0",
     }.items():
         assert train(*given, setting) == 2
-        assert f"runs/a holds a run with {now}; give another run.name, or run.fresh=true" in (
-            capfd.readouterr().err
-        )
+        err = capfd.readouterr().err
+        assert f"runs/a holds a run with {difference}; give another run.name, or run.fr" in err
     assert (ranks / "runs" / "a" / "metrics.jsonl").read_text() == "kept\n"
 
 
@@ -179,7 +178,7 @@ def test_resume_assumes_the_default_of_a_setting_that_is_not_recorded(corpus, ra
 
 
 def test_resume_refuses_another_vocabulary_size(corpus, ranks, capfd):
-    """Left open, it would be 256 now."""
+    """By default it would be 256."""
     given = [f"data.corpus={corpus}", "run.name=a"]
     assert train(*given, "model.vocab_size=384") == 0
     capfd.readouterr()
@@ -233,9 +232,9 @@ def test_train_refuses_a_folder_in_use(corpus, ranks, capfd):
 
 def test_sweep_makes_a_run_of_each_point(corpus, ranks, capfd):
     assert train("-m", f"data.corpus={corpus}", "run.name=s", "seed=1,2") == 0
-    made = sorted(path.relative_to(ranks) for path in ranks.rglob("config.yaml"))
-    assert made == [Path("runs/s/000/config.yaml"), Path("runs/s/001/config.yaml")]
-    seeds = [yaml.safe_load((ranks / path).read_text())["seed"] for path in made]
+    configs = sorted(path.relative_to(ranks) for path in ranks.rglob("config.yaml"))
+    assert configs == [Path("runs/s/000/config.yaml"), Path("runs/s/001/config.yaml")]
+    seeds = [yaml.safe_load((ranks / path).read_text())["seed"] for path in configs]
     assert seeds == [1, 2]
     assert sorted(path.name for path in (ranks / "runs" / "s").iterdir()) == ["000", "001"]
     assert len(list((ranks / "runs" / "prepared").iterdir())) == 1

@@ -1,4 +1,4 @@
-"""The launcher's signals: ranks that are asked to save, that are killed, that lose their parent."""
+"""The launcher's signals: ranks that are asked to save, are killed, or lose their parent."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 from launch.launchers import local
 from tests.places import ROOT
 
-# Ranks that work until they are asked to stop; argument 2 is what they do then.
+# Ranks that work until they are asked to stop; argument 2: what they do then.
 WORKING = """
 import json, pathlib, subprocess, sys, time
 folder = pathlib.Path(sys.argv[1])
@@ -130,8 +130,8 @@ def test_local_launcher_kills_a_stopped_rank_after_the_run_has_failed(tmp_path):
 
 
 def test_local_launcher_keeps_a_stopped_rank_while_the_run_continues(tmp_path):
-    """Whoever has stopped it may continue it."""
-    process = launched(tmp_path, "goes on", STOPPED)
+    """Whoever stopped it may continue it."""
+    process = launched(tmp_path, "continues", STOPPED)
     inner = int((tmp_path / "working").read_text())
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=4 * local.SECONDS_BETWEEN_CHECKS)

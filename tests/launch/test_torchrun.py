@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from launch.cli import main
-from tests.launch.launch_fixtures import SMALL, prepared, small, write_corpus
+from tests.launch.launch_fixtures import SMALL, small_config, with_shards, write_corpus
 from tests.places import ROOT
 
 
@@ -69,7 +69,7 @@ def test_torchrun_refuses_a_sweep(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.ranks
 def test_torchrun_trains_what_rank_0_composed(corpus, tmp_path):
-    made = prepared(small(corpus), tmp_path / "made")
+    made = with_shards(small_config(corpus), tmp_path / "made")
     steps = ["train.steps=2", "train.global_batch_size=8", "eval.every=0", "checkpoint.every=0"]
     done = torchrun(
         tmp_path, f"data.shards={made.data.shards}", "run.name=a", "parallel.tp=2", *steps

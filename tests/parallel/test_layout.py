@@ -1,4 +1,4 @@
-"""Layouts: the rank order, and what cannot work together."""
+"""Layouts: the rank order, and what they refuse."""
 
 import pytest
 from hypothesis import given
@@ -18,7 +18,7 @@ def test_layout_maps_ranks_to_coordinates_one_to_one(tp, pp, dp):
 
 
 def test_layout_orders_ranks_as_deepspeed_does():
-    """Groups are made from our coordinates and used beside DeepSpeed's own."""
+    """Groups are made from our coordinates and used together with DeepSpeed's own."""
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
     layout = Layout(tp=2, pp=3, dp=2)

@@ -20,7 +20,7 @@ def test_key_is_fixed_and_distinguishes_its_parts():
 def test_normal_depends_on_seed_and_name_alone():
     first, again, other, seed = (torch.empty(64, 32) for _ in range(4))
     normal_(first, 0.02, 1, "a")
-    torch.randn(5)  # the global generator has no part in it
+    torch.randn(5)  # the global generator is not used
     normal_(again, 0.02, 1, "a")
     normal_(other, 0.02, 1, "b")
     normal_(seed, 0.02, 2, "a")

@@ -44,7 +44,7 @@ def _all_kinds():
         work.wait()
         dist.barrier()
         calls = recorder.calls
-    dist.all_reduce(x)  # is not recorded any more
+    dist.all_reduce(x)  # is no longer recorded
     assert recorder.calls == calls
     rows = [(call.name, call.size, call.peer, call.group is not None) for call in recorder.last()]
     assert all(call.ended is not None for call in recorder.last())
@@ -82,32 +82,32 @@ def test_recording_restores_every_function():
 
 
 def _waiting(folder):
-    """Rank 1 comes 0.3 s after rank 0 was seen to wait; the same through an async collective."""
+    """Rank 1 arrives 0.3 s after rank 0 began to wait; then again with an async collective."""
     found = []
     with recording(CPU) as recorder:
         for async_op in (False, True):
             dist.barrier()
             before = recorder.seconds()
-            seen = folder / ("wait" if async_op else "all_reduce")
+            file = folder / ("wait" if async_op else "all_reduce")
             if dist.get_rank() == 1:
-                while not seen.exists():
+                while not file.exists():
                     time.sleep(0.01)
                 time.sleep(0.3)
             else:
-                Thread(target=_see, args=(recorder, seen)).start()
+                Thread(target=_write_call, args=(recorder, file)).start()
             work = dist.all_reduce(torch.ones(1), async_op=async_op)
             if async_op:
                 assert work is not None
                 work.wait()
-            found.append((recorder.seconds() - before, seen.read_text()))
+            found.append((recorder.seconds() - before, file.read_text()))
     return found
 
 
-def _see(recorder, seen):
-    """Writes what the main thread is in as soon as it is the call that the file is named after."""
-    while (call := recorder.current()) is None or call.name != seen.name:
+def _write_call(recorder, file):
+    """Writes the main thread's current call once it is the one that the file is named after."""
+    while (call := recorder.current()) is None or call.name != file.name:
         time.sleep(0.001)
-    seen.write_text(call.name)
+    file.write_text(call.name)
 
 
 @pytest.mark.ranks
@@ -187,7 +187,7 @@ def test_recorder_does_not_count_calls_of_other_threads():
 
 
 class FakeDevice:
-    """A device's stream whose clock the test moves: marks that lie before `done` are over."""
+    """A stream whose clock the test moves: events recorded before `done` have completed."""
 
     def __init__(self) -> None:
         self.queued, self.done = 0.0, 0.0
@@ -201,13 +201,13 @@ class FakeEvent:
         self.device = device
 
     def record(self) -> None:
-        self.at = self.device.queued
+        self.time = self.device.queued
 
     def query(self) -> bool:
-        return self.at <= self.device.done
+        return self.time <= self.device.done
 
     def elapsed_time(self, later: "FakeEvent") -> float:
-        return 1000 * (later.at - self.at)
+        return 1000 * (later.time - self.time)
 
 
 @pytest.fixture
@@ -227,7 +227,7 @@ def test_recorder_measures_time_on_the_stream_of_a_device(device):
     for _ in range(2):
         queue(1.0)
         recorder.wrapped("all_reduce", queue)(2.0)
-    assert recorder.current() is None  # it computes
+    assert recorder.current() is None  # it is computing
     device.done = 1.5
     assert name_of(recorder.current()) == "all_reduce"
     assert recorder.seconds() == 0.0

@@ -1,4 +1,4 @@
-"""Replicas that drift: a flipped bit is found, with its tensor, its axes and its ranks."""
+"""Replicas that drift: a flipped bit is found and reported with its tensor, axes and ranks."""
 
 from dataclasses import replace
 from typing import Any
@@ -60,8 +60,8 @@ def test_fingerprint_changes_with_any_flipped_bit(dtype, count, seed, data):
 
 
 def test_fingerprint_weights_are_odd_and_differ_in_their_last_33_bits():
-    """A change of one word or a swap of two is a multiple of a weight or of a difference of two:
-    not one of 2**64 where the weights are odd and differ in their last 33 bits, words having 32."""
+    """So a changed word, or two swapped ones, always change the sum modulo 2**64: they add a
+    multiple, by less than 2**32, of a weight or of the difference of two weights."""
     weights = _weights(torch.device("cpu"))
     assert len(weights) == CHUNK
     assert (weights & 1).all()
@@ -90,7 +90,7 @@ def test_fingerprint_covers_chunks_and_the_remainder(dtype):
 
 
 def test_fingerprint_sees_signs_and_regular_changes():
-    """What sums with plainer weights would not see: signs, and second and third differences."""
+    """Sums with simpler weights would miss changed signs, and second and third differences."""
     ones = torch.ones(64)
     found = {fingerprint(ones).item()}
     for places in ([3, 4], [3, 5], [3, 35], range(64)):
@@ -107,7 +107,7 @@ def test_fingerprint_sees_signs_and_regular_changes():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_fingerprint_depends_on_values_and_not_on_memory_layout(dtype):
     tensor = random_bits(dtype, 32, 2)
-    inside = torch.cat([tensor[:1], tensor])[1:]  # not aligned to what is larger than an element
+    inside = torch.cat([tensor[:1], tensor])[1:]  # aligned to no more than an element
     assert fingerprint(inside).item() == fingerprint(tensor).item()
     turned = tensor.view(4, 8).t()
     assert fingerprint(turned).item() == fingerprint(turned.contiguous()).item()
@@ -122,19 +122,19 @@ def test_fingerprint_is_the_same_on_every_machine():
 
 
 def all_agree(layout: Layout, axes: dict[str, tuple[str, ...]]) -> list[list[Copy]]:
-    """What the ranks hold: tensors equal along `axes`, on every stage, or on the outer ones where
-    stages share it. Fingerprints tell apart what need not be equal."""
-    found = []
+    """The tensors of each rank: equal along their axes, on every stage, or on the first and last
+    where stages share one. Tensors that may differ have different fingerprints."""
+    ranks = []
     for rank in range(layout.world_size):
         t, p, d = layout.coordinates(rank)
-        own = []
+        copies = []
         for name, along in axes.items():
-            place = [at for axis, at in (("tensor", t), ("data", d)) if axis not in along]
+            place = [index for axis, index in (("tensor", t), ("data", d)) if axis not in along]
             if "pipeline" not in along or p in (0, layout.pp - 1):
-                at = [] if "pipeline" in along else [p]
-                own.append(Copy(name, along, hash((name, *place, *at)) % 2**60))
-        found.append(own)
-    return found
+                stage = [] if "pipeline" in along else [p]
+                copies.append(Copy(name, along, hash((name, *place, *stage)) % 2**60))
+        ranks.append(copies)
+    return ranks
 
 
 LAYOUTS = st.builds(Layout, *[st.integers(1, 3)] * 3)
@@ -155,19 +155,19 @@ def test_first_difference_names_the_tensor_and_its_ranks(layout, data):
     rank = data.draw(st.integers(0, layout.world_size - 1))
     number = data.draw(st.integers(0, len(ranks[rank]) - 1))
     copy = ranks[rank][number]
-    alike = [other for other in range(layout.world_size) if copy in ranks[other]]
-    for later in range(number, len(ranks[rank])):  # what comes after it is not named
+    holders = [other for other in range(layout.world_size) if copy in ranks[other]]
+    for later in range(number, len(ranks[rank])):  # only the first is named
         ranks[rank][later] = replace(ranks[rank][later], fingerprint=-1)
     found = first_difference(layout, ranks, hosts)
-    if len(alike) == 1:
+    if len(holders) == 1:
         assert found is None or found.name != copy.name
-    elif len(alike) == 2:
+    elif len(holders) == 2:
         assert found is not None
-        assert (found.name, found.ranks, found.others) == (copy.name, tuple(alike), ())
+        assert (found.name, found.ranks, found.others) == (copy.name, tuple(holders), ())
     else:
         assert found is not None
         assert (found.name, found.ranks, found.hosts) == (copy.name, (rank,), (hosts[rank],))
-        assert found.others == tuple(other for other in alike if other != rank)
+        assert found.others == tuple(other for other in holders if other != rank)
 
 
 def test_first_difference_is_the_first_of_the_model_on_any_rank():
@@ -189,7 +189,7 @@ def engine_of(degrees: tuple[int, int, int, int]) -> Engine:
 
 
 def after_flips(degrees: tuple[int, int, int, int], flips: list[tuple[int, str]]) -> list:
-    """What a check says while one bit of one weight is another on one rank."""
+    """What a check finds while one bit of one weight is flipped on one rank."""
     engine = engine_of(degrees)
     found = []
     for rank, name in flips:
@@ -234,14 +234,14 @@ def after_flips(degrees: tuple[int, int, int, int], flips: list[tuple[int, str]]
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
 def test_check_replicas_traces_a_flipped_bit_of_a_weight(degrees, flips):
-    """None: of that tensor no other rank holds the same."""
+    """None: no other rank has a copy of that tensor."""
     expected = [row and (name, *row) for (_, name), row in flips.items()]
     results = run_ranks(degrees[0] * degrees[1] * degrees[2], after_flips, degrees, list(flips))
     assert results == [expected] * len(results)
 
 
 def with_a_drifting_master() -> list:
-    """Of two tensor-parallel ranks, one adds to its fp32 master of a norm and trains on."""
+    """One of two tensor-parallel ranks changes its fp32 master of a norm, and both train on."""
     engine = engine_of((2, 1, 1, 1))
     slip = 1e-3 * engine.grid.tp_rank
 
@@ -262,7 +262,7 @@ def test_check_replicas_finds_a_drift_of_the_optimizer():
 
 
 def with_filled_padding() -> list:
-    """ZeRO-3 over three ranks, which divides no power of two: what pads a part is no one's."""
+    """Fills the padding of partitions, which ZeRO-3 over three ranks gives most tensors."""
     engine = engine_of((2, 1, 3, 3))
     padded = 0
     for _, parameter in engine.named_parameters():
@@ -298,7 +298,7 @@ def fed_with(degrees: tuple[int, int, int], odd: int) -> Difference | None:
         ((2, 1, 2), ("mask", ("tensor",), (2, 3), ())),
         ((2, 2, 1), ("mask", ("tensor", "pipeline"), (3,), (0, 1, 2))),
         ((1, 2, 2), ("mask", ("pipeline",), (1, 3), ())),
-        ((1, 1, 4), None),  # data ranks are fed with batches of their own
+        ((1, 1, 4), None),  # each data rank has its own batches
     ],
 )
 def test_check_batches_traces_a_differing_batch(degrees, expected):

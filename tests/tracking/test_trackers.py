@@ -51,7 +51,7 @@ def lines(tmp_path, monkeypatch) -> Path:
     (tmp_path / "my_tracker.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_tracker", raising=False)
-    monkeypatch.setitem(TRACKERS, "lines", TRACKERS["wandb"])  # so that the entry goes afterwards
+    monkeypatch.setitem(TRACKERS, "lines", TRACKERS["wandb"])  # removes the entry afterwards
     import_plugins(["my_tracker"])
     return tmp_path / "lines.jsonl"
 

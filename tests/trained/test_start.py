@@ -1,4 +1,4 @@
-"""What a run takes of the model that it begins with, before any rank starts."""
+"""What a run takes from the model that it starts with, before any rank starts."""
 
 import shutil
 from pathlib import Path
@@ -83,7 +83,7 @@ def test_start_takes_shape_and_tokenizer_from_the_weights(ranks, capfd):
     assert made["data"]["tokenizer"] == str(source)
     copied = sorted(path.name for path in Path(made["data"]["shards"], "tokenizer").iterdir())
     assert copied == [MODEL_FILE]
-    # Shards that were written with this tokenizer do, too; a run is called after what was chosen.
+    # Shards written with this tokenizer are accepted, too; the run is named without a model.
     shards = ["train", *SMALL, f"data.shards={shards_folder()}", f"weights={source}"]
     assert main([*shards, "run.dir=others"]) == 0
     assert [path.name[:4] for path in (ranks / "others").iterdir()] == ["run-"]
@@ -99,7 +99,7 @@ def test_start_needs_only_a_tokenizer_json(ranks, capfd):
     assert made["data"]["tokenizer"] == str(source)
     inside = Tokenizer.load(Path(made["data"]["shards"], "tokenizer"))
     assert inside.same_ids(tokenizer())
-    # Made of a tokenizer.json or not, it is one tokenizer.
+    # With or without a tokenizer.json, it is the same tokenizer.
     given = f"data.tokenizer={tokenizer().model_path.parent}"
     assert main([*arguments[:-1], f"data.corpus={corpus()}", given, "run.name=b"]) == 0
     capfd.readouterr()
@@ -147,8 +147,8 @@ def test_start_refuses_another_tokenizer(ranks, tmp_path, capfd):
     (source / MODEL_FILE).unlink()
     assert main([*base, f"data.corpus={corpus()}"]) == CONFIG
     assert "has no tokenizer; add data.tokenizer=DIR, the one that the" in capfd.readouterr().err
-    own = f"data.tokenizer={tokenizer().model_path.parent}"
-    assert main([*base, f"data.corpus={corpus()}", own, "run.name=given"]) == 0
+    given = f"data.tokenizer={tokenizer().model_path.parent}"
+    assert main([*base, f"data.corpus={corpus()}", given, "run.name=given"]) == 0
     assert list(ranks.iterdir()) == [ranks / "runs"]
 
 
@@ -160,9 +160,9 @@ def test_run_keeps_the_checkpoint_that_it_started_with(ranks, tmp_path, capfd):
     assert settings_of(ranks / "runs" / "a")["weights"] == str(step)
     later = step.with_name("step-00000009")
     shutil.copytree(step, later)
-    assert main([*base, f"weights={source}"]) == CONFIG  # nothing is saved yet, so it would matter
+    assert main([*base, f"weights={source}"]) == CONFIG  # nothing is saved yet
     assert f"holds a run with weights={step}, not {later}" in capfd.readouterr().err
-    # With a checkpoint of its own it goes on without a look at what it began with.
+    # With a checkpoint of its own it resumes without the weights that it started with.
     shutil.copytree(step, ranks / "runs" / "a" / "checkpoints" / "step-00000001")
     shutil.rmtree(source)
     assert main([*base, f"weights={source}"]) == 0

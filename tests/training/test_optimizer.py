@@ -20,7 +20,7 @@ def test_adamw_decays_matrices_but_not_biases_and_norms():
 
 
 def test_adamw_unfused_step_is_independent_of_the_offset():
-    """Tied weights have other places in each stage's part, and stay equal."""
+    """Tied weights lie at different offsets in each stage's partition, and stay equal."""
     generator = torch.Generator().manual_seed(1)
     values, *gradients = torch.randn(4, 100, generator=generator)
     found = []

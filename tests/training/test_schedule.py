@@ -1,4 +1,4 @@
-"""Learning-rate schedules: those of the table, and one from outside."""
+"""Learning-rate schedules: those of the table, and one from a plugin."""
 
 import sys
 
@@ -85,7 +85,7 @@ def test_schedule_from_a_plugin_is_chosen_by_name(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "my_schedule", None)
     monkeypatch.delitem(sys.modules, "my_schedule")
     name = "inverse_square_root"
-    monkeypatch.setitem(SCHEDULES, name, SCHEDULES["wsd"])  # so that the entry goes afterwards
+    monkeypatch.setitem(SCHEDULES, name, SCHEDULES["wsd"])  # removes the entry afterwards
     import_plugins(["my_schedule"])
     schedule = ScheduleConfig(kind=name, warmup_steps=100)
     assert learning_rate(49, 1000, 1e-3, schedule) == pytest.approx(5e-4)

@@ -62,8 +62,8 @@ def test_run_writes_metrics_evaluations_checkpoints_and_logs(tmp_path):
 
 
 def test_evaluation_is_equal_in_every_layout(tmp_path):
-    """The same weights (no step between) score the same in one process, tp 2 x pp 2 and dp 3,
-    which leaves two of the last three micro-batches past the end."""
+    """The same weights (the learning rate is 0) score the same in one process, tp 2 x pp 2 and
+    dp 3, where two of the last three micro-batches are past the end."""
     made = {"train": {"steps": 1, "global_batch_size": 12}, "optim": {"lr": 0.0}}
     losses = []
     counts = []
@@ -78,17 +78,17 @@ def test_evaluation_is_equal_in_every_layout(tmp_path):
 
 
 def test_metrics_loss_is_the_mean_over_the_masked_tokens_of_a_step(tmp_path, monkeypatch):
-    """Sums of the languages' figures, which count every token once, against the loss."""
+    """The sums of the figures by language, which count every token once, give the loss."""
     losses = LossTally.losses
 
-    def kept(self, engine):
+    def recording(self, engine):
         found = losses(self, engine)
         if os.environ["RANK"] == "0":
             with (tmp_path / "sums.jsonl").open("a") as file:
                 file.write(json.dumps([sum(found.sums), sum(found.counts)]) + "\n")
         return found
 
-    monkeypatch.setattr(LossTally, "losses", kept)
+    monkeypatch.setattr(LossTally, "losses", recording)
     monkeypatch.setattr(mlm.training.loop, "peak_flops", lambda device: 1e9)
     made = config(parallel={"tp": 2, "dp": 2}, train={"steps": 3})
     run(tmp_path, made)
@@ -99,12 +99,12 @@ def test_metrics_loss_is_the_mean_over_the_masked_tokens_of_a_step(tmp_path, mon
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(means, rel=1e-6)
     for row in metrics(tmp_path):
         done = training_flops_per_token(made.model, 32, 5) * row["tokens_per_second"]
-        assert row["mfu"] == pytest.approx(done / (4 * 1e9))  # of what four devices could
+        assert row["mfu"] == pytest.approx(done / (4 * 1e9))  # of the peak of four devices
 
 
 def test_run_with_dropout_is_equal_in_every_layout(tmp_path):
-    """The loop's own part in it: slices of the batch, scales, keys. Attention drops nothing,
-    since its masks differ between tensor-parallel ranks."""
+    """What the loop does: slices of the batch, scales, keys. Attention has no dropout, since its
+    masks differ between tensor-parallel ranks."""
     made = {"train": {"steps": 3}, "model": {"attention_probs_dropout_prob": 0.0}}
     found = []
     for number, parallel in enumerate(({}, {"dp": 2}, {"tp": 2, "pp": 2})):
@@ -133,7 +133,7 @@ def test_run_reports_unwritable_metrics_in_one_sentence(tmp_path, monkeypatch):
 
 
 def test_run_stops_on_all_ranks_when_one_cannot_read(tmp_path, monkeypatch):
-    """One data rank cannot read; the other, which could go on, ends with the same code."""
+    """One data rank cannot read; the other, which could continue, ends with the same code."""
     real = TokenReader.gather
 
     def failing(self, split, *arguments, **named):
@@ -148,7 +148,7 @@ def test_run_stops_on_all_ranks_when_one_cannot_read(tmp_path, monkeypatch):
 
 
 def test_run_names_the_rank_that_fails(tmp_path, monkeypatch):
-    """Not a mistake of the user's: the first rank to fail tells why, and its log has all of it."""
+    """An internal error: the outcome names the first rank to fail, its log has the traceback."""
     made = config()
 
     def broken(self, batches, lr):
@@ -186,11 +186,11 @@ def test_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(
     assert run(tmp_path / "whole", made)["code"] == DONE
     folder = small_disk / "run"
     folder.mkdir()
-    probe = small_disk / "filler"
-    probe.write_bytes(b"")
+    filler = small_disk / "filler"
+    filler.write_bytes(b"")
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
     state = 12 * made.model.parameters()  # weights and two moments in fp32
-    probe.write_bytes(bytes(free - int(1.6 * state)))
+    filler.write_bytes(bytes(free - int(1.6 * state)))
     outcome = run(folder, made)
     assert outcome["code"] == CONFIG
     assert "could not be written" in outcome["sentence"]
@@ -199,7 +199,7 @@ def test_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(
     assert [checkpoint.read_manifest(path).step for path in kept] == [2]
     checkpoint.verify(kept[0])
     assert not list((folder / "checkpoints").glob("*.partial"))
-    probe.write_bytes(b"")
+    filler.write_bytes(b"")
     assert run(folder, made)["code"] == DONE
     assert exact(folder) == exact(tmp_path / "whole")
 
@@ -260,7 +260,7 @@ def test_wandb_keeps_its_id_across_a_resume(tmp_path, monkeypatch):
 
 
 def test_main_leaves_the_logs_of_a_clean_run_empty(tmp_path):
-    """What a rank prints goes into its log; a clean run leaves nothing in it."""
+    """What a rank prints goes into its log, and a clean run prints nothing."""
     run(tmp_path, config(parallel={"tp": 2}, train={"steps": 2}))
     for log in (tmp_path / "logs").iterdir():
         assert log.read_text() == "", log.read_text()

@@ -108,7 +108,7 @@ def embedding(ids: torch.Tensor, padding: int | None) -> tuple[torch.Tensor, tor
 
 @pytest.mark.parametrize("padding", [None, 1])
 def test_vocab_parallel_embedding_trains_every_row_but_the_padding(padding):
-    """Ids 1, 5, 9, 13 are local row 1 on each rank: where a local padding row would starve."""
+    """Ids 1, 5, 9 and 13 are local row 1 of each rank; as padding it would get no gradient."""
     ids = torch.tensor([[0, 1, 5, 9], [13, 15, 1, 4]])
     results = run_ranks(TP, embedding, ids, padding)
     table = torch.empty(16, 6)
@@ -146,10 +146,10 @@ def test_collectives_are_correct_forward_and_backward():
     ones = torch.ones(2, TP)
     ranks = torch.arange(TP, dtype=torch.float32)
     for rank, found in enumerate(results):
-        own, grad = (rank + 1.0) * ones, (rank + 10.0) * ones
-        assert_pair(found["copy"], own, (ranks + 10).sum() * ones)
+        x, grad = (rank + 1.0) * ones, (rank + 10.0) * ones
+        assert_pair(found["copy"], x, (ranks + 10).sum() * ones)
         assert_pair(found["reduce"], (ranks + 1).sum() * ones, grad)
-        assert_pair(found["scatter"], own[:, :1], (ranks + 10).expand(2, TP))
+        assert_pair(found["scatter"], x[:, :1], (ranks + 10).expand(2, TP))
         assert_pair(found["gather"], (ranks + 1).repeat_interleave(TP).expand(2, TP * TP), grad)
 
 
@@ -176,7 +176,7 @@ def initial_slices() -> list[torch.Tensor]:
 
 def test_initial_weights_are_slices_of_the_same_tensor():
     results = run_ranks(TP, initial_slices)
-    joined = torch.cat([own for own, _ in results], dim=1)
+    joined = torch.cat([part for part, _ in results], dim=1)
     assert torch.equal(joined, results[0][1])
     assert joined.std() == pytest.approx(0.5, rel=0.2)
 

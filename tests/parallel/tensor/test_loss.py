@@ -25,10 +25,10 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
 
 def reference(scale: float, targets: torch.Tensor | None = None) -> list[torch.Tensor]:
     """Losses and the gradients of hidden, weight and bias, in float64, from whole logits."""
-    hidden, weight, bias, own = inputs()
+    hidden, weight, bias, default_targets = inputs()
     leaves = [t.double().requires_grad_() for t in (hidden, weight, bias)]
     logits = F.linear(*leaves)
-    targets = own if targets is None else targets
+    targets = default_targets if targets is None else targets
     losses = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
     grads = torch.autograd.grad(losses.sum() * scale, leaves)
     return [losses.detach(), *grads]
@@ -134,7 +134,7 @@ def test_linear_cross_entropy_of_extreme_logits_is_finite():
 
 
 def test_linear_cross_entropy_keeps_small_gradients_in_bf16():
-    """At the target, softmax minus one is what is left of 1: bf16 must not round the softmax."""
+    """At the target the gradient is softmax - 1, which would vanish if bf16 rounded the softmax."""
     weight = torch.eye(4, dtype=torch.bfloat16)
     hidden = (torch.eye(4)[:1] * 9.0).bfloat16().requires_grad_()
     total, _ = linear_cross_entropy(
