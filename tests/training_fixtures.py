@@ -55,12 +55,12 @@ def config(**sections: Any) -> TrainConfig:
     return load(TrainConfig, settings)
 
 
-def run(folder: Path, made: TrainConfig) -> dict:
+def run(folder: Path, settings: TrainConfig) -> dict:
     """Trains in `folder` as a launcher does; the outcome, on which all ranks agree."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "outcome.json").unlink(missing_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(made)))
-    degrees = made.parallel
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(settings)))
+    degrees = settings.parallel
     world = degrees.tp * degrees.pp * int(degrees.dp)
     codes = run_ranks(world, rank.main, str(folder / "config.yaml"))
     outcome = json.loads((folder / "outcome.json").read_text())

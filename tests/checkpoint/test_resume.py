@@ -91,10 +91,10 @@ def test_stop_request_saves_and_requests_a_restart(tmp_path, monkeypatch):
 
 
 def test_resume_of_a_finished_run_only_evaluates(tmp_path, capfd):
-    made = config()
-    first = run(tmp_path, made)
+    settings = config()
+    first = run(tmp_path, settings)
     before = (tmp_path / "metrics.jsonl").read_text()
-    again = run(tmp_path, made)
+    again = run(tmp_path, settings)
     assert (again["code"], again["eval_loss"]) == (DONE, first["eval_loss"])
     assert (tmp_path / "metrics.jsonl").read_text() == before
     assert "All 6 steps are done" in capfd.readouterr().out
@@ -140,14 +140,14 @@ def cut(victim: Path) -> None:
     ],
 )
 def test_resume_skips_a_damaged_checkpoint(damage, tmp_path, capfd):
-    made = config(parallel={"tp": 2})
-    run(tmp_path, made)
+    settings = config(parallel={"tp": 2})
+    run(tmp_path, settings)
     before = exact(tmp_path)
     newest = newest_checkpoint(tmp_path)
     victim = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
     damage(victim)
     capfd.readouterr()
-    assert run(tmp_path, made)["code"] == DONE
+    assert run(tmp_path, settings)["code"] == DONE
     state = "missing, and" if damage is Path.unlink else "damaged: it differs from"
     out = capfd.readouterr().out
     assert f"Skipped: {victim} is {state}" in out
@@ -158,26 +158,26 @@ def test_resume_skips_a_damaged_checkpoint(damage, tmp_path, capfd):
 
 
 def test_resume_reports_a_checkpoint_without_manifest(tmp_path, capfd):
-    made = config()
-    run(tmp_path, made)
+    settings = config()
+    run(tmp_path, settings)
     newest = newest_checkpoint(tmp_path)
     (newest / checkpoint.MANIFEST).unlink()
     capfd.readouterr()
-    assert run(tmp_path, made)["code"] == DONE
+    assert run(tmp_path, settings)["code"] == DONE
     out = capfd.readouterr().out
     assert f"Skipped: {newest / checkpoint.MANIFEST} is not the manifest" in out
     assert "Resuming at step 4" in out
     for folder in checkpoint.all_checkpoints(tmp_path):
         (folder / checkpoint.MANIFEST).unlink()
-    assert run(tmp_path, made)["code"] == DATA  # and not started over
+    assert run(tmp_path, settings)["code"] == DATA  # and not started over
 
 
 def test_resume_refuses_a_run_without_a_whole_checkpoint(tmp_path):
-    made = config()
-    run(tmp_path, made)
+    settings = config()
+    run(tmp_path, settings)
     for folder in checkpoint.all_checkpoints(tmp_path):
         flip(next(folder.glob("*.distcp")))
-    outcome = run(tmp_path, made)
+    outcome = run(tmp_path, settings)
     assert outcome["code"] == DATA
     assert f"no checkpoint of {tmp_path} is whole: " in outcome["sentence"]
     assert "start over with run.fresh=true" in outcome["sentence"]
@@ -191,11 +191,11 @@ def test_keep_every_keeps_multiples(tmp_path):
 
 
 def test_resume_refuses_other_shards(tmp_path):
-    made = config()
-    run(tmp_path, made)
+    settings = config()
+    run(tmp_path, settings)
     manifest = newest_checkpoint(tmp_path) / checkpoint.MANIFEST
     values = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(values | {"index": "0" * 64}))
-    outcome = run(tmp_path, made)
+    outcome = run(tmp_path, settings)
     assert outcome["code"] == DATA
     assert "was trained on shards of index 000000000000" in outcome["sentence"]

@@ -40,53 +40,53 @@ def config_of(name: str, dtype: str = "fp32") -> TrainConfig:
     return config(parallel=LAYOUTS[name], model=NO_DROPOUT, train={"dtype": dtype})
 
 
-def ranks_of(made: TrainConfig) -> int:
-    return made.parallel.tp * made.parallel.pp * int(made.parallel.dp)
+def ranks_of(settings: TrainConfig) -> int:
+    return settings.parallel.tp * settings.parallel.pp * int(settings.parallel.dp)
 
 
-def trained(built: TrainingRun, made: TrainConfig, steps: range) -> list[float]:
+def trained(built: TrainingRun, settings: TrainConfig, steps: range) -> list[float]:
     """Trains `steps`; their losses."""
     engine, losses = built.engine, []
     for step in steps:
         batches = built.micro_batches(step)
         masked = built.task.normaliser(batches)
         total = agree(built.grid, engine.device, batches, masked, False, None).normaliser
-        lr = learning_rate(step, made.train.steps, made.optim.lr, made.schedule)
+        lr = learning_rate(step, settings.train.steps, settings.optim.lr, settings.schedule)
         losses.append(engine.train_batch(built.scaled(batches, step, total), lr).loss)
     return losses
 
 
-def save(built: TrainingRun, made: TrainConfig, folder: Path) -> None:
-    manifest = checkpoint.Manifest(SAVED, 0, built.task.data_hash, as_dict(made))
+def save(built: TrainingRun, settings: TrainConfig, folder: Path) -> None:
+    manifest = checkpoint.Manifest(SAVED, 0, built.task.data_hash, as_dict(settings))
     checkpoint.Saver(built.engine, folder, checkpoint.Keep(1)).save(manifest)
 
 
-def train_and_save(made: TrainConfig, folder: Path) -> list[float]:
+def train_and_save(settings: TrainConfig, folder: Path) -> list[float]:
     """Trains, saves and trains on; the losses after the checkpoint."""
-    built = build(made)
-    trained(built, made, range(SAVED))
-    save(built, made, folder)
-    return trained(built, made, range(SAVED, SAVED + MORE))
+    built = build(settings)
+    trained(built, settings, range(SAVED))
+    save(built, settings, folder)
+    return trained(built, settings, range(SAVED, SAVED + MORE))
 
 
 @cache
 def source(name: str, dtype: str = "fp32") -> tuple[Path, list[float]]:
     folder = Path(_kept.name) / f"{name}-{dtype}"
-    made = config_of(name, dtype)
-    losses = run_ranks(ranks_of(made), train_and_save, made, folder)
+    settings = config_of(name, dtype)
+    losses = run_ranks(ranks_of(settings), train_and_save, settings, folder)
     assert all(rank == losses[0] for rank in losses)
     return folder, losses[0]
 
 
-def resume(made: TrainConfig, sources: list[Path], out: Path) -> list[list[float]]:
+def resume(settings: TrainConfig, sources: list[Path], out: Path) -> list[list[float]]:
     """In one engine, restores, saves and trains on each checkpoint; the losses after each."""
-    built, losses = build(made, resuming=True), []
+    built, losses = build(settings, resuming=True), []
     for folder in sources:
         found = newest_checkpoint(folder)
         assert found is not None
         checkpoint.restore(built.engine, found, SAVED)
-        save(built, made, out / folder.name)
-        losses.append(trained(built, made, range(SAVED, SAVED + MORE)))
+        save(built, settings, out / folder.name)
+        losses.append(trained(built, settings, range(SAVED, SAVED + MORE)))
     return losses
 
 
@@ -118,9 +118,9 @@ QUICK = ("2-2-1", "1-1-2-z3")
 )
 def test_resume_continues_every_checkpoint_in_every_layout(target, tmp_path):
     sources = {name: source(name) for name in LAYOUTS}
-    made = config_of(target)
+    settings = config_of(target)
     folders = [folder for folder, _ in sources.values()]
-    found = run_ranks(ranks_of(made), resume, made, folders, tmp_path)[0]
+    found = run_ranks(ranks_of(settings), resume, settings, folders, tmp_path)[0]
     for (name, (folder, expected)), losses in zip(sources.items(), found, strict=True):
         assert_same_state(tmp_path / folder.name, folder)
         assert len(losses) == MORE
@@ -138,8 +138,8 @@ def test_resume_continues_in_another_dtype(target, dtype, tmp_path):
     """The masters and moments are the same, and so is what bf16 rounds them to."""
     folder, expected = source("1-1-1")
     rounded, _ = source(target, dtype)
-    made = config_of(target, dtype)
-    losses = run_ranks(ranks_of(made), resume, made, [folder, rounded], tmp_path)[0]
+    settings = config_of(target, dtype)
+    losses = run_ranks(ranks_of(settings), resume, settings, [folder, rounded], tmp_path)[0]
     assert_same_state(tmp_path / folder.name, folder)
     assert_same_state(tmp_path / rounded.name, rounded)
     assert all(abs(a - b) <= 0.02 * b for a, b in zip(losses[0], expected, strict=True))

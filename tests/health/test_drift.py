@@ -49,27 +49,27 @@ def train_batch_with_flip(name: str, rank: int, step: int):
 def test_drift_stops_the_run_and_resume_equals_a_clean_run(
     parallel, train, name, rank, message, tmp_path, monkeypatch
 ):
-    made = config(parallel=parallel, train=train, checks={"replicas_every": 5})
-    assert run(tmp_path / "whole", made)["code"] == DONE
+    settings = config(parallel=parallel, train=train, checks={"replicas_every": 5})
+    assert run(tmp_path / "whole", settings)["code"] == DONE
     drifted = tmp_path / "drifted"
     with monkeypatch.context() as patched:
         patched.setattr(DeepSpeedEngine, "train_batch", train_batch_with_flip(name, rank, 5))
-        outcome = run(drifted, made)
+        outcome = run(drifted, settings)
     assert (outcome["code"], outcome["step"]) == (FAILED, 5)
     assert outcome["sentence"].startswith(f"step 5: {name} ")
     assert message in outcome["sentence"]
     assert outcome["sentence"].endswith("it resumes from step-00000004, whose replicas agreed")
     assert newest(drifted).name == "step-00000004"
-    assert run(drifted, made)["code"] == DONE
+    assert run(drifted, settings)["code"] == DONE
     assert exact(drifted) == exact(tmp_path / "whole")
 
 
 def test_drift_prevents_a_checkpoint_of_differing_replicas(tmp_path, monkeypatch):
     """Replicas are compared before each checkpoint, too, not only every `replicas_every` steps."""
-    made = config(parallel={"tp": 2}, checks={"replicas_every": 100})
+    settings = config(parallel={"tp": 2}, checks={"replicas_every": 100})
     with monkeypatch.context() as patched:
         patched.setattr(DeepSpeedEngine, "train_batch", train_batch_with_flip(NORM, 1, 2))
-        outcome = run(tmp_path, made)
+        outcome = run(tmp_path, settings)
     assert outcome["code"] == FAILED
     assert f"step 2: {NORM} differs between its tensor replicas" in outcome["sentence"]
     assert outcome["sentence"].endswith("from its beginning, since nothing is saved yet")
@@ -128,7 +128,7 @@ def test_drift_stops_before_the_step_of_a_differing_batch(parallel, field, tmp_p
 )
 def test_drift_raises_no_alarm_in_a_clean_run(parallel, train, tmp_path):
     """Also where the order of the sum over three data ranks varies within a buffer."""
-    made = config(
+    settings = config(
         parallel=parallel,
         train=train | {"steps": 12, "global_batch_size": 12},
         # With 35 positions the partitions of three data ranks are not multiples of a CPU's vector
@@ -138,7 +138,7 @@ def test_drift_raises_no_alarm_in_a_clean_run(parallel, train, tmp_path):
         checkpoint={"every": 0},
         checks={"replicas_every": 1},
     )
-    outcome = run(tmp_path, made)
+    outcome = run(tmp_path, settings)
     assert (outcome["code"], outcome["step"]) == (DONE, 12), outcome["sentence"]
 
 

@@ -35,8 +35,8 @@ STALL = 8  # watchdog.seconds
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    made = with_shards(small_config(write_corpus(folder / "text")), folder / "made")
-    return Path(str(made.data.shards))
+    settings = with_shards(small_config(write_corpus(folder / "text")), folder / "made")
+    return Path(str(settings.data.shards))
 
 
 class Run:

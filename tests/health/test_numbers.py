@@ -37,12 +37,12 @@ def test_guard_refuses_a_step_with_a_nan_gradient(
     parallel, train, clean_run, faulty_run, tmp_path, capfd
 ):
     """In the first step, where the optimizer has no state, and in one after a checkpoint."""
-    made = config(parallel=parallel, train=train)
+    settings = config(parallel=parallel, train=train)
     for step in (1, 4):
         folder = tmp_path / str(step)
-        assert faulty_run(folder, made, fault_at(step, do=NAN_GRADIENT))["code"] == DONE
+        assert faulty_run(folder, settings, fault_at(step, do=NAN_GRADIENT))["code"] == DONE
         assert f"Step {step} is not applied: " in capfd.readouterr().out
-        assert_same_run(folder, clean_run(made))
+        assert_same_run(folder, clean_run(settings))
         assert events(folder) == [("refused", step)]
         assert re.search("not finite|on rank [13] is wrong", incidents(folder)[0]["why"])
     assert metrics(folder)[-1]["incidents"] == {"refused": 1}
@@ -53,9 +53,11 @@ def test_guard_refuses_a_step_with_a_huge_gradient(
     parallel, train, clean_run, faulty_run, tmp_path
 ):
     """As after a bit flip: the value is finite, and clipping would hide it."""
-    made = config(parallel=parallel, train=train | {"steps": 8})
-    assert faulty_run(tmp_path, made, fault_at(6, do=set_gradient(1e20)), enough=4)["code"] == DONE
-    assert_same_run(tmp_path, clean_run(made))
+    settings = config(parallel=parallel, train=train | {"steps": 8})
+    assert (
+        faulty_run(tmp_path, settings, fault_at(6, do=set_gradient(1e20)), enough=4)["code"] == DONE
+    )
+    assert_same_run(tmp_path, clean_run(settings))
     assert events(tmp_path) == [("refused", 6)]
     assert re.match("gradient norm|the gradient on rank [13]", incidents(tmp_path)[0]["why"])
 
@@ -75,10 +77,10 @@ def test_guard_checks_unsharded_gradients_on_every_tensor_parallel_rank(
 ):
     """DeepSpeed's norm for clipping includes these gradients from the first of them only."""
     dp = 1 if zero == 1 else 2
-    made = config(parallel={"tp": 2, "dp": dp, "zero": zero}, train={"dtype": dtype})
+    settings = config(parallel={"tp": 2, "dp": dp, "zero": zero}, train={"dtype": dtype})
     fault = fault_at(3, do=set_gradient(value, "lm_head.layer_norm.weight"))
-    assert faulty_run(tmp_path, made, fault)["code"] == DONE
-    assert_same_run(tmp_path, clean_run(made))
+    assert faulty_run(tmp_path, settings, fault)["code"] == DONE
+    assert_same_run(tmp_path, clean_run(settings))
     assert events(tmp_path) == [("refused", 3)]
     assert re.search("rank [13] is wrong|not finite", incidents(tmp_path)[0]["why"])
 
@@ -96,21 +98,21 @@ def test_guard_rolls_back_weights_that_go_wrong(
 ):
     """Step 2 has no checkpoint before it: the run starts over."""
     parallel, train = LAYOUTS[layout]
-    made = config(parallel=parallel, train=train)
-    assert faulty_run(tmp_path, made, fault_at(step, do=NAN_WEIGHTS))["code"] == DONE
+    settings = config(parallel=parallel, train=train)
+    assert faulty_run(tmp_path, settings, fault_at(step, do=NAN_WEIGHTS))["code"] == DONE
     expected = {2: 0, 5: 4}[step]
     assert f"Going back from step {step} to step {expected}" in capfd.readouterr().out
-    assert_same_run(tmp_path, clean_run(made))
+    assert_same_run(tmp_path, clean_run(settings))
     assert events(tmp_path) == [("refused", step)] * 2 + [("rolled back", step)]
     assert incidents(tmp_path)[-1]["to"] == expected
 
 
 def test_guard_rolls_back_on_a_loss_spike(clean_run, faulty_run, tmp_path):
     """The weights of all ranks are finite, but wrong."""
-    made = config(parallel={"tp": 2}, train={"steps": 8}, optim={"lr": 1e-4})
+    settings = config(parallel={"tp": 2}, train={"steps": 8}, optim={"lr": 1e-4})
     fault = fault_at(7, do=scale_weights(30.0, everywhere=True))
-    assert faulty_run(tmp_path, made, fault, enough=4)["code"] == DONE
-    assert_same_run(tmp_path, clean_run(made))
+    assert faulty_run(tmp_path, settings, fault, enough=4)["code"] == DONE
+    assert_same_run(tmp_path, clean_run(settings))
     assert events(tmp_path) == [("refused", 7)] * 2 + [("rolled back", 7)]
     assert incidents(tmp_path)[0]["why"].startswith("loss ")
 
@@ -132,7 +134,7 @@ def test_guard_refuses_a_reduced_gradient_wrong_on_one_rank(
     parallel, dtype, value, clean_run, tmp_path, monkeypatch
 ):
     """Only one rank sees it; the others already wait for that rank in the next collective."""
-    made, calls = config(parallel=parallel, train={"dtype": dtype}), []
+    settings, calls = config(parallel=parallel, train={"dtype": dtype}), []
     complete = DeepSpeedEngine._gradients_complete
 
     def spoil(self):
@@ -143,17 +145,17 @@ def test_guard_refuses_a_reduced_gradient_wrong_on_one_rank(
 
     with monkeypatch.context() as patched:
         patched.setattr(DeepSpeedEngine, "_gradients_complete", spoil)
-        assert run(tmp_path, made)["code"] == DONE
+        assert run(tmp_path, settings)["code"] == DONE
     assert events(tmp_path) == [("refused", 3)]
-    assert_same_run(tmp_path, clean_run(made))
+    assert_same_run(tmp_path, clean_run(settings))
 
 
 def test_guard_keeps_refused_steps_out_of_the_metrics(clean_run, faulty_run, tmp_path):
     """The fault is in the middle of the steps of one row and of one checkpoint."""
-    made = config(train={"log_every": 6}, checkpoint={"every": 6})
+    settings = config(train={"log_every": 6}, checkpoint={"every": 6})
     for name, fault in (("once", NAN_GRADIENT), ("state", NAN_WEIGHTS)):
-        assert faulty_run(tmp_path / name, made, fault_at(4, do=fault))["code"] == DONE
-        assert_same_run(tmp_path / name, clean_run(made))
+        assert faulty_run(tmp_path / name, settings, fault_at(4, do=fault))["code"] == DONE
+        assert_same_run(tmp_path / name, clean_run(settings))
         text = (tmp_path / name / "incidents.jsonl").read_text()
         assert "NaN" not in text
         assert "Infinity" not in text
@@ -172,22 +174,22 @@ def test_rollback_waits_for_a_background_save(faulty_run, tmp_path, monkeypatch)
 
 
 def test_rollback_limit_counts_from_the_last_checkpoint(faulty_run, tmp_path):
-    made = config(train={"steps": 8}, guard={"rollbacks": 1})
-    assert faulty_run(tmp_path, made, fault_at(3, 7, do=NAN_WEIGHTS))["code"] == DONE
+    settings = config(train={"steps": 8}, guard={"rollbacks": 1})
+    assert faulty_run(tmp_path, settings, fault_at(3, 7, do=NAN_WEIGHTS))["code"] == DONE
     each = [[("refused", s), ("refused", s), ("rolled back", s)] for s in (3, 7)]
     assert events(tmp_path) == each[0] + each[1]
 
 
 def test_rollback_skips_a_damaged_checkpoint(clean_run, faulty_run, tmp_path, capfd):
-    made = config(train={"steps": 8}, checkpoint={"background": False})
+    settings = config(train={"steps": 8}, checkpoint={"background": False})
 
     def spoil(engine, here):
         NAN_WEIGHTS(engine, here)
         next(newest(tmp_path).glob("*.distcp")).unlink()
 
-    assert faulty_run(tmp_path, made, fault_at(7, do=spoil))["code"] == DONE
+    assert faulty_run(tmp_path, settings, fault_at(7, do=spoil))["code"] == DONE
     assert "Skipped: " in capfd.readouterr().out
-    assert_same_run(tmp_path, clean_run(made))
+    assert_same_run(tmp_path, clean_run(settings))
     assert incidents(tmp_path)[-1]["to"] == 4
     kept = [path.name for path in checkpoint.all_checkpoints(tmp_path)]
     assert kept == ["step-00000006", "step-00000008"]
@@ -209,6 +211,6 @@ def test_rollback_restores_the_weights_given_at_the_start(
     from tests.trained.test_train_from_weights import source_of, starting
 
     source = source_of(tmp_path / "source")
-    made = starting(source, train={"dtype": dtype}, parallel=parallel)
-    assert faulty_run(tmp_path / "run", made, fault_at(2, do=NAN_WEIGHTS))["code"] == DONE
-    assert_same_run(tmp_path / "run", clean_run(made))
+    settings = starting(source, train={"dtype": dtype}, parallel=parallel)
+    assert faulty_run(tmp_path / "run", settings, fault_at(2, do=NAN_WEIGHTS))["code"] == DONE
+    assert_same_run(tmp_path / "run", clean_run(settings))

@@ -43,8 +43,12 @@ def test_rollback_ends_a_run_whose_checkpoints_are_gone(faulty_run, tmp_path):
 
 @layouts("1-1-2-z3")
 def test_guard_skips_a_batch_that_always_goes_wrong(parallel, train, faulty_run, tmp_path, capfd):
-    made, bad, again = config(parallel=parallel, train=train), tmp_path / "bad", tmp_path / "again"
-    assert faulty_run(bad, made, fault_at(3, times=10**6, do=NAN_GRADIENT))["code"] == DONE
+    settings, bad, again = (
+        config(parallel=parallel, train=train),
+        tmp_path / "bad",
+        tmp_path / "again",
+    )
+    assert faulty_run(bad, settings, fault_at(3, times=10**6, do=NAN_GRADIENT))["code"] == DONE
     refused = [("refused", 3)] * 2
     assert events(bad) == [*refused, ("rolled back", 3), *refused, ("skipped", 3)]
     assert incidents(bad)[-1]["samples"] == [16, 23]
@@ -54,14 +58,14 @@ def test_guard_skips_a_batch_that_always_goes_wrong(parallel, train, faulty_run,
     # A run that skips it from the start, without the fault, is equal.
     again.mkdir()
     shutil.copy(bad / "incidents.jsonl", again)
-    assert run(again, made)["code"] == DONE
+    assert run(again, settings)["code"] == DONE
     assert_same_run(again, bad)
     assert events(again) == events(bad)
     # So is one that resumes after it: the counts of steps, Adam's included, are the same.
     for folder in checkpoint.all_checkpoints(again)[1:]:
         shutil.rmtree(folder)
     assert newest(again).name == "step-00000004"
-    assert run(again, made)["code"] == DONE
+    assert run(again, settings)["code"] == DONE
     assert_same_run(again, bad)
 
 
@@ -69,9 +73,9 @@ def test_guard_skips_a_batch_that_always_goes_wrong(parallel, train, faulty_run,
     "last", [pytest.param(13, id="some"), pytest.param(20, id="all", marks=pytest.mark.slow)]
 )
 def test_guard_skips_more_batches_and_then_ends_the_run(last, faulty_run, tmp_path):
-    made = config(train={"steps": 20}, checkpoint={"every": 2, "keep": 9})
+    settings = config(train={"steps": 20}, checkpoint={"every": 2, "keep": 9})
     outcome = faulty_run(
-        tmp_path, made, fault_at(*range(11, last + 1), times=10**6, do=NAN_GRADIENT)
+        tmp_path, settings, fault_at(*range(11, last + 1), times=10**6, do=NAN_GRADIENT)
     )
     rows = incidents(tmp_path)
     rollbacks = [(row["step"], row["to"]) for row in rows if row["what"] == "rolled back"]
@@ -91,8 +95,10 @@ def test_guard_skips_more_batches_and_then_ends_the_run(last, faulty_run, tmp_pa
 
 
 def test_guard_keeps_the_last_good_checkpoint_of_a_run_it_ends(faulty_run, tmp_path):
-    made = config(train={"steps": 20}, checkpoint={"every": 2, "keep": 9}, guard={"rollbacks": 2})
-    outcome = faulty_run(tmp_path, made, fault_at(11, 12, 13, times=10**6, do=NAN_GRADIENT))
+    settings = config(
+        train={"steps": 20}, checkpoint={"every": 2, "keep": 9}, guard={"rollbacks": 2}
+    )
+    outcome = faulty_run(tmp_path, settings, fault_at(11, 12, 13, times=10**6, do=NAN_GRADIENT))
     assert (outcome["code"], outcome["step"]) == (NUMBERS, 12)
     assert "(guard.rollbacks=2); the checkpoint of step 8 is kept" in outcome["sentence"]
     assert newest(tmp_path).name == "step-00000008"
@@ -100,15 +106,18 @@ def test_guard_keeps_the_last_good_checkpoint_of_a_run_it_ends(faulty_run, tmp_p
 
 def test_guard_skips_no_step_that_a_checkpoint_holds(faulty_run, tmp_path):
     """The only checkpoint holds step 8."""
-    made = config(train={"steps": 12}, checkpoint={"every": 4, "keep": 1})
-    assert faulty_run(tmp_path, made, fault_at(9, 10, times=10**6, do=NAN_GRADIENT))["code"] == DONE
+    settings = config(train={"steps": 12}, checkpoint={"every": 4, "keep": 1})
+    assert (
+        faulty_run(tmp_path, settings, fault_at(9, 10, times=10**6, do=NAN_GRADIENT))["code"]
+        == DONE
+    )
     skipped = [row["step"] for row in incidents(tmp_path) if row["what"] == "skipped"]
     assert skipped == [9, 10]
 
 
 def test_guard_ends_a_run_with_too_high_a_learning_rate(tmp_path):
-    made = config(optim={"lr": 1e30, "clip": 0.0}, train={"steps": 50}, checkpoint={"every": 1})
-    outcome = run(tmp_path, made)
+    settings = config(optim={"lr": 1e30, "clip": 0.0}, train={"steps": 50}, checkpoint={"every": 1})
+    outcome = run(tmp_path, settings)
     assert outcome["code"] == NUMBERS
     sentence = outcome["sentence"]
     assert "is not finite, also after 4 returns to a checkpoint (guard.rollbacks=4); " in sentence
@@ -117,7 +126,7 @@ def test_guard_ends_a_run_with_too_high_a_learning_rate(tmp_path):
 
 def test_guard_refuses_on_all_ranks_what_one_refuses(clean_run, tmp_path, monkeypatch):
     """One rank refuses a step for figures of its own, and all the others refuse it, too."""
-    made, fault, seen = config(parallel={"dp": 2}), Guard.fault, []
+    settings, fault, seen = config(parallel={"dp": 2}), Guard.fault, []
 
     def suspicious(self, loss, norm):
         seen.append(loss)
@@ -127,11 +136,11 @@ def test_guard_refuses_on_all_ranks_what_one_refuses(clean_run, tmp_path, monkey
 
     with monkeypatch.context() as patched:
         patched.setattr(Guard, "fault", suspicious)
-        assert run(tmp_path, made)["code"] == DONE
+        assert run(tmp_path, settings)["code"] == DONE
     assert events(tmp_path) == [("refused", 3)]
     why = incidents(tmp_path)[0]["why"]
     assert why == "the gradient on rank 1 is wrong: it is not that of others"
-    assert_same_run(tmp_path, clean_run(made))
+    assert_same_run(tmp_path, clean_run(settings))
 
 
 @layouts("2-2-1")

@@ -130,9 +130,9 @@ def test_watchdog_writes_nothing_when_off(tmp_path):
 
 def train_to_stall(folder: Path, **sections: dict) -> None:
     """Trains until the watchdog ends the run, which is a failure of all ranks."""
-    made = config(**sections)
-    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(made)))
-    degrees = made.parallel
+    settings = config(**sections)
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(settings)))
+    degrees = settings.parallel
     world = degrees.tp * degrees.pp * int(degrees.dp)
     with pytest.raises(AssertionError, match="exit codes of the ranks"):
         run_ranks(world, main, str(folder / "config.yaml"))
@@ -212,8 +212,8 @@ def test_watchdog_does_not_disturb_a_healthy_run(tmp_path):
 @pytest.mark.ranks
 def test_watchdog_lets_a_suspended_job_resume(tmp_path):
     """All ranks, as by a scheduler, for longer than the watchdog waits."""
-    made = config(parallel={"dp": 2}, train={"steps": 4000}, watchdog={"seconds": 6.0})
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_dict(made)))
+    settings = config(parallel={"dp": 2}, train={"steps": 4000}, watchdog={"seconds": 6.0})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_dict(settings)))
     process = multiprocessing.get_context("fork").Process(
         target=run_ranks, args=(2, main, str(tmp_path / "config.yaml"))
     )
@@ -236,9 +236,9 @@ def test_watchdog_lets_a_suspended_job_resume(tmp_path):
 @pytest.mark.ranks
 def test_watchdog_ends_the_job_of_a_stopped_rank(tmp_path):
     """Through the command line and torchrun: the job ends by itself and leaves no process."""
-    made = with_shards(small_config(write_corpus(tmp_path / "text")), tmp_path / "made")
+    settings = with_shards(small_config(write_corpus(tmp_path / "text")), tmp_path / "made")
     given = [text for text in SMALL if not text.startswith("data.vocab_size")]
-    given += [f"data.shards={made.data.shards}", "run.name=a", "parallel.dp=2"]
+    given += [f"data.shards={settings.data.shards}", "run.name=a", "parallel.dp=2"]
     given += ["train.steps=100000", "train.log_every=1", "eval.every=0", "watchdog.seconds=8"]
     process = subprocess.Popen(
         [sys.executable, "-m", "launch", "train", *given],

@@ -145,7 +145,7 @@ def test_resume_accepts_the_same_run_and_refuses_another(corpus, ranks, capfd):
     written = yaml.safe_load((ranks / "runs" / "a" / "config.yaml").read_text())
     assert (written["train"]["steps"], written["parallel"]["pp"]) == (7, 2)
     capfd.readouterr()
-    for setting, difference in {
+    for setting, held in {
         "seed=2": "seed=1, not 2",
         "optim.lr=9": "optim.lr=0.004, not 9.0",
         "optim.betas=[0.5,0.6]": "optim.betas=[0.9, 0.98], not [0.5, 0.6]",
@@ -157,8 +157,9 @@ def test_resume_accepts_the_same_run_and_refuses_another(corpus, ranks, capfd):
         "data.max_epochs=50": "data.max_epochs=None, not 50.0",
     }.items():
         assert train(*given, setting) == 2
-        err = capfd.readouterr().err
-        assert f"runs/a holds a run with {difference}; give another run.name, or run.fr" in err
+        assert f"runs/a holds a run with {held}; give another run.name, or run.fresh=true" in (
+            capfd.readouterr().err
+        )
     assert (ranks / "runs" / "a" / "metrics.jsonl").read_text() == "kept\n"
 
 

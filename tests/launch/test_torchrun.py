@@ -69,10 +69,10 @@ def test_torchrun_refuses_a_sweep(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.ranks
 def test_torchrun_trains_what_rank_0_composed(corpus, tmp_path):
-    made = with_shards(small_config(corpus), tmp_path / "made")
+    settings = with_shards(small_config(corpus), tmp_path / "made")
     steps = ["train.steps=2", "train.global_batch_size=8", "eval.every=0", "checkpoint.every=0"]
     done = torchrun(
-        tmp_path, f"data.shards={made.data.shards}", "run.name=a", "parallel.tp=2", *steps
+        tmp_path, f"data.shards={settings.data.shards}", "run.name=a", "parallel.tp=2", *steps
     )
     assert done.returncode == 0, done.stderr[-2000:]
     left = json.loads((tmp_path / "runs" / "a" / "outcome.json").read_text())

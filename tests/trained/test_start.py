@@ -74,14 +74,14 @@ def test_start_takes_shape_and_tokenizer_from_the_weights(ranks, capfd):
     assert main([*arguments, "run.name=a", "model.hidden_dropout_prob=0.25"]) == 0
     out = capfd.readouterr().out
     assert out.count(f"Starting with the weights of {source}, an {MASKED}\n") == 1
-    made = settings_of(ranks / "runs" / "a")
-    assert made["weights"] == str(source)
-    assert made["model"]["intermediate_size"] == 96
-    assert made["model"]["vocab_size"] == 512
-    assert made["model"]["hidden_dropout_prob"] == 0.25
-    assert made["model"]["attention_probs_dropout_prob"] == 0.1  # not the 0.0 of the folder
-    assert made["data"]["tokenizer"] == str(source)
-    copied = sorted(path.name for path in Path(made["data"]["shards"], "tokenizer").iterdir())
+    settings = settings_of(ranks / "runs" / "a")
+    assert settings["weights"] == str(source)
+    assert settings["model"]["intermediate_size"] == 96
+    assert settings["model"]["vocab_size"] == 512
+    assert settings["model"]["hidden_dropout_prob"] == 0.25
+    assert settings["model"]["attention_probs_dropout_prob"] == 0.1  # not the 0.0 of the folder
+    assert settings["data"]["tokenizer"] == str(source)
+    copied = sorted(path.name for path in Path(settings["data"]["shards"], "tokenizer").iterdir())
     assert copied == [MODEL_FILE]
     # Shards written with this tokenizer are accepted, too; the run is named without a model.
     shards = ["train", *SMALL, f"data.shards={shards_folder()}", f"weights={source}"]
@@ -95,9 +95,9 @@ def test_start_needs_only_a_tokenizer_json(ranks, capfd):
     (source / MODEL_FILE).unlink()
     arguments = ["train", *SMALL, f"weights={source}", "run.name=a"]
     assert main([*arguments, f"data.corpus={corpus()}"]) == 0
-    made = settings_of(ranks / "runs" / "a")
-    assert made["data"]["tokenizer"] == str(source)
-    inside = Tokenizer.load(Path(made["data"]["shards"], "tokenizer"))
+    settings = settings_of(ranks / "runs" / "a")
+    assert settings["data"]["tokenizer"] == str(source)
+    inside = Tokenizer.load(Path(settings["data"]["shards"], "tokenizer"))
     assert inside.same_ids(tokenizer())
     # With or without a tokenizer.json, it is the same tokenizer.
     given = f"data.tokenizer={tokenizer().model_path.parent}"

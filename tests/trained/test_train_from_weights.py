@@ -35,10 +35,10 @@ def starting(weights: Path, **sections: Any) -> TrainConfig:
     return replace(config(data=data, **sections), weights=str(weights))
 
 
-def built_and_saved(made: TrainConfig, run: str) -> None:
+def built_and_saved(settings: TrainConfig, run: str) -> None:
     """What a rank does before its first step, saved as a checkpoint of step 1."""
-    parts = build(made)
-    manifest = checkpoint.Manifest(1, 0, parts.task.data_hash, as_dict(made))
+    parts = build(settings)
+    manifest = checkpoint.Manifest(1, 0, parts.task.data_hash, as_dict(settings))
     checkpoint.Saver(parts.engine, Path(run), checkpoint.Keep(1)).save(manifest)
 
 
@@ -59,14 +59,14 @@ def test_ranks_load_and_export_five_shards_bit_equally(parallel, dtype, tmp_path
     """fp32 masters equal the weights of the folder, also where ranks compute in bf16."""
     source = source_of(tmp_path / "source", shard="44KB")
     assert len(list(source.glob("*.safetensors"))) == 5
-    made = starting(source, parallel=parallel, train={"dtype": dtype})
-    world = made.parallel.tp * made.parallel.pp * int(made.parallel.dp)
-    run_ranks(world, built_and_saved, made, str(tmp_path / "run"))
+    settings = starting(source, parallel=parallel, train={"dtype": dtype})
+    world = settings.parallel.tp * settings.parallel.pp * int(settings.parallel.dp)
+    run_ranks(world, built_and_saved, settings, str(tmp_path / "run"))
     export(str(tmp_path / "run"), str(tmp_path / "exported"))
     same_tensors(tmp_path / "exported", source)
 
 
-def read_by_rank(made: TrainConfig) -> int:
+def read_by_rank(settings: TrainConfig) -> int:
     """How many numbers of the weights a rank has read when its engine is built."""
     from mlm.weights.files import _BinaryFile
 
@@ -77,7 +77,7 @@ def read_by_rank(made: TrainConfig) -> int:
         return read_into(self, buffer, place)
 
     _BinaryFile.read_into = counting
-    build(made)
+    build(settings)
     return sum(counted) // 4
 
 
@@ -101,8 +101,8 @@ def test_layouts_train_equally_and_resume_without_the_source(tmp_path):
         ("four", {"tp": 2, "pp": 2}),
         ("zero", {"dp": 2, "zero": 3}),
     ):
-        made = starting(source, parallel=parallel, model=NO_DROPOUT)
-        assert run(tmp_path / name, made)["code"] == DONE
+        settings = starting(source, parallel=parallel, model=NO_DROPOUT)
+        assert run(tmp_path / name, settings)["code"] == DONE
         losses[name] = [row["loss"] for row in metrics(tmp_path / name)]
     assert losses["four"] == pytest.approx(losses["one"], rel=1e-5)
     assert losses["zero"] == pytest.approx(losses["one"], rel=1e-5)
@@ -110,15 +110,15 @@ def test_layouts_train_equally_and_resume_without_the_source(tmp_path):
     run(tmp_path / "fresh", fresh)
     assert abs(metrics(tmp_path / "fresh")[0]["loss"] - losses["one"][0]) > 0.1
     # Again, as if killed after step 4, and without the source.
-    made = starting(source, model=NO_DROPOUT)
+    settings = starting(source, model=NO_DROPOUT)
     shutil.copytree(tmp_path / "one", tmp_path / "again")
     shutil.rmtree(newest_checkpoint(tmp_path / "again"))
     shutil.rmtree(source)
-    assert run(tmp_path / "again", made)["code"] == DONE
+    assert run(tmp_path / "again", settings)["code"] == DONE
     assert [row["loss"] for row in metrics(tmp_path / "again")] == losses["one"]
     ours, theirs = (open_weights(newest_checkpoint(tmp_path / n)) for n in ("again", "one"))
     assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.shapes)
-    outcome = run(tmp_path / "new", made)
+    outcome = run(tmp_path / "new", settings)
     assert outcome["code"] == CONFIG
     assert "source is not a folder" in outcome["sentence"]
 
@@ -145,8 +145,8 @@ def test_starting_model_reports_a_new_head(head, tmp_path):
     )
     skipped = "pooler" if head == "XLMRobertaXLModel" else "classifier"
     assert message.endswith(f"its {skipped} is skipped")
-    made = starting(source, parallel={"tp": 2})
-    run_ranks(2, built_and_saved, made, str(tmp_path / "run"))
+    settings = starting(source, parallel={"tp": 2})
+    run_ranks(2, built_and_saved, settings, str(tmp_path / "run"))
     ours = open_weights(newest_checkpoint(tmp_path / "run"))
     theirs = {name.removeprefix("roberta."): tensor for name, tensor in tensors(source).items()}
     run_ranks(1, built_and_saved, config(), str(tmp_path / "fresh"))

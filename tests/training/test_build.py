@@ -69,7 +69,7 @@ def test_micro_batches_have_distinct_dropout_keys():
     assert len(set(keys)) == 24
 
 
-def engine_settings(made) -> dict:
+def engine_settings(train_config) -> dict:
     """The settings and the optimizer that `build` hands to the engine."""
     found = {}
 
@@ -93,7 +93,7 @@ def engine_settings(made) -> dict:
     recording("masked_lm_layers", mlm.tasks.pretraining.task)
     recording("SampleOrder", mlm.data.checks)
     recording("Mix", mlm.data.checks)
-    task: Any = build(made).task
+    task: Any = build(train_config).task
     found["blocks"] = len(task.heldout)
     found["SampleOrder"] = [found["SampleOrder"][2], *found["SampleOrder"][4:]]
     found["Mix"] = found["Mix"][1:]
@@ -104,7 +104,7 @@ def engine_settings(made) -> dict:
 
 @pytest.mark.ranks
 def test_build_gives_the_engine_the_settings_of_the_run():
-    made = config(
+    settings = config(
         seed=5,
         data={
             "mask_ratio": 0.3,
@@ -126,7 +126,7 @@ def test_build_gives_the_engine_the_settings_of_the_run():
         },
         optim={"clip": 0.25, "betas": [0.7, 0.8], "eps": 1e-3},
     )
-    (found,) = run_ranks(1, engine_settings, made)
+    (found,) = run_ranks(1, engine_settings, settings)
     few_blocks = found.pop("blocks")
     assert found == {
         "micro_batch_size": 4,
@@ -144,7 +144,7 @@ def test_build_gives_the_engine_the_settings_of_the_run():
         "TrainingBatches": [5, 4, 8, True],  # seed, sizes, whether documents are kept apart
         "masked_lm_layers": [5, "unfused", 32, 13, None],  # seed, path, tokens and masks of a block
     }
-    all_evaluated = replace(made, eval=replace(made.eval, blocks_per_language=0))
+    all_evaluated = replace(settings, eval=replace(settings.eval, blocks_per_language=0))
     all_blocks = run_ranks(1, engine_settings, all_evaluated)[0]["blocks"]
     assert few_blocks < all_blocks
 

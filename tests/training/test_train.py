@@ -28,8 +28,8 @@ pytestmark = pytest.mark.ranks
 
 
 def test_run_writes_metrics_evaluations_checkpoints_and_logs(tmp_path):
-    made = config(parallel={"tp": 2, "pp": 2}, train={"log_every": 2})
-    outcome = run(tmp_path, made)
+    settings = config(parallel={"tp": 2, "pp": 2}, train={"log_every": 2})
+    outcome = run(tmp_path, settings)
     assert outcome["code"] == DONE
     assert outcome["step"] == 6
     assert str(tmp_path) in outcome["sentence"]
@@ -43,7 +43,7 @@ def test_run_writes_metrics_evaluations_checkpoints_and_logs(tmp_path):
     tokens, epochs = rows[-1]["tokens_by_language"], rows[-1]["epochs_by_language"]
     assert sum(tokens.values()) == 6 * 8 * 31
     blocks = {name: epochs[name] and tokens[name] / 31 / epochs[name] for name in tokens}
-    index = Index.open(Path(str(made.data.shards)))
+    index = Index.open(Path(str(settings.data.shards)))
     for name, text in zip(index.languages, index.train_tokens, strict=True):
         assert blocks[name] == pytest.approx(text // 31 * (tokens[name] > 0))
     scored = evaluations(tmp_path)
@@ -64,12 +64,12 @@ def test_run_writes_metrics_evaluations_checkpoints_and_logs(tmp_path):
 def test_evaluation_is_equal_in_every_layout(tmp_path):
     """The same weights (the learning rate is 0) score the same in one process, tp 2 x pp 2 and
     dp 3, where two of the last three micro-batches are past the end."""
-    made = {"train": {"steps": 1, "global_batch_size": 12}, "optim": {"lr": 0.0}}
+    settings = {"train": {"steps": 1, "global_batch_size": 12}, "optim": {"lr": 0.0}}
     losses = []
     counts = []
     for number, parallel in enumerate(({}, {"tp": 2, "pp": 2}, {"dp": 3, "zero": 3})):
         folder = tmp_path / str(number)
-        losses.append(run(folder, config(parallel=parallel, **made))["eval_loss"])
+        losses.append(run(folder, config(parallel=parallel, **settings))["eval_loss"])
         last = json.loads((folder / "evaluation.json").read_text())
         counts.append(last["eval_tokens_by_language"])
     assert counts[0] == counts[1] == counts[2]
@@ -90,25 +90,27 @@ def test_metrics_loss_is_the_mean_over_the_masked_tokens_of_a_step(tmp_path, mon
 
     monkeypatch.setattr(LossTally, "losses", recording)
     monkeypatch.setattr(mlm.training.loop, "peak_flops", lambda device: 1e9)
-    made = config(parallel={"tp": 2, "dp": 2}, train={"steps": 3})
-    run(tmp_path, made)
+    settings = config(parallel={"tp": 2, "dp": 2}, train={"steps": 3})
+    run(tmp_path, settings)
     lines = (tmp_path / "sums.jsonl").read_text().splitlines()
-    sums = [json.loads(line) for line in lines[: made.train.steps]]  # the last is of an evaluation
+    sums = [
+        json.loads(line) for line in lines[: settings.train.steps]
+    ]  # the last is of an evaluation
     assert [count for _, count in sums] == [8 * 5] * 3  # 15 % of 32 tokens
     means = [total / count for total, count in sums]
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(means, rel=1e-6)
     for row in metrics(tmp_path):
-        done = training_flops_per_token(made.model, 32, 5) * row["tokens_per_second"]
+        done = training_flops_per_token(settings.model, 32, 5) * row["tokens_per_second"]
         assert row["mfu"] == pytest.approx(done / (4 * 1e9))  # of the peak of four devices
 
 
 def test_run_with_dropout_is_equal_in_every_layout(tmp_path):
     """What the loop does: slices of the batch, scales, keys. Attention has no dropout, since its
     masks differ between tensor-parallel ranks."""
-    made = {"train": {"steps": 3}, "model": {"attention_probs_dropout_prob": 0.0}}
+    settings = {"train": {"steps": 3}, "model": {"attention_probs_dropout_prob": 0.0}}
     found = []
     for number, parallel in enumerate(({}, {"dp": 2}, {"tp": 2, "pp": 2})):
-        run(tmp_path / str(number), config(parallel=parallel, **made))
+        run(tmp_path / str(number), config(parallel=parallel, **settings))
         rows = metrics(tmp_path / str(number))
         found.append([[row["loss"], row["grad_norm"]] for row in rows])
         by_language = [row["loss_by_language"] for row in rows]
@@ -149,13 +151,13 @@ def test_run_stops_on_all_ranks_when_one_cannot_read(tmp_path, monkeypatch):
 
 def test_run_names_the_rank_that_fails(tmp_path, monkeypatch):
     """An internal error: the outcome names the first rank to fail, its log has the traceback."""
-    made = config()
+    settings = config()
 
     def broken(self, batches, lr):
         raise RuntimeError("out of order")
 
     monkeypatch.setattr(DeepSpeedEngine, "train_batch", broken)
-    outcome = run(tmp_path, made)
+    outcome = run(tmp_path, settings)
     assert outcome["code"] == FAILED
     assert outcome["sentence"].startswith("rank 0 failed: RuntimeError: out of order")
     assert "Traceback" in (tmp_path / "logs" / "rank-00000.log").read_text()
@@ -178,20 +180,20 @@ def test_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(
     background, small_disk: Path, tmp_path
 ):
     """The first checkpoint fits and the second does not."""
-    made = config(
+    settings = config(
         parallel={"tp": 2},
         model={"hidden_size": 64},
         checkpoint={"every": 2, "keep": 9, "background": background},
     )
-    assert run(tmp_path / "whole", made)["code"] == DONE
+    assert run(tmp_path / "whole", settings)["code"] == DONE
     folder = small_disk / "run"
     folder.mkdir()
     filler = small_disk / "filler"
     filler.write_bytes(b"")
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
-    state = 12 * made.model.parameters()  # weights and two moments in fp32
+    state = 12 * settings.model.parameters()  # weights and two moments in fp32
     filler.write_bytes(bytes(free - int(1.6 * state)))
-    outcome = run(folder, made)
+    outcome = run(folder, settings)
     assert outcome["code"] == CONFIG
     assert "could not be written" in outcome["sentence"]
     assert "No space left on device" in outcome["sentence"]
@@ -200,7 +202,7 @@ def test_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(
     checkpoint.verify(kept[0])
     assert not list((folder / "checkpoints").glob("*.partial"))
     filler.write_bytes(b"")
-    assert run(folder, made)["code"] == DONE
+    assert run(folder, settings)["code"] == DONE
     assert exact(folder) == exact(tmp_path / "whole")
 
 
@@ -247,9 +249,9 @@ def test_wandb_keeps_its_id_across_a_resume(tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    made = config(tracker={"kind": "wandb"}, train={"steps": 2})
+    settings = config(tracker={"kind": "wandb"}, train={"steps": 2})
     folder = tmp_path / "run"
-    assert run(folder, made)["code"] == DONE
+    assert run(folder, settings)["code"] == DONE
     first = checkpoint.read_manifest(newest(folder)).tracker_id
     longer = config(tracker={"kind": "wandb"}, train={"steps": 4})
     assert run(folder, longer)["code"] == DONE
