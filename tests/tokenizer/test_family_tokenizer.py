@@ -67,7 +67,7 @@ def texts(seed: int = 0, count: int = 60) -> list[str]:
 
 
 @pytest.mark.parametrize("language", [*LANGUAGES, "sample", "unusual"])
-def test_tokenizer_gives_the_ids_of_sentencepiece_and_the_offsets_of_transformers(language):
+def test_tokenizer_gives_ids_of_sentencepiece_and_offsets_of_transformers(language):
     lines = {"unusual": UNUSUAL, "sample": sample_lines()}.get(language) or real_lines(language)
     found = ours()(lines, **ALL)
     assert_equal(found, theirs_exact()(lines, **ALL))
