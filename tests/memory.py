@@ -1,4 +1,4 @@
-"""What a step of a program adds to this process's memory, as the system counts it."""
+"""What a call adds to this process's memory, as the system counts it."""
 
 import ctypes
 import gc
@@ -20,11 +20,11 @@ def forget_peak() -> None:
 
 
 def added_by(act: Callable[[], Any]) -> tuple[int, Any]:
-    """Bytes that `act` added at its peak, and what it gave."""
+    """Bytes that `act` added at its peak, and its result."""
     gc.collect()
-    # Once a block of its own is freed, C takes all of that size from one heap, where holes form.
+    # After a separately mapped block is freed, C takes that size from the heap, where holes form.
     torch.zeros((30 << 20) // 4)
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed before would be used again unseen
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or freed memory would be reused without being counted
     forget_peak()
     before = resident("VmRSS")
     made = act()

@@ -133,7 +133,7 @@ def write(folder: Path, parts: int, name: str = "model") -> Path:
 
 
 def change(folder: Path, do: Callable[[dict], None], parts: int = 1, which: int = 0) -> Path:
-    """Writes a checkpoint one of whose files was changed."""
+    """Writes a checkpoint of which one file is changed."""
     first = write(folder, parts)
     file = first if parts == 1 else folder / f"model-model_part-{which}.pt"
     values = torch.load(file, weights_only=False)

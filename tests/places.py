@@ -1,4 +1,4 @@
-"""Where the tests find the project and, beside it, real text in many languages."""
+"""Where the tests find the project, and real text in many languages next to it."""
 
 from pathlib import Path
 

@@ -1,8 +1,8 @@
 """Runs a function as several real processes over gloo.
 
 They are forked from a process that has imported what they need, which takes a fraction of the
-time of starting Python and torch anew, and every call forks afresh: DeepSpeed keeps its groups in
-globals.
+time of starting Python and torch again. Every call forks new ones, since DeepSpeed keeps its groups
+in globals.
 """
 
 import faulthandler
@@ -108,7 +108,7 @@ def _stacks(processes: list, folder: Path) -> str:
 def _rank(rank: int, world: int, folder: str, function: Callable, args: tuple) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     torch.set_num_threads(1)
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not what pytest has put there
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not those of pytest
     stacks = open(f"{folder}/{rank}.stacks", "w")  # noqa: SIM115  (open until the rank ends)
     faulthandler.register(STACKS, stacks)
     try:

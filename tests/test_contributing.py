@@ -47,7 +47,7 @@ TABLES = {
 
 @pytest.fixture(autouse=True)
 def _tables_as_they_were():
-    """Entries of recipes go after each test."""
+    """Entries of recipes are removed after each test."""
     before = {name: dict(table) for name, table in TABLES.items()}
     yield
     for name, table in TABLES.items():
@@ -72,7 +72,7 @@ def overrides(name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("top", LAYERS)
-def test_packages_stand_in_the_order_of_the_import_contracts(top):
+def test_packages_are_listed_in_the_order_of_the_import_contracts(top):
     expected = [name.strip(" ()") for layer in LAYERS[top] for name in re.split("[|:]", layer)]
     assert re.findall(rf"^\| `{top}\.(\w+)` \|", TEXT, re.MULTILINE) == expected
 
@@ -86,11 +86,11 @@ def test_recipes_are_short_and_add_an_entry(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.ranks
-def test_recipes_train(tmp_path, monkeypatch):
+def test_recipes_of_schedule_tracker_and_kernel_train(tmp_path, monkeypatch):
     """Schedule, tracker and kernel together in one run."""
     recipes = ("my_schedule", "my_tracker", "my_kernel")
     names = [written(name, tmp_path, monkeypatch) for name in recipes]
-    made = config(
+    settings = config(
         plugins=names,
         schedule={"kind": overrides("my_schedule")["schedule"], "warmup_steps": 1},
         tracker={"kind": ["csv"]},
@@ -98,7 +98,7 @@ def test_recipes_train(tmp_path, monkeypatch):
     )
     import_plugins(names)
     folder = tmp_path / "run"
-    assert run(folder, made)["code"] == 0
+    assert run(folder, settings)["code"] == 0
     rows = metrics(folder)
     assert rows[2]["lr"] == pytest.approx(rows[0]["lr"] / 3**0.5)
     lines = (folder / "loss.csv").read_text().splitlines()
@@ -109,7 +109,7 @@ def test_recipes_train(tmp_path, monkeypatch):
 def test_recipe_of_a_task_learns(tmp_path, monkeypatch):
     name = written("my_task", tmp_path, monkeypatch)
     options = yaml.safe_load(overrides(name)["task.options"])
-    made = config(
+    settings = config(
         plugins=[name],
         task={"kind": overrides(name)["task"], "options": options},
         parallel={"pp": 2},
@@ -117,7 +117,7 @@ def test_recipe_of_a_task_learns(tmp_path, monkeypatch):
         optim={"lr": 0.1, "clip": 0.0},
         eval={"every": 0},
     )
-    assert run(tmp_path / "run", made)["eval_loss"] < 1
+    assert run(tmp_path / "run", settings)["eval_loss"] < 1
     first, last = metrics(tmp_path / "run")
     assert last["loss"] < 0.1 * first["loss"]
 

@@ -18,7 +18,7 @@ FOREIGN = {"run_mlm.py"}  # a script of transformers
 
 @cache
 def documents() -> list[Path]:
-    """Every Markdown file of the checkout, also those that git does not know yet."""
+    """Every Markdown file of the checkout, also those that git does not track."""
     found = [ROOT.glob("*.md"), *(ROOT.glob(f"{folder}/**/*.md") for folder in TOP)]
     return sorted(chain(*found))
 
@@ -58,7 +58,7 @@ def test_links_lead_to_a_file_and_a_heading(document):
 
 
 @pytest.mark.parametrize("document", documents(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_that_are_named_exist(document):
+def test_files_named_in_documents_exist(document):
     for name in re.findall(r"`([\w./*-]+)`", text(document)):
         if name in FOREIGN or not (name.endswith(".py") or name.split("/")[0] in TOP):
             continue

@@ -21,7 +21,7 @@ LANGUAGES = {
 
 
 def paragraphs(language: str, count: int) -> list[str]:
-    """Made-up text of a language's letters: every call the same, no paragraph twice."""
+    """Random text of a language's letters: the same in every call, no paragraph twice."""
     letters, space, _, _ = LANGUAGES[language]
     random_ = random.Random(f"{language} {count}")
     words = ["".join(random_.choices(letters, k=random_.randint(2, 6))) for _ in range(150)]

@@ -1,4 +1,4 @@
-"""A small run: its config, and ranks that train it in this process's forks."""
+"""A small run: its config, and ranks that train it as forks of this process."""
 
 import json
 from dataclasses import replace
@@ -55,12 +55,12 @@ def config(**sections: Any) -> TrainConfig:
     return load(TrainConfig, settings)
 
 
-def run(folder: Path, made: TrainConfig) -> dict:
-    """Trains in `folder` as a launcher would have it; its outcome, which all ranks agree on."""
+def run(folder: Path, settings: TrainConfig) -> dict:
+    """Trains in `folder` as a launcher does; the outcome, on which all ranks agree."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "outcome.json").unlink(missing_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(made)))
-    degrees = made.parallel
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(settings)))
+    degrees = settings.parallel
     world = degrees.tp * degrees.pp * int(degrees.dp)
     codes = run_ranks(world, rank.main, str(folder / "config.yaml"))
     outcome = json.loads((folder / "outcome.json").read_text())
@@ -69,7 +69,7 @@ def run(folder: Path, made: TrainConfig) -> dict:
 
 
 def metrics(folder: Path) -> list[dict]:
-    """The rows of logged steps, evaluations left out."""
+    """The rows of logged steps, without evaluations."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if "loss" in row]
 

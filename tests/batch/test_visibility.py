@@ -1,4 +1,4 @@
-"""What a micro-batch says of which token may attend to which."""
+"""Which tokens of a micro-batch may attend to which."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ STARTS = torch.tensor([[0, 0, 2, 2], [0, 1, 1, 3]])
         Visibility(SHAPE, mask=(torch.arange(32).view(SHAPE) % 3 > 0)),
     ],
 )
-def test_visibility_is_its_definition(seen, causal):
+def test_visibility_equals_its_definition(seen, causal):
     seen = Visibility(
         seen.shape,
         seen.lengths,
@@ -97,7 +97,7 @@ def test_masked_by_refuses_other_shapes_and_values():
         masked_by("mask", MASK * 0.5, SHAPE)
 
 
-def test_values_are_checked_on_other_devices_only_where_the_environment_says_so(monkeypatch):
+def test_values_checked_on_other_devices_follows_the_environment(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     elsewhere = torch.ones(2, 4, device="meta")
     assert values_checked(MASK)

@@ -28,7 +28,7 @@ def check(config: ModelConfig, layout: Layout, folder) -> None:
     for rank in run_ranks(4, cost, config, layout, folder):
         assert rank.state_bytes + rank.save <= 1.3 * rank.state_bytes, rank
         assert rank.state_bytes + rank.background <= 2.1 * rank.state_bytes, rank
-        # Something is copied, all but what another rank writes (the first stage the tied weight).
+        # A rank copies all but what another rank writes (for the tied weight, the first stage).
         assert rank.background >= 0.5 * rank.state_bytes, rank
         assert rank.state_bytes + rank.load <= 1.3 * rank.state_bytes, rank
 

@@ -63,14 +63,14 @@ def test_prune_keeps_the_newest_and_deletes_broken_folders(run, capfd):
 
 
 def test_checkpoints_deletes_nothing_on_wrong_arguments(run, capfd, tmp_path):
-    for arguments, said in (
+    for arguments, message in (
         (["keep=0"], "keep=0 is below 1; give 1 or more"),
         (["keep=1", "keep_every=-2"], "keep_every=-2 is below 0"),
         (["keep_every=2"], "keep_every=2 is given without keep"),
         (["keep=1", "verify=false"], "keep=1 is given with verify=false"),
     ):
         assert main(["checkpoints", str(run), *arguments]) == CONFIG
-        assert said in capfd.readouterr().err
+        assert message in capfd.readouterr().err
     with (run / "logs" / "launcher.log").open("ab") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         assert main(["checkpoints", str(run), "keep=1"]) == CONFIG
@@ -81,6 +81,6 @@ def test_checkpoints_deletes_nothing_on_wrong_arguments(run, capfd, tmp_path):
     assert "has no whole checkpoint, so nothing of it is deleted" in capfd.readouterr().err
     assert len(names(run)) == 4
     (tmp_path / "empty").mkdir()
-    for place, said in (("empty", "has no checkpoints; give"), ("nowhere", "is not a folder")):
+    for place, message in (("empty", "has no checkpoints; give"), ("nowhere", "is not a folder")):
         assert main(["checkpoints", str(tmp_path / place)]) == CONFIG
-        assert said in capfd.readouterr().err
+        assert message in capfd.readouterr().err

@@ -1,4 +1,4 @@
-"""A run that was stopped and started again is, bit for bit, the run that was not."""
+"""A run that was stopped and resumed is bit for bit equal to one that was not."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def exact(folder: Path) -> list[list]:
 def test_resume_is_bit_equal(parallel, train, tmp_path):
     whole = config(parallel=parallel, train=train)
     assert run(tmp_path / "whole", whole)["code"] == DONE
-    # The same run, whose job ended after step 4 although it was to go on to 6.
+    # The same run, whose job ended after step 4 of 6.
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
     _as_if_killed_after(tmp_path / "stopped", 4)
     assert run(tmp_path / "stopped", whole)["code"] == DONE
@@ -52,7 +52,7 @@ def test_resume_is_bit_equal(parallel, train, tmp_path):
 
 
 def _as_if_killed_after(folder: Path, step: int) -> None:
-    """Takes away the checkpoints that a job killed after `step` would not have left.
+    """Deletes the checkpoints that a job killed after `step` would not have written.
 
     The metrics of later steps stay, as after a kill; resuming must drop them.
     """
@@ -64,37 +64,37 @@ def _as_if_killed_after(folder: Path, step: int) -> None:
 
 
 def test_stop_request_saves_and_requests_a_restart(tmp_path, monkeypatch):
-    """All ranks stop after the same step, although rank 0 alone looks for the request."""
+    """All ranks stop after the same step, although only rank 0 checks for the request."""
     whole = config(parallel={"dp": 2})
     run(tmp_path / "whole", whole)
-    asked = tmp_path / "asked"
-    asked.mkdir()
-    train_batch, seen = DeepSpeedEngine.train_batch, []
+    stopped = tmp_path / "asked"
+    stopped.mkdir()
+    train_batch, calls = DeepSpeedEngine.train_batch, []
 
-    def asking(self, batches, lr):
-        seen.append(lr)
-        if len(seen) == 3 and self.grid.rank == 0:
-            (asked / "stop").touch()
+    def requesting_a_stop(self, batches, lr):
+        calls.append(lr)
+        if len(calls) == 3 and self.grid.rank == 0:
+            (stopped / "stop").touch()
         return train_batch(self, batches, lr)
 
     with monkeypatch.context() as patched:
-        patched.setattr(DeepSpeedEngine, "train_batch", asking)
-        outcome = run(asked, whole)
+        patched.setattr(DeepSpeedEngine, "train_batch", requesting_a_stop)
+        outcome = run(stopped, whole)
     assert outcome["code"] == REQUEUE
     assert "stopped as asked after step 3" in outcome["sentence"]
-    assert checkpoint.read_manifest(newest_checkpoint(asked)).step == 3  # saved out of turn
-    outcome = run(asked, whole)
-    assert (outcome["code"], outcome["step"]) == (REQUEUE, 3)  # it is the launcher that forgets it
-    (asked / "stop").unlink()
-    assert run(asked, whole)["code"] == DONE
-    assert exact(asked) == exact(tmp_path / "whole")
+    assert checkpoint.read_manifest(newest_checkpoint(stopped)).step == 3  # saved off schedule
+    outcome = run(stopped, whole)
+    assert (outcome["code"], outcome["step"]) == (REQUEUE, 3)  # the launcher removes the request
+    (stopped / "stop").unlink()
+    assert run(stopped, whole)["code"] == DONE
+    assert exact(stopped) == exact(tmp_path / "whole")
 
 
 def test_resume_of_a_finished_run_only_evaluates(tmp_path, capfd):
-    made = config()
-    first = run(tmp_path, made)
+    settings = config()
+    first = run(tmp_path, settings)
     before = (tmp_path / "metrics.jsonl").read_text()
-    again = run(tmp_path, made)
+    again = run(tmp_path, settings)
     assert (again["code"], again["eval_loss"]) == (DONE, first["eval_loss"])
     assert (tmp_path / "metrics.jsonl").read_text() == before
     assert "All 6 steps are done" in capfd.readouterr().out
@@ -140,17 +140,17 @@ def cut(victim: Path) -> None:
     ],
 )
 def test_resume_skips_a_damaged_checkpoint(damage, tmp_path, capfd):
-    made = config(parallel={"tp": 2})
-    run(tmp_path, made)
+    settings = config(parallel={"tp": 2})
+    run(tmp_path, settings)
     before = exact(tmp_path)
     newest = newest_checkpoint(tmp_path)
     victim = max(newest.glob("*.distcp"), key=lambda path: path.stat().st_size)
     damage(victim)
     capfd.readouterr()
-    assert run(tmp_path, made)["code"] == DONE
-    what = "missing, and" if damage is Path.unlink else "damaged: it differs from"
+    assert run(tmp_path, settings)["code"] == DONE
+    state = "missing, and" if damage is Path.unlink else "damaged: it differs from"
     out = capfd.readouterr().out
-    assert f"Skipped: {victim} is {what}" in out
+    assert f"Skipped: {victim} is {state}" in out
     assert "Resuming at step 4" in out
     assert exact(tmp_path) == before
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -158,26 +158,26 @@ def test_resume_skips_a_damaged_checkpoint(damage, tmp_path, capfd):
 
 
 def test_resume_reports_a_checkpoint_without_manifest(tmp_path, capfd):
-    made = config()
-    run(tmp_path, made)
+    settings = config()
+    run(tmp_path, settings)
     newest = newest_checkpoint(tmp_path)
     (newest / checkpoint.MANIFEST).unlink()
     capfd.readouterr()
-    assert run(tmp_path, made)["code"] == DONE
+    assert run(tmp_path, settings)["code"] == DONE
     out = capfd.readouterr().out
     assert f"Skipped: {newest / checkpoint.MANIFEST} is not the manifest" in out
     assert "Resuming at step 4" in out
     for folder in checkpoint.all_checkpoints(tmp_path):
         (folder / checkpoint.MANIFEST).unlink()
-    assert run(tmp_path, made)["code"] == DATA  # and not begun anew
+    assert run(tmp_path, settings)["code"] == DATA  # and not started over
 
 
 def test_resume_refuses_a_run_without_a_whole_checkpoint(tmp_path):
-    made = config()
-    run(tmp_path, made)
+    settings = config()
+    run(tmp_path, settings)
     for folder in checkpoint.all_checkpoints(tmp_path):
         flip(next(folder.glob("*.distcp")))
-    outcome = run(tmp_path, made)
+    outcome = run(tmp_path, settings)
     assert outcome["code"] == DATA
     assert f"no checkpoint of {tmp_path} is whole: " in outcome["sentence"]
     assert "start over with run.fresh=true" in outcome["sentence"]
@@ -191,11 +191,11 @@ def test_keep_every_keeps_multiples(tmp_path):
 
 
 def test_resume_refuses_other_shards(tmp_path):
-    made = config()
-    run(tmp_path, made)
+    settings = config()
+    run(tmp_path, settings)
     manifest = newest_checkpoint(tmp_path) / checkpoint.MANIFEST
     values = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(values | {"index": "0" * 64}))
-    outcome = run(tmp_path, made)
+    outcome = run(tmp_path, settings)
     assert outcome["code"] == DATA
     assert "was trained on shards of index 000000000000" in outcome["sentence"]

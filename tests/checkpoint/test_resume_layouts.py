@@ -1,4 +1,4 @@
-"""A checkpoint of any layout goes on in any other: the same state, the same losses."""
+"""A checkpoint of any layout resumes in any other: the same state, the same losses."""
 
 from functools import cache
 from pathlib import Path
@@ -32,61 +32,61 @@ LAYOUTS = {
 }
 SAVED, MORE = 2, 4  # steps
 # Attention dropout is not the same in every layout.
-STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 _kept = TemporaryDirectory(prefix="polymlm-")
 
 
 def config_of(name: str, dtype: str = "fp32") -> TrainConfig:
-    return config(parallel=LAYOUTS[name], model=STILL, train={"dtype": dtype})
+    return config(parallel=LAYOUTS[name], model=NO_DROPOUT, train={"dtype": dtype})
 
 
-def ranks_of(made: TrainConfig) -> int:
-    return made.parallel.tp * made.parallel.pp * int(made.parallel.dp)
+def ranks_of(settings: TrainConfig) -> int:
+    return settings.parallel.tp * settings.parallel.pp * int(settings.parallel.dp)
 
 
-def trained(built: TrainingRun, made: TrainConfig, steps: range) -> list[float]:
-    """The losses of some steps."""
+def trained(built: TrainingRun, settings: TrainConfig, steps: range) -> list[float]:
+    """Trains `steps`; their losses."""
     engine, losses = built.engine, []
     for step in steps:
         batches = built.micro_batches(step)
         masked = built.task.normaliser(batches)
         total = agree(built.grid, engine.device, batches, masked, False, None).normaliser
-        lr = learning_rate(step, made.train.steps, made.optim.lr, made.schedule)
+        lr = learning_rate(step, settings.train.steps, settings.optim.lr, settings.schedule)
         losses.append(engine.train_batch(built.scaled(batches, step, total), lr).loss)
     return losses
 
 
-def save(built: TrainingRun, made: TrainConfig, folder: Path) -> None:
-    manifest = checkpoint.Manifest(SAVED, 0, built.task.data_hash, as_dict(made))
+def save(built: TrainingRun, settings: TrainConfig, folder: Path) -> None:
+    manifest = checkpoint.Manifest(SAVED, 0, built.task.data_hash, as_dict(settings))
     checkpoint.Saver(built.engine, folder, checkpoint.Keep(1)).save(manifest)
 
 
-def begin(made: TrainConfig, folder: Path) -> list[float]:
-    """Trains and saves, then goes on without a break; the losses behind the checkpoint."""
-    built = build(made)
-    trained(built, made, range(SAVED))
-    save(built, made, folder)
-    return trained(built, made, range(SAVED, SAVED + MORE))
+def train_and_save(settings: TrainConfig, folder: Path) -> list[float]:
+    """Trains, saves and trains on; the losses after the checkpoint."""
+    built = build(settings)
+    trained(built, settings, range(SAVED))
+    save(built, settings, folder)
+    return trained(built, settings, range(SAVED, SAVED + MORE))
 
 
 @cache
 def source(name: str, dtype: str = "fp32") -> tuple[Path, list[float]]:
     folder = Path(_kept.name) / f"{name}-{dtype}"
-    made = config_of(name, dtype)
-    losses = run_ranks(ranks_of(made), begin, made, folder)
+    settings = config_of(name, dtype)
+    losses = run_ranks(ranks_of(settings), train_and_save, settings, folder)
     assert all(rank == losses[0] for rank in losses)
     return folder, losses[0]
 
 
-def go_on(made: TrainConfig, sources: list[Path], out: Path) -> list[list[float]]:
-    """Losses behind each of the checkpoints, which are saved again before, in one engine."""
-    built, losses = build(made, resuming=True), []
+def resume(settings: TrainConfig, sources: list[Path], out: Path) -> list[list[float]]:
+    """In one engine, restores, saves and trains on each checkpoint; the losses after each."""
+    built, losses = build(settings, resuming=True), []
     for folder in sources:
         found = newest_checkpoint(folder)
         assert found is not None
         checkpoint.restore(built.engine, found, SAVED)
-        save(built, made, out / folder.name)
-        losses.append(trained(built, made, range(SAVED, SAVED + MORE)))
+        save(built, settings, out / folder.name)
+        losses.append(trained(built, settings, range(SAVED, SAVED + MORE)))
     return losses
 
 
@@ -100,7 +100,7 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def same(one: Path, other: Path) -> None:
+def assert_same_state(one: Path, other: Path) -> None:
     ours, theirs = tensors(one), tensors(other)
     assert ours.keys() == theirs.keys()
     assert any("exp_avg_sq/" in label for label in ours)
@@ -108,7 +108,7 @@ def same(one: Path, other: Path) -> None:
         assert torch.equal(ours[label], tensor), label
 
 
-# Each target from every source; the others with the full counts.
+# Targets of the fast tests, each from every source.
 QUICK = ("2-2-1", "1-1-2-z3")
 
 
@@ -118,11 +118,11 @@ QUICK = ("2-2-1", "1-1-2-z3")
 )
 def test_resume_continues_every_checkpoint_in_every_layout(target, tmp_path):
     sources = {name: source(name) for name in LAYOUTS}
-    made = config_of(target)
+    settings = config_of(target)
     folders = [folder for folder, _ in sources.values()]
-    found = run_ranks(ranks_of(made), go_on, made, folders, tmp_path)[0]
+    found = run_ranks(ranks_of(settings), resume, settings, folders, tmp_path)[0]
     for (name, (folder, expected)), losses in zip(sources.items(), found, strict=True):
-        same(tmp_path / folder.name, folder)
+        assert_same_state(tmp_path / folder.name, folder)
         assert len(losses) == MORE
         if name == target:
             assert losses == expected
@@ -138,26 +138,28 @@ def test_resume_continues_in_another_dtype(target, dtype, tmp_path):
     """The masters and moments are the same, and so is what bf16 rounds them to."""
     folder, expected = source("1-1-1")
     rounded, _ = source(target, dtype)
-    made = config_of(target, dtype)
-    losses = run_ranks(ranks_of(made), go_on, made, [folder, rounded], tmp_path)[0]
-    same(tmp_path / folder.name, folder)
-    same(tmp_path / rounded.name, rounded)
+    settings = config_of(target, dtype)
+    losses = run_ranks(ranks_of(settings), resume, settings, [folder, rounded], tmp_path)[0]
+    assert_same_state(tmp_path / folder.name, folder)
+    assert_same_state(tmp_path / rounded.name, rounded)
     assert all(abs(a - b) <= 0.02 * b for a, b in zip(losses[0], expected, strict=True))
-    exact = config_of("1-1-1")
-    back = run_ranks(1, go_on, exact, [rounded], tmp_path / "back")[0]
-    same(tmp_path / "back" / rounded.name, rounded)
+    in_fp32 = config_of("1-1-1")
+    back = run_ranks(1, resume, in_fp32, [rounded], tmp_path / "back")[0]
+    assert_same_state(tmp_path / "back" / rounded.name, rounded)
     assert all(abs(a - b) <= 0.02 * b for a, b in zip(back[0], losses[1], strict=True))
 
 
 def test_resume_continues_a_run_in_another_layout(tmp_path):
-    """Through the training program: the data, the schedule and the evaluations go on, too."""
-    one = config(model=STILL, train={"steps": 4})
-    assert run(tmp_path / "run", one)["code"] == DONE
-    whole = config(model=STILL, train={"steps": 6})
-    more = config(parallel={"tp": 2, "pp": 2}, model=STILL, train={"steps": 6, "dtype": "fp32"})
-    longer = run(tmp_path / "whole", whole)
-    again = run(tmp_path / "run", more)
-    assert longer["code"] == again["code"] == DONE
+    """Through the training program: the data, the schedule and the evaluations continue, too."""
+    four_steps = config(model=NO_DROPOUT, train={"steps": 4})
+    assert run(tmp_path / "run", four_steps)["code"] == DONE
+    six_steps = config(model=NO_DROPOUT, train={"steps": 6})
+    split = config(
+        parallel={"tp": 2, "pp": 2}, model=NO_DROPOUT, train={"steps": 6, "dtype": "fp32"}
+    )
+    unbroken = run(tmp_path / "whole", six_steps)
+    resumed = run(tmp_path / "run", split)
+    assert unbroken["code"] == resumed["code"] == DONE
     rows, expected = metrics(tmp_path / "run")[4:], metrics(tmp_path / "whole")[4:]
     assert [row["step"] for row in rows] == [5, 6]
     assert [row["tokens"] for row in rows] == [row["tokens"] for row in expected]

@@ -1,4 +1,4 @@
-"""What stands in the schema: every setting has its help, and sentences come from its bounds."""
+"""Declarations of settings: each has a line of help, and messages come from its bounds."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Outer:
     free: Inner = section(Inner, resume=True)
 
 
-def test_settings_are_listed_in_order_with_what_they_declare():
+def test_settings_are_listed_in_order_with_their_declarations():
     rows = {row.name: row for row in settings(Outer)}
     names = ["count", "inner.rate", "inner.names", "free.rate", "free.names"]
     assert list(rows) == names
@@ -35,7 +35,7 @@ def test_settings_are_listed_in_order_with_what_they_declare():
 
 
 @pytest.mark.parametrize("schema", COMMANDS.values(), ids=COMMANDS)
-def test_every_setting_has_one_line_of_help(schema):
+def test_settings_have_one_line_of_help(schema):
     for row in settings(schema):
         assert row.help, row.name
         assert "\n" not in row.help
@@ -55,7 +55,7 @@ def test_every_setting_has_one_line_of_help(schema):
         ({"lt": 1}, "below 1"),
     ],
 )
-def test_range_of_says_bounds_in_words(bounds, words):
+def test_range_of_gives_bounds_in_words(bounds, words):
     assert range_of(bounds) == words
 
 
@@ -72,13 +72,13 @@ def test_range_of_says_bounds_in_words(bounds, words):
         ({"count": "x"}, "count='x' is not possible: it should be a valid integer; give count suc"),
     ],
 )
-def test_load_makes_one_sentence_of_a_bound(values, sentence):
+def test_load_reports_a_violated_bound_in_one_sentence(values, sentence):
     with pytest.raises(UserError) as raised:
         load(Outer, values)
     assert str(raised.value).startswith(sentence)
 
 
-def test_what_changes_the_weights_is_fixed_on_resume():
+def test_resume_fixes_settings_that_change_the_weights():
     rows = {row.name: row.resume for row in settings(TrainConfig)}
     fixed = ("seed", "weights", "model.hidden_size", "data.seq_len", "optim.lr", "schedule.kind")
     assert not any(rows[name] for name in (*fixed, "train.global_batch_size", "data.weights"))

@@ -8,7 +8,7 @@ import pytest
 from mlm.data.checks import check_data, with_tokenizer
 from mlm.data.prepare import corpus_key
 from mlm.errors import DataError, UserError
-from tests.launch.launch_fixtures import prepared, small, write_corpus
+from tests.launch.launch_fixtures import small_config, with_shards, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -17,14 +17,14 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def test_prepare_makes_data_once_for_equal_bytes_and_settings(corpus, tmp_path):
-    first = prepared(small(corpus), tmp_path)
+    first = with_shards(small_config(corpus), tmp_path)
     made = Path(str(first.data.shards), "index.json").stat().st_mtime_ns
-    again = prepared(replace(small(corpus), seed=9), tmp_path)
+    again = with_shards(replace(small_config(corpus), seed=9), tmp_path)
     assert again.data == first.data
     assert Path(str(again.data.shards), "index.json").stat().st_mtime_ns == made
-    other = prepared(small(corpus, alpha=0.7), tmp_path)
+    other = with_shards(small_config(corpus, alpha=0.7), tmp_path)
     assert Path(str(other.data.shards)) != Path(str(first.data.shards))
-    given = prepared(small(corpus, tokenizer=first.data.tokenizer), tmp_path)
+    given = with_shards(small_config(corpus, tokenizer=first.data.tokenizer), tmp_path)
     assert given.data.tokenizer == first.data.tokenizer
     assert check_data(given) == check_data(first)
 
@@ -46,7 +46,7 @@ def test_corpus_key_is_of_names_and_bytes(corpus, tmp_path):
 
 
 def test_with_tokenizer_finds_the_tokenizer_in_the_shards(corpus, tmp_path):
-    made = prepared(small(corpus), tmp_path)
+    made = with_shards(small_config(corpus), tmp_path)
     shards = replace(made.data, corpus=None, tokenizer=None)
     assert check_data(replace(made, data=with_tokenizer(shards))) == check_data(made)
     for path in Path(str(made.data.shards), "tokenizer").iterdir():
@@ -57,8 +57,8 @@ def test_with_tokenizer_finds_the_tokenizer_in_the_shards(corpus, tmp_path):
 
 
 def test_check_data_refuses_the_tokenizer_of_other_shards(corpus, tmp_path):
-    made = prepared(small(corpus), tmp_path)
-    other = prepared(small(corpus, vocab_size=150), tmp_path)
+    made = with_shards(small_config(corpus), tmp_path)
+    other = with_shards(small_config(corpus, vocab_size=150), tmp_path)
     mixed = replace(made, data=replace(made.data, tokenizer=other.data.tokenizer))
     with pytest.raises(DataError, match="tokenizer"):
         check_data(mixed)

@@ -1,4 +1,4 @@
-"""Faults of numbers that are put into a run, and what it leaves of them."""
+"""Faults injected into the numbers of a run, and what the run records of them."""
 
 import json
 from collections import Counter
@@ -38,15 +38,15 @@ def layouts(*fast: str):
     )
 
 
-def at(*steps: int, times: int = 1, do, rank: int | None = None):
+def fault_at(*steps: int, times: int = 1, do, rank: int | None = None):
     """A `train_batch` that calls `do(engine, here)` on all ranks before the first `times` tries of
-    each of `steps`; `here` is true on the last rank, or on `rank`."""
+    each of `steps`. `here` is true on the last rank, or on `rank` if it is given."""
     train_batch, tried = DeepSpeedEngine.train_batch, Counter()
 
-    def faulty(self, batches, lr):
-        own = self.grid.dp_rank
+    def train_batch_with_fault(self, batches, lr):
+        dp_rank = self.grid.dp_rank
         step = next(
-            (s for s in steps if batches[0].dropout_key == key(1, "dropout", s - 1, own)), 0
+            (s for s in steps if batches[0].dropout_key == key(1, "dropout", s - 1, dp_rank)), 0
         )
         tried[step] += 1
         if step and tried[step] <= times:
@@ -54,11 +54,11 @@ def at(*steps: int, times: int = 1, do, rank: int | None = None):
             do(self, self.grid.rank == (last if rank is None else rank))
         return train_batch(self, batches, lr)
 
-    return faulty
+    return train_batch_with_fault
 
 
-def gradient_of(value: float, name: str = ""):
-    """Makes one number of a rank's next gradient `value`: of its last parameter, or of another."""
+def set_gradient(value: float, name: str = ""):
+    """Sets one number of a rank's next gradient, of its last parameter or of `name`, to `value`."""
 
     def spoil(engine: Engine, here: bool) -> None:
         named = engine.named_parameters()
@@ -76,20 +76,20 @@ def gradient_of(value: float, name: str = ""):
     return spoil
 
 
-def weights_times(factor: float, everywhere: bool = False):
-    """Multiplies weights of one rank, or of all, as the model computes with them and as masters."""
+def scale_weights(factor: float, everywhere: bool = False):
+    """Multiplies weights of one rank or of all: the masters, and those the model computes with."""
 
     def spoil(engine: Engine, here: bool) -> None:
-        found = engine.pieces()
-        for piece in found if everywhere else found[-2:] * here:
+        pieces = engine.pieces()
+        for piece in pieces if everywhere else pieces[-2:] * here:
             piece.tensors["weight"].mul_(factor)
         engine.pieces_changed(0)
 
     return spoil
 
 
-NAN = gradient_of(torch.nan)
-SPOILT = weights_times(torch.nan)
+NAN_GRADIENT = set_gradient(torch.nan)
+NAN_WEIGHTS = scale_weights(torch.nan)
 
 
 def incidents(folder: Path) -> list[dict]:
@@ -97,11 +97,11 @@ def incidents(folder: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def what(folder: Path) -> list[tuple]:
+def events(folder: Path) -> list[tuple]:
     return [(row["what"], row["step"]) for row in incidents(folder)]
 
 
-def same(ours: Path, theirs: Path) -> None:
+def assert_same_run(ours: Path, theirs: Path) -> None:
     assert exact(ours) == exact(theirs)
     assert evaluations(ours) == evaluations(theirs)
     one, two = (open_weights(newest(folder)) for folder in (ours, theirs))
@@ -109,29 +109,31 @@ def same(ours: Path, theirs: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of a run without faults, which is made once."""
-    found: dict[str, Path] = {}
+def clean_run(tmp_path_factory):
+    """The folder of a run without faults, made once for each config."""
+    folders: dict[str, Path] = {}
 
-    def made(settings) -> Path:
-        if repr(settings) not in found:
-            folder = tmp_path_factory.mktemp("whole")
+    def folder_of(settings) -> Path:
+        if repr(settings) not in folders:
+            folder = tmp_path_factory.mktemp("clean")
             assert run(folder, settings)["code"] == DONE
-            assert what(folder) == []
-            found[repr(settings)] = folder
-        return found[repr(settings)]
+            assert events(folder) == []
+            folders[repr(settings)] = folder
+        return folders[repr(settings)]
 
-    return made
+    return folder_of
 
 
 @pytest.fixture
-def faulty(monkeypatch):
-    """Runs a config with a fault; the outcome."""
+def faulty_run(monkeypatch):
+    """Runs a config with a fault; returns the outcome."""
 
-    def made(folder: Path, settings, fault, enough: int = mlm.health.guard.ENOUGH) -> dict:
+    def run_with_fault(
+        folder: Path, settings, fault, enough: int = mlm.health.guard.ENOUGH
+    ) -> dict:
         with monkeypatch.context() as patched:
             patched.setattr(DeepSpeedEngine, "train_batch", fault)
             patched.setattr(mlm.health.guard, "ENOUGH", enough)  # steps before there is a median
             return run(folder, settings)
 
-    return made
+    return run_with_fault

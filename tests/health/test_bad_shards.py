@@ -1,4 +1,4 @@
-"""Shards that are not as they were written: code 76 with shard and byte, or left out by all."""
+"""Bad shards: code 76 with the shard and the byte, or skipped by all ranks."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def folder(good, tmp_path) -> Path:
 
 
 def first_shard(folder: Path) -> str:
-    """Of the language that has most of them."""
+    """The first shard of the language that has the most."""
     names = sorted(path.name for path in folder.glob("*.tar") if "heldout" not in path.name)
     return max(names, key=lambda name: len([n for n in names if n[:2] == name[:2]])).replace(
         "-000001", "-000000"
@@ -59,7 +59,7 @@ def write_ids(folder: Path, shard: str, offset: int, ids: list[int]) -> None:
 
 
 def flipped(folder: Path, shard: str) -> int:
-    """Other ids of the vocabulary in the second sample of a shard; the byte where it begins."""
+    """Writes other valid ids into the second sample of a shard; its first byte."""
     _, _, offset = place_of(folder, shard, 1)
     write_ids(folder, shard, offset + 40, [7, 8, 9])
     return offset
@@ -85,7 +85,7 @@ def longer(folder: Path, shard: str) -> int:
 
 
 def outside(folder: Path, shard: str, id: int | None = None, place: int = 3) -> int:
-    """An id that the tokenizer has not, which the writer already wrote: its hash is right."""
+    """Writes an id outside the vocabulary with its hash, as a faulty writer would; its byte."""
     index, row, offset = place_of(folder, shard, 1)
     offset += 4 * place
     write_ids(folder, shard, offset, [index.vocab_size if id is None else id])
@@ -106,13 +106,13 @@ def negative(folder: Path, shard: str) -> int:
 FAULTS = [flipped, cut, gone, longer, outside, negative]
 
 
-def made(folder: Path, **data):
+def config_of(folder: Path, **data):
     given = {"shards": str(folder), "tokenizer": str(tokenizer().model_path.parent), **data}
     return config(data=given, train={"steps": 8, "micro_batch_size": 1}, eval={"every": 0})
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_reader_names_the_shard_and_the_byte(folder, fault):
+def test_reader_names_the_bad_shard_and_the_byte(folder, fault):
     shard = first_shard(folder)
     offset = fault(folder, shard)
     index = Index.open(folder)
@@ -128,10 +128,10 @@ def test_a_reader_names_the_shard_and_the_byte(folder, fault):
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("fault", [flipped, gone])
-def test_a_run_ends_with_code_76(folder, tmp_path, fault):
+def test_run_ends_with_code_76_on_a_bad_shard(folder, tmp_path, fault):
     shard = first_shard(folder)
     offset = fault(folder, shard)
-    outcome = run(tmp_path / "run", made(folder))
+    outcome = run(tmp_path / "run", config_of(folder))
     assert outcome["code"] == DATA
     assert shard in outcome["sentence"]
     if fault is flipped:
@@ -141,11 +141,11 @@ def test_a_run_ends_with_code_76(folder, tmp_path, fault):
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("fault", [flipped, pytest.param(cut, marks=pytest.mark.slow)])
-def test_a_bad_shard_is_left_out_by_all_ranks_alike(folder, good, tmp_path, fault):
-    """What is not of the shard is trained on as before, in any layout, and the audit agrees."""
+def test_run_skips_a_bad_shard_on_all_ranks(folder, good, tmp_path, fault):
+    """All other data is trained on as before, in any layout, and the audit agrees."""
     shard = first_shard(folder)
     fault(folder, shard)
-    settings = made(folder, on_bad_shard="skip")
+    settings = config_of(folder, on_bad_shard="skip")
     assert run(tmp_path / "one", settings)["code"] == DONE
     four = replace(settings, parallel=replace(settings.parallel, tp=2, dp=2))
     assert run(tmp_path / "four", four)["code"] == DONE
@@ -156,36 +156,38 @@ def test_a_bad_shard_is_left_out_by_all_ranks_alike(folder, good, tmp_path, faul
         assert metrics(tmp_path / name)[-1]["incidents"]["bad_shard"] == 1
     since = row["step"] - 1
 
-    without, whole = (
-        training_batches(made(where), Index.open(where), 8) for where in (folder, good)
+    skipping, complete = (
+        training_batches(config_of(where), Index.open(where), 8) for where in (folder, good)
     )
-    without.reader.skip_shard(shard, since)
-    index, row, seen = whole.reader.index, whole.reader.index.shard_row(shard), 0
+    skipping.reader.skip_shard(shard, since)
+    index, row, count = complete.reader.index, complete.reader.index.shard_row(shard), 0
     starts, shards_of = index.samples["start"], index.samples["shard"]
     for step in range(8):
-        left, full = without.micro_batch(step, 0), whole.micro_batch(step, 0)
-        languages, blocks = whole.order.samples(np.arange(step * 8, step * 8 + 8))
+        found, expected = skipping.micro_batch(step, 0), complete.micro_batch(step, 0)
+        languages, blocks = complete.order.samples(np.arange(step * 8, step * 8 + 8))
         first = index.first_tokens("train")[languages] + blocks * 31
         rows = [starts.searchsorted(first + end, side="right") - 1 for end in (0, 30)]
-        part = (shards_of[rows[0]] == row) | (shards_of[rows[1]] == row)
-        targets = np.where(part[:, None] & (step >= since), IGNORED, full.targets.numpy())
-        assert np.array_equal(left.targets.numpy(), targets)
-        assert np.array_equal(left.input_ids.numpy()[~part], full.input_ids.numpy()[~part])
-        seen += int(part.sum()) * (step >= since)
-    assert seen > 0
+        affected = (shards_of[rows[0]] == row) | (shards_of[rows[1]] == row)
+        targets = np.where(affected[:, None] & (step >= since), IGNORED, expected.targets.numpy())
+        assert np.array_equal(found.targets.numpy(), targets)
+        assert np.array_equal(
+            found.input_ids.numpy()[~affected], expected.input_ids.numpy()[~affected]
+        )
+        count += int(affected.sum()) * (step >= since)
+    assert count > 0
 
     hashes = json.dumps({"index": Index.open(folder).hash})
     (tmp_path / "four" / "data.json").write_text(hashes)
     audit = Audit(tmp_path / "four")
     assert audit.mismatches(np.arange(8)) == []
-    assert sum(row.samples for row in audit.seen()) == 8 * 8 - seen
-    # A later start knows of it and does not count it again.
+    assert sum(row.samples for row in audit.seen()) == 8 * 8 - count
+    # A later start skips it and does not count it again.
     longer_run = replace(four, train=replace(four.train, steps=9))
     assert run(tmp_path / "four", longer_run)["code"] == DONE
     assert len(read_incidents(tmp_path / "four")) == 1
 
 
-def test_a_name_has_its_row_and_others_have_none(good):
+def test_shard_row_finds_known_shards_and_refuses_others(good):
     index = Index.open(good)
     for row in range(len(index.shards)):
         assert index.shard_row(index.shard_name(row)) == row
@@ -194,44 +196,44 @@ def test_a_name_has_its_row_and_others_have_none(good):
             index.shard_row(name)
 
 
-def test_an_error_is_the_same_on_another_rank():
+def test_bad_shard_error_survives_pickling():
     import pickle
 
     found = pickle.loads(pickle.dumps(BadShard("a-000000.tar", 7, "it is bad")))
     assert (found.shard, found.offset, str(found)) == ("a-000000.tar", 7, "it is bad")
 
 
-def test_before_a_run_bad_shards_are_refused_or_counted(folder):
+def test_check_data_refuses_or_counts_bad_shards(folder):
     names = sorted(path.name for path in folder.glob("*.tar"))
     train, held_out = ([n for n in names if ("heldout" in n) is kind] for kind in (False, True))
     gone(folder, train[0])
     cut(folder, train[1])
     with pytest.raises(DataError, match=rf"{train[0]} is not as it was written: it is missing"):
-        check_data(made(folder))
-    check_data(made(folder, on_bad_shard="skip", max_bad_shards=2))
+        check_data(config_of(folder))
+    check_data(config_of(folder, on_bad_shard="skip", max_bad_shards=2))
     with pytest.raises(DataError, match=r"more than data\.max_bad_shards=1 shards .* are bad"):
-        check_data(made(folder, on_bad_shard="skip", max_bad_shards=1))
+        check_data(config_of(folder, on_bad_shard="skip", max_bad_shards=1))
     gone(folder, held_out[0])
     with pytest.raises(DataError, match=rf"{held_out[0]} is not as it was written"):
-        check_data(made(folder, on_bad_shard="skip"))
+        check_data(config_of(folder, on_bad_shard="skip"))
 
 
 @pytest.mark.ranks
-def test_shards_that_are_written_again_while_a_run_starts_are_refused(folder, tmp_path):
+def test_run_refuses_shards_rewritten_while_it_starts(folder, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "data.json").write_text(json.dumps({"index": "0" * 64}))
-    outcome = run(tmp_path / "run", made(folder))
+    outcome = run(tmp_path / "run", config_of(folder))
     assert outcome["code"] == DATA
     assert "was written again while" in outcome["sentence"]
     assert "(its index was 000000000000, and is" in outcome["sentence"]
 
 
 @pytest.mark.ranks
-def test_a_limit_holds_at_every_start_and_forgets_what_was_mended(folder, good, tmp_path):
+def test_max_bad_shards_holds_at_every_start_and_ignores_repaired_shards(folder, good, tmp_path):
     names = sorted(path.name for path in folder.glob("*.tar") if "heldout" not in path.name)
     for name in names:
         gone(folder, name)
-    settings = made(folder, on_bad_shard="skip", max_bad_shards=2)
+    settings = config_of(folder, on_bad_shard="skip", max_bad_shards=2)
     for _ in range(2):
         outcome = run(tmp_path / "run", settings)
         assert outcome["code"] == DATA
@@ -243,25 +245,25 @@ def test_a_limit_holds_at_every_start_and_forgets_what_was_mended(folder, good, 
     assert len(read_incidents(tmp_path / "run")) == 2
 
 
-def test_rows_that_touch_a_shard_are_left_out_from_its_step_on(folder):
-    made = TokenReader(Index.open(folder))
-    index = made.index
+def test_skip_shard_blanks_the_rows_of_a_shard_from_its_step_on(folder):
+    reader = TokenReader(Index.open(folder))
+    index = reader.index
     language = max(range(len(index.languages)), key=lambda n: index.train_tokens[n])
-    own = [r for r in range(len(index.shards)) if index.split_of(r) == (language, "train")]
-    made.skip_shard(index.shard_name(own[1]), 7)
-    made.skip_shard(index.shard_name(own[1]), 5)
-    made.skip_shard(index.shard_name(own[1]), 9)
-    first = 1400  # where it begins, in the language; it has 1400 ids
+    shards = [r for r in range(len(index.shards)) if index.split_of(r) == (language, "train")]
+    reader.skip_shard(index.shard_name(shards[1]), 7)
+    reader.skip_shard(index.shard_name(shards[1]), 5)
+    reader.skip_shard(index.shard_name(shards[1]), 9)
+    first = 1400  # where the shard begins in the language; it has 1400 ids
     starts = np.array([0, first - 31, first - 30, first, first + 1399, first + 1400])
-    gone = [False, False, True, True, True, False]
-    for step, expected in ((4, [False] * 6), (5, gone), (6, gone)):
-        rows = made.gather("train", np.full(6, language), starts, 31, step)
+    blank = [False, False, True, True, True, False]
+    for step, expected in ((4, [False] * 6), (5, blank), (6, blank)):
+        rows = reader.gather("train", np.full(6, language), starts, 31, step)
         assert (rows == 0).all(axis=1).tolist() == expected
 
 
 @pytest.mark.parametrize(("start", "place"), [(680, 0), (700, 0), (690, 3), (710, 20)])
-def test_no_row_has_an_id_outside_the_vocabulary(folder, start, place):
-    """Of rows over the border of two samples, behind it, and inside of one."""
+def test_gather_refuses_ids_outside_the_vocabulary(folder, start, place):
+    """In rows across the border of two samples, after it, and inside one sample."""
     shard = first_shard(folder)
     offset = outside(folder, shard, -7, place)
     index = Index.open(folder)
@@ -272,47 +274,49 @@ def test_no_row_has_an_id_outside_the_vocabulary(folder, start, place):
     TokenReader(index).gather("train", languages, starts * 0, 31)
 
 
-def test_a_shard_counts_once_however_often_it_is_found(folder):
-    """As after a return to a checkpoint, when it is found at an earlier step."""
+def test_bad_shards_counts_a_shard_once(folder):
+    """Also if it is found again at an earlier step, as after a rollback."""
     first, second, third = sorted(path.name for path in folder.glob("*.tar"))[:3]
     rows: list[dict] = []
-    kept: Any = SimpleNamespace(
+    incidents: Any = SimpleNamespace(
         rows=rows,
         bad_shard=lambda step, shard, *_: rows.append(
             {"what": BAD_SHARD, "step": step + 1, "shard": shard}
         ),
     )
-    settings = made(folder, on_bad_shard="skip", max_bad_shards=2).data
+    settings = config_of(folder, on_bad_shard="skip", max_bad_shards=2).data
     reader = TokenReader(Index.open(folder))
-    shards = BadShards(settings, reader.skip_shard, kept)
+    shards = BadShards(settings, reader.skip_shard, incidents)
     for step, name, count in ((9, first, 1), (5, first, 1), (7, second, 2), (3, first, 2)):
-        said = shards.skip(step, BadShard(name, 0, "it is bad; copy it"))
-        assert said == f"Skipped from step {step + 1} on, {count} so far: it is bad"
+        message = shards.skip(step, BadShard(name, 0, "it is bad; copy it"))
+        assert message == f"Skipped from step {step + 1} on, {count} so far: it is bad"
     with pytest.raises(DataError, match=r"3 shards are bad, and data\.max_bad_shards=2 may be"):
         shards.skip(3, BadShard(third, 0, "it is bad; copy it"))
     assert sorted(reader.skipped_shards.values()) == [3, 7]
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_rank_that_died_of_its_shard_is_explained(damaged, folder, tmp_path):
+def test_explained_blames_a_damaged_shard_for_a_dead_rank(damaged, folder, tmp_path):
     name = sorted(path.name for path in folder.glob("*.tar"))[0]
     if damaged:
         (folder / name).write_bytes(b"")
     died = Outcome(FAILED, "a rank died")
-    left = explained(died, tmp_path, str(folder), skip=False)
-    assert (left.code, name in left.sentence) == ((DATA, True) if damaged else (FAILED, False))
+    outcome = explained(died, tmp_path, str(folder), skip=False)
+    assert (outcome.code, name in outcome.sentence) == (
+        (DATA, True) if damaged else (FAILED, False)
+    )
     assert (tmp_path / "outcome.json").exists() == damaged
     done = Outcome(0, "")
     assert explained(done, tmp_path, str(folder), skip=False) is done
     again = explained(died, tmp_path, str(folder), skip=True)
     assert damaged == again.sentence.endswith("; start the run again, which skips it")
-    # One that is left out already is not what a rank died of.
+    # A shard that is already skipped did not kill the rank.
     row = json.dumps({"what": BAD_SHARD, "step": 1, "shard": name})
     (tmp_path / "incidents.jsonl").write_text(row + "\n")
     assert explained(died, tmp_path, str(folder), skip=True) is died
 
 
-def test_ids_that_are_changed_after_they_were_read_are_noticed(folder):
+def test_reader_detects_ids_changed_after_an_earlier_read(folder):
     shard = first_shard(folder)
     index, _, offset = place_of(folder, shard, 1)
     reader, language = TokenReader(index), index.split_of(index.shard_row(shard))[0]
@@ -322,7 +326,7 @@ def test_ids_that_are_changed_after_they_were_read_are_noticed(folder):
         reader.read("train", language, 0, 1400)
 
 
-def test_a_held_out_shard_is_not_said_to_be_skipped(folder):
+def test_reader_suggests_no_skip_for_a_held_out_shard(folder):
     shard = sorted(path.name for path in folder.glob("*.heldout-*.tar"))[0]
     index, _, offset = place_of(folder, shard)
     write_ids(folder, shard, offset, [7, 8, 9])

@@ -1,4 +1,4 @@
-"""A run whose replicas differ stops, and started again it is the run that had no fault."""
+"""A run whose replicas differ stops; started again, it equals a run without the fault."""
 
 import os
 from dataclasses import replace
@@ -17,22 +17,22 @@ from tests.training_fixtures import config, metrics, newest, run
 pytestmark = pytest.mark.ranks
 
 
-def faulty(name: str, rank: int, step: int):
-    """A `train_batch` after whose `step`-th call a bit of a weight is another on one rank."""
+def train_batch_with_flip(name: str, rank: int, step: int):
+    """A `train_batch` that flips a bit of a weight on one rank after its `step`-th call."""
     train_batch, calls = DeepSpeedEngine.train_batch, []
 
-    def failing(self, batches, lr):
+    def flipping(self, batches, lr):
         loss = train_batch(self, batches, lr)
         calls.append(loss)
         if len(calls) == step and self.grid.rank == rank:
             flip(dict(self.named_parameters())[name], 22)
         return loss
 
-    return failing
+    return flipping
 
 
 @pytest.mark.parametrize(
-    ("parallel", "train", "name", "rank", "said"),
+    ("parallel", "train", "name", "rank", "message"),
     [
         ({"dp": 2}, {}, NORM, 1, f"{NORM} differs between its data replicas on ranks 0 and 1 ("),
         pytest.param(
@@ -46,39 +46,39 @@ def faulty(name: str, rank: int, step: int):
     ],
     ids=["dp2", "pp2-dp2-bf16"],
 )
-def test_a_drifting_run_stops_and_goes_on_from_before(
-    parallel, train, name, rank, said, tmp_path, monkeypatch
+def test_drift_stops_the_run_and_resume_equals_a_clean_run(
+    parallel, train, name, rank, message, tmp_path, monkeypatch
 ):
-    made = config(parallel=parallel, train=train, checks={"replicas_every": 5})
-    assert run(tmp_path / "whole", made)["code"] == DONE
+    settings = config(parallel=parallel, train=train, checks={"replicas_every": 5})
+    assert run(tmp_path / "whole", settings)["code"] == DONE
     drifted = tmp_path / "drifted"
     with monkeypatch.context() as patched:
-        patched.setattr(DeepSpeedEngine, "train_batch", faulty(name, rank, 5))
-        outcome = run(drifted, made)
+        patched.setattr(DeepSpeedEngine, "train_batch", train_batch_with_flip(name, rank, 5))
+        outcome = run(drifted, settings)
     assert (outcome["code"], outcome["step"]) == (FAILED, 5)
     assert outcome["sentence"].startswith(f"step 5: {name} ")
-    assert said in outcome["sentence"]
+    assert message in outcome["sentence"]
     assert outcome["sentence"].endswith("it resumes from step-00000004, whose replicas agreed")
     assert newest(drifted).name == "step-00000004"
-    assert run(drifted, made)["code"] == DONE
+    assert run(drifted, settings)["code"] == DONE
     assert exact(drifted) == exact(tmp_path / "whole")
 
 
-def test_no_checkpoint_of_replicas_that_differ_is_written(tmp_path, monkeypatch):
-    """The comparison that precedes a checkpoint, between those that are due."""
-    made = config(parallel={"tp": 2}, checks={"replicas_every": 100})
+def test_drift_prevents_a_checkpoint_of_differing_replicas(tmp_path, monkeypatch):
+    """Replicas are compared before each checkpoint, too, not only every `replicas_every` steps."""
+    settings = config(parallel={"tp": 2}, checks={"replicas_every": 100})
     with monkeypatch.context() as patched:
-        patched.setattr(DeepSpeedEngine, "train_batch", faulty(NORM, 1, 2))
-        outcome = run(tmp_path, made)
+        patched.setattr(DeepSpeedEngine, "train_batch", train_batch_with_flip(NORM, 1, 2))
+        outcome = run(tmp_path, settings)
     assert outcome["code"] == FAILED
     assert f"step 2: {NORM} differs between its tensor replicas" in outcome["sentence"]
     assert outcome["sentence"].endswith("from its beginning, since nothing is saved yet")
     assert checkpoint.all_checkpoints(tmp_path) == []
     unchecked = config(parallel={"tp": 2}, train={"steps": 2}, checks={"replicas_every": 0})
     with monkeypatch.context() as patched:
-        patched.setattr(DeepSpeedEngine, "train_batch", faulty(NORM, 1, 2))
+        patched.setattr(DeepSpeedEngine, "train_batch", train_batch_with_flip(NORM, 1, 2))
         assert run(tmp_path, unchecked)["code"] == DONE
-        patched.setattr(DeepSpeedEngine, "train_batch", faulty(NORM, 1, 1))
+        patched.setattr(DeepSpeedEngine, "train_batch", train_batch_with_flip(NORM, 1, 1))
         outcome = run(tmp_path, config(parallel={"tp": 2}, checks={"replicas_every": 1}))
     assert outcome["sentence"].endswith(
         "step-00000002, which was saved without checks.replicas_every"
@@ -88,7 +88,7 @@ def test_no_checkpoint_of_replicas_that_differ_is_written(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("parallel", "field"), [({"tp": 2}, "input_ids"), ({"pp": 2}, "dropout_key")]
 )
-def test_a_batch_that_differs_stops_before_its_step(parallel, field, tmp_path, monkeypatch):
+def test_drift_stops_before_the_step_of_a_differing_batch(parallel, field, tmp_path, monkeypatch):
     scaled = TrainingRun.scaled
 
     def differing(self, batches, step, normaliser):
@@ -102,8 +102,10 @@ def test_a_batch_that_differs_stops_before_its_step(parallel, field, tmp_path, m
     outcome = run(tmp_path, config(parallel=parallel, checks={"replicas_every": 3}))
     assert (outcome["code"], outcome["step"]) == (FAILED, 2)
     axis = "tensor" if "tp" in parallel else "pipeline"
-    begin = f"step 3: {field} of micro-batch 1 differs between its {axis} replicas on ranks 0 and 1"
-    assert outcome["sentence"].startswith(begin)
+    expected = (
+        f"step 3: {field} of micro-batch 1 differs between its {axis} replicas on ranks 0 and 1"
+    )
+    assert outcome["sentence"].startswith(expected)
     assert [row["step"] for row in metrics(tmp_path)] == [1, 2]
 
 
@@ -124,23 +126,23 @@ def test_a_batch_that_differs_stops_before_its_step(parallel, field, tmp_path, m
     ],
     ids=str,
 )
-def test_a_clean_run_raises_no_alarm(parallel, train, tmp_path):
-    """Also where the sum over three data ranks has another order at each place of a buffer."""
-    made = config(
+def test_drift_raises_no_alarm_in_a_clean_run(parallel, train, tmp_path):
+    """Also where the order of the sum over three data ranks varies within a buffer."""
+    settings = config(
         parallel=parallel,
         train=train | {"steps": 12, "global_batch_size": 12},
-        # With 35 positions the parts of three data ranks are no multiple of what a CPU's vectors
-        # hold, and the first stage's end inside the tied embedding.
+        # With 35 positions the partitions of three data ranks are not multiples of a CPU's vector
+        # width, and those of the first stage end inside the tied embedding.
         model={"max_position_embeddings": 35, "attention_probs_dropout_prob": 0.1},
         eval={"every": 0},
         checkpoint={"every": 0},
         checks={"replicas_every": 1},
     )
-    outcome = run(tmp_path, made)
+    outcome = run(tmp_path, settings)
     assert (outcome["code"], outcome["step"]) == (DONE, 12), outcome["sentence"]
 
 
-def test_ranks_are_listed_as_long_as_one_reads_them():
+def test_drift_lists_at_most_eight_ranks():
     assert _ranks([5]) == "rank 5"
     assert _ranks([0, 1]) == "ranks 0 and 1"
     assert _ranks([0, 1, 7]) == "ranks 0, 1 and 7"

@@ -1,5 +1,5 @@
-"""Processes that are killed, stopped and asked to end at random, through the command, torchrun and
-all: started again, the run is bit for bit the one to which nothing happened."""
+"""Processes that are killed, stopped or asked to end at random, through the command line and
+torchrun: started again, the run is bit for bit equal to one without faults."""
 
 import json
 import os
@@ -21,26 +21,26 @@ from mlm import checkpoint
 from mlm.errors import DATA, DONE, FAILED, REQUEUE
 from mlm.health import heartbeat
 from tests.checkpoint.test_resume import exact
-from tests.launch.launch_fixtures import SMALL, prepared, small, write_corpus
+from tests.launch.launch_fixtures import SMALL, small_config, with_shards, write_corpus
 from tests.places import ROOT
 from tests.training_fixtures import evaluations, metrics
 
 pytestmark = pytest.mark.ranks
 
-PATIENCE = 120  # seconds that a busy machine may take for what is waited for
-BETWEEN = 12  # steps that a start makes before its fault, at most
-STALL = 8  # seconds of the watchdog
+PATIENCE = 120  # seconds to wait for anything, on a busy machine
+BETWEEN = 12  # most steps of a start before its fault
+STALL = 8  # watchdog.seconds
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    made = prepared(small(write_corpus(folder / "text")), folder / "made")
-    return Path(str(made.data.shards))
+    settings = with_shards(small_config(write_corpus(folder / "text")), folder / "made")
+    return Path(str(settings.data.shards))
 
 
 class Run:
-    """A run of two ranks, of as many starts as it takes; each is a context."""
+    """A run of two ranks over any number of starts; each start is a context."""
 
     process: subprocess.Popen
 
@@ -69,12 +69,12 @@ class Run:
         self.process.wait()
 
     def end(self) -> tuple[int, str, str]:
-        """Its code and what it printed, when it has ended by itself."""
+        """Its code, standard output and standard error, once it has ended by itself."""
         out, err = self.process.communicate(timeout=5 * PATIENCE)
         return self.process.returncode, out, err
 
     def wait_for(self, holds: Callable[[], bool]) -> None:
-        """Until it holds, looking as often as a save takes parts of."""
+        """Waits until it holds, polling often enough to see the parts of a save."""
         end = time.monotonic() + PATIENCE
         while not holds():
             assert self.process.poll() is None, self.process.communicate()
@@ -82,7 +82,7 @@ class Run:
             time.sleep(0.0005)
 
     def family(self) -> list[int]:
-        """torchrun and, behind it, the ranks."""
+        """torchrun and, after it, the ranks."""
         try:
             children = psutil.Process(self.process.pid).children(recursive=True)
         except psutil.NoSuchProcess:
@@ -90,7 +90,7 @@ class Run:
         return [child.pid for child in children]
 
     def rank(self, rank: int) -> int:
-        """The process of a rank that trains."""
+        """The process id of a rank that trains, else 0."""
         beat = heartbeat.read(heartbeat.path_of(self.folder, rank))
         return 0 if beat is None else beat.process
 
@@ -98,27 +98,27 @@ class Run:
         path = self.folder / "metrics.jsonl"
         return path.read_bytes().count(b"\n") if path.exists() else 0
 
-    def trains(self, steps: int) -> None:
-        """Until this start has made so many steps."""
+    def wait_for_steps(self, steps: int) -> None:
+        """Waits until this start has made `steps` steps."""
         processes = self.family
         self.wait_for(lambda: self.rows() > 0 and self.rank(0) in processes())
         before = self.rows()
         self.wait_for(lambda: self.rows() >= before + steps)
 
-    def saves(self) -> bool:
+    def is_saving(self) -> bool:
         return any((self.folder / checkpoint.FOLDER).glob("*.partial"))
 
 
 def kill_a_rank(run: Run, dice: random.Random) -> set[int]:
-    run.trains(dice.randint(1, BETWEEN))
+    run.wait_for_steps(dice.randint(1, BETWEEN))
     time.sleep(dice.uniform(0, 0.05))
     os.kill(run.rank(dice.randrange(2)), signal.SIGKILL)
     return {FAILED}
 
 
 def kill_a_rank_that_saves(run: Run, dice: random.Random) -> set[int]:
-    run.trains(1)
-    run.wait_for(run.saves)
+    run.wait_for_steps(1)
+    run.wait_for(run.is_saving)
     time.sleep(dice.uniform(0, 0.02))
     os.kill(run.rank(dice.randrange(2)), signal.SIGKILL)
     return {FAILED}
@@ -131,35 +131,35 @@ def kill_a_rank_that_starts(run: Run, dice: random.Random) -> set[int]:
     return {FAILED}
 
 
-def kill_the_starter(run: Run, dice: random.Random) -> set[int]:
-    run.trains(dice.randint(1, BETWEEN))
+def kill_the_launcher(run: Run, dice: random.Random) -> set[int]:
+    run.wait_for_steps(dice.randint(1, BETWEEN))
     ranks = [run.rank(rank) for rank in range(2)]
     run.process.kill()
-    # The folder is theirs until the last has ended.
+    # The ranks hold the folder until the last of them has ended.
     end = time.monotonic() + PATIENCE
     while any(psutil.pid_exists(pid) for pid in ranks) and time.monotonic() < end:
         time.sleep(0.05)
     return {-signal.SIGKILL}
 
 
-def ask_the_starter(run: Run, dice: random.Random) -> set[int]:
-    run.trains(dice.randint(1, BETWEEN))
+def signal_the_launcher(run: Run, dice: random.Random) -> set[int]:
+    run.wait_for_steps(dice.randint(1, BETWEEN))
     run.process.send_signal(dice.choice([signal.SIGTERM, signal.SIGUSR1]))
     return {REQUEUE}
 
 
 def stop_a_rank(run: Run, dice: random.Random) -> set[int]:
-    """The watchdog sees it."""
-    run.trains(dice.randint(1, BETWEEN))
+    """The watchdog ends the run."""
+    run.wait_for_steps(dice.randint(1, BETWEEN))
     os.kill(run.rank(dice.randrange(2)), signal.SIGSTOP)
     return {FAILED}
 
 
 KILLS = [kill_a_rank, kill_a_rank_that_saves, kill_a_rank, kill_a_rank_that_starts]
-OTHERS = [ask_the_starter, kill_the_starter, stop_a_rank]
+OTHERS = [signal_the_launcher, kill_the_launcher, stop_a_rank]
 
 
-@pytest.mark.timeout(1800)  # of the many
+@pytest.mark.timeout(1800)  # for the many
 @pytest.mark.parametrize(
     "faults",
     [
@@ -167,21 +167,21 @@ OTHERS = [ask_the_starter, kill_the_starter, stop_a_rank]
         pytest.param([*(5 * KILLS), *(2 * OTHERS)], id="many", marks=pytest.mark.slow),
     ],
 )
-def test_a_run_that_is_killed_again_and_again_is_the_one_that_was_not(faults, shards, tmp_path):
+def test_resume_equals_a_clean_run_after_random_faults(faults, shards, tmp_path):
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     dice, steps = random.Random(seed), (BETWEEN + 4) * (len(faults) + 1)
     with Run(shards, tmp_path, "whole", steps) as whole:
         assert whole.end()[0] == DONE
-    broken, found = Run(shards, tmp_path, "broken", steps), Counter()
+    broken, counts = Run(shards, tmp_path, "broken", steps), Counter()
     for number, fault in enumerate(faults):
         with broken:
             codes = fault(broken, dice)
             code, _, err = broken.end()
         assert code in codes, (number, fault.__name__, code, err)
-        left = broken.saves()
-        print(f"{number}: {fault.__name__}, code {code}, {broken.rows()} rows, in a save: {left}")
-        found[fault.__name__, left] += 1
+        saving = broken.is_saving()
+        print(f"{number}: {fault.__name__}, code {code}, {broken.rows()} rows, in a save: {saving}")
+        counts[fault.__name__, saving] += 1
     with broken:
         code, out, err = broken.end()
     assert code == DONE, err
@@ -191,16 +191,16 @@ def test_a_run_that_is_killed_again_and_again_is_the_one_that_was_not(faults, sh
     assert evaluations(broken.folder) == evaluations(whole.folder)
     outcomes = [json.loads((run.folder / "outcome.json").read_text()) for run in (broken, whole)]
     assert outcomes[0]["eval_loss"] == outcomes[1]["eval_loss"]
-    assert found[kill_a_rank_that_saves.__name__, True] > 0  # what was left of a save was passed by
-    assert not broken.saves()
+    assert counts[kill_a_rank_that_saves.__name__, True] > 0  # an unfinished save was ignored
+    assert not broken.is_saving()
 
 
 @pytest.mark.slow
-def test_a_shard_that_is_cut_while_it_is_mapped_ends_the_run_with_code_76(shards, tmp_path):
-    """The system kills a rank that reads there; the command still knows why."""
+def test_run_ends_with_code_76_when_a_mapped_shard_is_truncated(shards, tmp_path):
+    """The system kills a rank that reads there; the command still reports the cause."""
     copy = Path(shutil.copytree(shards, tmp_path / "shards"))
     with Run(copy, tmp_path, "cut", 100_000) as run:
-        run.trains(2)
+        run.wait_for_steps(2)
         for path in copy.glob("*.tar"):
             os.truncate(path, 0)
         code, _, error = run.end()

@@ -1,4 +1,4 @@
-"""Heartbeats, and the decision whom the others wait for."""
+"""Heartbeats, and the search for the rank that the others wait for."""
 
 import json
 
@@ -24,41 +24,41 @@ def beat(**values) -> Beat:
     return Beat(**usual | values)
 
 
-def seen(*beats: Beat | None, silent=(), stages=()) -> list[RankState]:
+def states(*beats: Beat | None, silent=(), stages=()) -> list[RankState]:
     return [
         RankState(rank, stages[rank] if stages else 0, 9.0 if rank in silent else 0.0, one)
         for rank, one in enumerate(beats)
     ]
 
 
-W = beat()  # waits in an all-reduce
+W = beat()  # waiting in an all-reduce
 
 
 @pytest.mark.parametrize(
     ("ranks", "rank", "text"),
     [
-        # A process that does not run comes before everything else.
-        (seen(W, beat(collective=""), W, silent=(2,)), 2, "stopped, dead"),
-        (seen(W, W, None), 2, "stopped, dead"),
-        (seen(W, W, W, silent=(1, 2)), 1, "; so is rank 2"),
-        (seen(W, W, W, W, silent=(1, 2, 3)), 1, "; so are ranks 2, 3"),
-        # One that is outside of collectives keeps the others in them.
-        (seen(W, beat(collective="", phase="data", phases_begun=19)), 1, "in phase data"),
-        (seen(W, beat(collective="", phase="data", phases_begun=21)), 1, "in phase data"),
+        # A process that is not running comes first.
+        (states(W, beat(collective=""), W, silent=(2,)), 2, "stopped, dead"),
+        (states(W, W, None), 2, "stopped, dead"),
+        (states(W, W, W, silent=(1, 2)), 1, "; so is rank 2"),
+        (states(W, W, W, W, silent=(1, 2, 3)), 1, "; so are ranks 2, 3"),
+        # A rank outside collectives holds up those inside.
+        (states(W, beat(collective="", phase="data", phases_begun=19)), 1, "in phase data"),
+        (states(W, beat(collective="", phase="data", phases_begun=21)), 1, "in phase data"),
         (
-            seen(W, beat(collective="recv", phases_begun=18), beat(collective="")),
+            states(W, beat(collective="recv", phases_begun=18), beat(collective="")),
             2,
             "in no collective",
         ),
-        # Of several, the one that is behind: in phases, then in calls of its own stage.
-        (seen(beat(collective=""), beat(collective="", phases_begun=19)), 1, "in no collective"),
+        # Of several, the one furthest behind: in phases, then in calls of its stage.
+        (states(beat(collective=""), beat(collective="", phases_begun=19)), 1, "in no collective"),
         (
-            seen(beat(collective=""), beat(collective="", collectives_begun=89)),
+            states(beat(collective=""), beat(collective="", collectives_begun=89)),
             1,
             "in no collective",
         ),
         (
-            seen(
+            states(
                 beat(collective="", collectives_begun=500),
                 beat(collective="", collectives_begun=499),
                 beat(collective="", collectives_begun=40),
@@ -68,17 +68,17 @@ W = beat()  # waits in an all-reduce
             1,
             "in no collective",
         ),
-        # All wait: the one that is behind, else the one that came last.
+        # All wait: the one furthest behind, else the one that arrived last.
         (
-            seen(W, W, beat(collectives_begun=89, collective="broadcast")),
+            states(W, W, beat(collectives_begun=89, collective="broadcast")),
             2,
             "it waits in broadcast",
         ),
-        (seen(W, W, beat(idle_seconds=8.0)), 2, "check the network"),
-        (seen(beat(collective="", phase="evaluate")), 0, "in phase evaluate"),
+        (states(W, W, beat(idle_seconds=8.0)), 2, "check the network"),
+        (states(beat(collective="", phase="evaluate")), 0, "in phase evaluate"),
     ],
 )
-def test_whom_the_others_wait_for(ranks, rank, text):
+def test_culprit_is_the_rank_that_the_others_wait_for(ranks, rank, text):
     found, why = culprit(ranks, SILENCE)
     assert found == rank
     assert text in why
@@ -94,7 +94,7 @@ beats = st.builds(
 
 
 @given(st.lists(st.tuples(st.none() | beats, st.floats(0, 10), st.integers(0, 1)), min_size=1))
-def test_a_process_that_does_not_run_is_named_before_others_and_a_free_one_before_a_waiting(rows):
+def test_culprit_prefers_silent_ranks_then_ranks_outside_collectives(rows):
     ranks = [RankState(rank, stage, silent, one) for rank, (one, silent, stage) in enumerate(rows)]
     rank, _ = culprit(ranks, SILENCE)
 
@@ -106,7 +106,7 @@ def test_a_process_that_does_not_run_is_named_before_others_and_a_free_one_befor
     assert kind(ranks[rank]) == min(kind(one) for one in ranks)
 
 
-def test_a_beat_is_written_over_in_place(tmp_path):
+def test_heartbeat_is_overwritten_in_place(tmp_path):
     path = heartbeat.path_of(tmp_path, 3)
     path.parent.mkdir()
     assert path.name == "rank-00003"

@@ -1,4 +1,4 @@
-"""Numbers that go wrong once on one rank of a run leave no trace."""
+"""A number that goes wrong once on one rank leaves no trace in the run."""
 
 import re
 import time
@@ -11,21 +11,21 @@ from mlm.errors import DONE
 from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from tests.health.fault_fixtures import (
     LAYOUTS,
-    NAN,
-    SPOILT,
-    at,
-    faulty,
-    gradient_of,
+    NAN_GRADIENT,
+    NAN_WEIGHTS,
+    assert_same_run,
+    clean_run,
+    events,
+    fault_at,
+    faulty_run,
     incidents,
     layouts,
-    same,
-    weights_times,
-    what,
-    whole,
+    scale_weights,
+    set_gradient,
 )
 from tests.training_fixtures import config, metrics, newest, run
 
-__all__ = ["faulty", "whole"]  # fixtures
+__all__ = ["clean_run", "faulty_run"]  # fixtures
 
 pytestmark = pytest.mark.ranks
 
@@ -33,28 +33,32 @@ FAST = ((2, "1-1-2-z3"), (2, "1-1-1-bf16"), (5, "2-2-1"))
 
 
 @layouts("2-2-1")
-def test_a_gradient_that_is_nan_once_on_one_rank_leaves_no_trace(
-    parallel, train, whole, faulty, tmp_path, capfd
+def test_guard_refuses_a_step_with_a_nan_gradient(
+    parallel, train, clean_run, faulty_run, tmp_path, capfd
 ):
-    """In the first step, in which the optimizer has no state, and in one behind a checkpoint."""
-    made = config(parallel=parallel, train=train)
+    """In the first step, where the optimizer has no state, and in one after a checkpoint."""
+    settings = config(parallel=parallel, train=train)
     for step in (1, 4):
         folder = tmp_path / str(step)
-        assert faulty(folder, made, at(step, do=NAN))["code"] == DONE
+        assert faulty_run(folder, settings, fault_at(step, do=NAN_GRADIENT))["code"] == DONE
         assert f"Step {step} is not applied: " in capfd.readouterr().out
-        same(folder, whole(made))
-        assert what(folder) == [("refused", step)]
+        assert_same_run(folder, clean_run(settings))
+        assert events(folder) == [("refused", step)]
         assert re.search("not finite|on rank [13] is wrong", incidents(folder)[0]["why"])
     assert metrics(folder)[-1]["incidents"] == {"refused": 1}
 
 
 @layouts("1-1-2-z3")
-def test_a_gradient_that_is_huge_once_leaves_no_trace(parallel, train, whole, faulty, tmp_path):
-    """As a bit makes it that flips on the way: finite, and clipping would hide it."""
-    made = config(parallel=parallel, train=train | {"steps": 8})
-    assert faulty(tmp_path, made, at(6, do=gradient_of(1e20)), enough=4)["code"] == DONE
-    same(tmp_path, whole(made))
-    assert what(tmp_path) == [("refused", 6)]
+def test_guard_refuses_a_step_with_a_huge_gradient(
+    parallel, train, clean_run, faulty_run, tmp_path
+):
+    """As after a bit flip: the value is finite, and clipping would hide it."""
+    settings = config(parallel=parallel, train=train | {"steps": 8})
+    assert (
+        faulty_run(tmp_path, settings, fault_at(6, do=set_gradient(1e20)), enough=4)["code"] == DONE
+    )
+    assert_same_run(tmp_path, clean_run(settings))
+    assert events(tmp_path) == [("refused", 6)]
     assert re.match("gradient norm|the gradient on rank [13]", incidents(tmp_path)[0]["why"])
 
 
@@ -68,16 +72,16 @@ def test_a_gradient_that_is_huge_once_leaves_no_trace(parallel, train, whole, fa
         pytest.param(3, "fp32", marks=pytest.mark.slow),
     ],
 )
-def test_what_is_not_sharded_is_looked_at_on_every_tensor_parallel_rank(
-    zero, dtype, value, whole, faulty, tmp_path
+def test_guard_checks_unsharded_gradients_on_every_tensor_parallel_rank(
+    zero, dtype, value, clean_run, faulty_run, tmp_path
 ):
-    """The norm that DeepSpeed clips by has it from the first one alone."""
+    """DeepSpeed's norm for clipping includes these gradients from the first of them only."""
     dp = 1 if zero == 1 else 2
-    made = config(parallel={"tp": 2, "dp": dp, "zero": zero}, train={"dtype": dtype})
-    fault = at(3, do=gradient_of(value, "lm_head.layer_norm.weight"))
-    assert faulty(tmp_path, made, fault)["code"] == DONE
-    same(tmp_path, whole(made))
-    assert what(tmp_path) == [("refused", 3)]
+    settings = config(parallel={"tp": 2, "dp": dp, "zero": zero}, train={"dtype": dtype})
+    fault = fault_at(3, do=set_gradient(value, "lm_head.layer_norm.weight"))
+    assert faulty_run(tmp_path, settings, fault)["code"] == DONE
+    assert_same_run(tmp_path, clean_run(settings))
+    assert events(tmp_path) == [("refused", 3)]
     assert re.search("rank [13] is wrong|not finite", incidents(tmp_path)[0]["why"])
 
 
@@ -89,27 +93,27 @@ def test_what_is_not_sharded_is_looked_at_on_every_tensor_parallel_rank(
         for name in LAYOUTS
     ],
 )
-def test_weights_that_go_wrong_are_those_of_the_last_checkpoint_again(
-    step, layout, whole, faulty, tmp_path, capfd
+def test_guard_rolls_back_weights_that_go_wrong(
+    step, layout, clean_run, faulty_run, tmp_path, capfd
 ):
-    """Step 2 has no checkpoint before it: the run begins again."""
+    """Step 2 has no checkpoint before it: the run starts over."""
     parallel, train = LAYOUTS[layout]
-    made = config(parallel=parallel, train=train)
-    assert faulty(tmp_path, made, at(step, do=SPOILT))["code"] == DONE
-    to = {2: 0, 5: 4}[step]
-    assert f"Going back from step {step} to step {to}" in capfd.readouterr().out
-    same(tmp_path, whole(made))
-    assert what(tmp_path) == [("refused", step)] * 2 + [("rolled back", step)]
-    assert incidents(tmp_path)[-1]["to"] == to
+    settings = config(parallel=parallel, train=train)
+    assert faulty_run(tmp_path, settings, fault_at(step, do=NAN_WEIGHTS))["code"] == DONE
+    expected = {2: 0, 5: 4}[step]
+    assert f"Going back from step {step} to step {expected}" in capfd.readouterr().out
+    assert_same_run(tmp_path, clean_run(settings))
+    assert events(tmp_path) == [("refused", step)] * 2 + [("rolled back", step)]
+    assert incidents(tmp_path)[-1]["to"] == expected
 
 
-def test_a_loss_that_leaps_takes_the_run_back(whole, faulty, tmp_path):
-    """Weights of all ranks that are finite, and wrong."""
-    made = config(parallel={"tp": 2}, train={"steps": 8}, optim={"lr": 1e-4})
-    fault = at(7, do=weights_times(30.0, everywhere=True))
-    assert faulty(tmp_path, made, fault, enough=4)["code"] == DONE
-    same(tmp_path, whole(made))
-    assert what(tmp_path) == [("refused", 7)] * 2 + [("rolled back", 7)]
+def test_guard_rolls_back_on_a_loss_spike(clean_run, faulty_run, tmp_path):
+    """The weights of all ranks are finite, but wrong."""
+    settings = config(parallel={"tp": 2}, train={"steps": 8}, optim={"lr": 1e-4})
+    fault = fault_at(7, do=scale_weights(30.0, everywhere=True))
+    assert faulty_run(tmp_path, settings, fault, enough=4)["code"] == DONE
+    assert_same_run(tmp_path, clean_run(settings))
+    assert events(tmp_path) == [("refused", 7)] * 2 + [("rolled back", 7)]
     assert incidents(tmp_path)[0]["why"].startswith("loss ")
 
 
@@ -126,11 +130,11 @@ def test_a_loss_that_leaps_takes_the_run_back(whole, faulty, tmp_path):
         ),
     ],
 )
-def test_a_gradient_that_goes_wrong_once_it_is_reduced_leaves_no_trace(
-    parallel, dtype, value, whole, tmp_path, monkeypatch
+def test_guard_refuses_a_reduced_gradient_wrong_on_one_rank(
+    parallel, dtype, value, clean_run, tmp_path, monkeypatch
 ):
-    """One rank alone has it, and the others wait for it with the next collective."""
-    made, calls = config(parallel=parallel, train={"dtype": dtype}), []
+    """Only one rank sees it; the others already wait for that rank in the next collective."""
+    settings, calls = config(parallel=parallel, train={"dtype": dtype}), []
     complete = DeepSpeedEngine._gradients_complete
 
     def spoil(self):
@@ -141,25 +145,23 @@ def test_a_gradient_that_goes_wrong_once_it_is_reduced_leaves_no_trace(
 
     with monkeypatch.context() as patched:
         patched.setattr(DeepSpeedEngine, "_gradients_complete", spoil)
-        assert run(tmp_path, made)["code"] == DONE
-    assert what(tmp_path) == [("refused", 3)]
-    same(tmp_path, whole(made))
+        assert run(tmp_path, settings)["code"] == DONE
+    assert events(tmp_path) == [("refused", 3)]
+    assert_same_run(tmp_path, clean_run(settings))
 
 
-def test_what_is_told_of_languages_and_of_numbers_knows_nothing_of_what_was_refused(
-    whole, faulty, tmp_path
-):
-    """In the middle of what one row tells, and of what one checkpoint holds."""
-    made = config(train={"log_every": 6}, checkpoint={"every": 6})
-    for name, fault in (("once", NAN), ("state", SPOILT)):
-        assert faulty(tmp_path / name, made, at(4, do=fault))["code"] == DONE
-        same(tmp_path / name, whole(made))
+def test_guard_keeps_refused_steps_out_of_the_metrics(clean_run, faulty_run, tmp_path):
+    """The fault is in the middle of the steps of one row and of one checkpoint."""
+    settings = config(train={"log_every": 6}, checkpoint={"every": 6})
+    for name, fault in (("once", NAN_GRADIENT), ("state", NAN_WEIGHTS)):
+        assert faulty_run(tmp_path / name, settings, fault_at(4, do=fault))["code"] == DONE
+        assert_same_run(tmp_path / name, clean_run(settings))
         text = (tmp_path / name / "incidents.jsonl").read_text()
         assert "NaN" not in text
         assert "Infinity" not in text
 
 
-def test_the_way_back_waits_for_a_save_that_goes_on(faulty, tmp_path, monkeypatch):
+def test_rollback_waits_for_a_background_save(faulty_run, tmp_path, monkeypatch):
     write = checkpoint.Saver._write
 
     def slow(self, *arguments):
@@ -167,27 +169,27 @@ def test_the_way_back_waits_for_a_save_that_goes_on(faulty, tmp_path, monkeypatc
         write(self, *arguments)
 
     monkeypatch.setattr(checkpoint.Saver, "_write", slow)
-    assert faulty(tmp_path, config(), at(3, do=SPOILT))["code"] == DONE
+    assert faulty_run(tmp_path, config(), fault_at(3, do=NAN_WEIGHTS))["code"] == DONE
     assert incidents(tmp_path)[-1]["to"] == 2
 
 
-def test_a_run_goes_back_once_for_each_trouble_where_checkpoints_lie_between(faulty, tmp_path):
-    made = config(train={"steps": 8}, guard={"rollbacks": 1})
-    assert faulty(tmp_path, made, at(3, 7, do=SPOILT))["code"] == DONE
+def test_rollback_limit_counts_from_the_last_checkpoint(faulty_run, tmp_path):
+    settings = config(train={"steps": 8}, guard={"rollbacks": 1})
+    assert faulty_run(tmp_path, settings, fault_at(3, 7, do=NAN_WEIGHTS))["code"] == DONE
     each = [[("refused", s), ("refused", s), ("rolled back", s)] for s in (3, 7)]
-    assert what(tmp_path) == each[0] + each[1]
+    assert events(tmp_path) == each[0] + each[1]
 
 
-def test_a_damaged_checkpoint_is_passed_over_on_the_way_back(whole, faulty, tmp_path, capfd):
-    made = config(train={"steps": 8}, checkpoint={"background": False})
+def test_rollback_skips_a_damaged_checkpoint(clean_run, faulty_run, tmp_path, capfd):
+    settings = config(train={"steps": 8}, checkpoint={"background": False})
 
     def spoil(engine, here):
-        SPOILT(engine, here)
+        NAN_WEIGHTS(engine, here)
         next(newest(tmp_path).glob("*.distcp")).unlink()
 
-    assert faulty(tmp_path, made, at(7, do=spoil))["code"] == DONE
+    assert faulty_run(tmp_path, settings, fault_at(7, do=spoil))["code"] == DONE
     assert "Skipped: " in capfd.readouterr().out
-    same(tmp_path, whole(made))
+    assert_same_run(tmp_path, clean_run(settings))
     assert incidents(tmp_path)[-1]["to"] == 4
     kept = [path.name for path in checkpoint.all_checkpoints(tmp_path)]
     assert kept == ["step-00000006", "step-00000008"]
@@ -203,12 +205,12 @@ def test_a_damaged_checkpoint_is_passed_over_on_the_way_back(whole, faulty, tmp_
         ({"dp": 2, "zero": 3}, "bf16"),
     ],
 )
-def test_a_run_that_began_with_weights_begins_again_with_them(
-    parallel, dtype, whole, faulty, tmp_path
+def test_rollback_restores_the_weights_given_at_the_start(
+    parallel, dtype, clean_run, faulty_run, tmp_path
 ):
     from tests.trained.test_train_from_weights import source_of, starting
 
     source = source_of(tmp_path / "source")
-    made = starting(source, train={"dtype": dtype}, parallel=parallel)
-    assert faulty(tmp_path / "run", made, at(2, do=SPOILT))["code"] == DONE
-    same(tmp_path / "run", whole(made))
+    settings = starting(source, train={"dtype": dtype}, parallel=parallel)
+    assert faulty_run(tmp_path / "run", settings, fault_at(2, do=NAN_WEIGHTS))["code"] == DONE
+    assert_same_run(tmp_path / "run", clean_run(settings))

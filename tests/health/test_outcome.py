@@ -1,11 +1,11 @@
-"""The outcome file: written once, whole, by the first who knows."""
+"""The outcome file: written once and whole, by the first process that has an outcome."""
 
 import json
 
 from mlm.health.outcome import make_room, write_outcome
 
 
-def test_the_first_outcome_stays_and_nothing_lies_beside_it(tmp_path):
+def test_outcome_keeps_the_first_and_leaves_no_other_file(tmp_path):
     make_room(tmp_path)
     write_outcome(tmp_path, 76, "the text is bad", 3, 2.5)
     write_outcome(tmp_path, 1, "a rank went away")

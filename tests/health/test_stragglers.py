@@ -1,4 +1,4 @@
-"""Who is slow, and what the metrics say of it."""
+"""Stragglers: which rank is slow, and what the metrics report."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tests.ranks import run_ranks
 from tests.training_fixtures import config, metrics, run
 
 
-def looks(stages, rows):
+def named_ranks(stages, rows):
     stragglers = Stragglers(stages)
     return [stragglers.update(row) for row in rows]
 
@@ -37,16 +37,16 @@ SLOW, EVEN = [1.0, 1.0, 1.6], [1.0, 1.0, 1.0]
         ([0], [[1.0]] * 3, [None] * 3),
     ],
 )
-def test_who_is_named_and_when(stages, rows, named):
-    assert looks(stages, rows) == named
+def test_stragglers_names_the_slow_rank_of_a_stage(stages, rows, named):
+    assert named_ranks(stages, rows) == named
 
 
 @given(
     st.lists(st.lists(st.floats(0, 10), min_size=4, max_size=4), max_size=12),
     st.lists(st.integers(0, 1), min_size=4, max_size=4),
 )
-def test_a_rank_is_named_only_after_rows_of_slowness(rows, stages):
-    for number, rank in enumerate(looks(stages, rows)):
+def test_stragglers_names_a_rank_only_after_several_slow_rows(rows, stages):
+    for number, rank in enumerate(named_ranks(stages, rows)):
         if rank is not None:
             assert number >= ROWS - 1
             for row in rows[number - ROWS + 1 : number + 1]:
@@ -54,14 +54,14 @@ def test_a_rank_is_named_only_after_rows_of_slowness(rows, stages):
                 assert row[rank] > FACTOR * stage[(len(stage) - 1) // 2]
 
 
-def _rows():
+def three_rows():
     pace = Pace(make_grid(Layout(dp=3)), torch.device("cpu"))
     return [pace.figures([0.5, 2.0, 0.25][pace.rank]) for _ in range(ROWS)]
 
 
 @pytest.mark.ranks
-def test_all_ranks_know_the_times_of_all():
-    found = run_ranks(3, _rows)
+def test_pace_gives_all_ranks_the_same_figures():
+    found = run_ranks(3, three_rows)
     assert found[0] == found[1] == found[2]
     times = {"min": 0.25, "max": 2.0, "slowest": 1}
     assert [row for row, _ in found[0]] == [{"seconds_rank": times}] * 2 + [
@@ -74,22 +74,22 @@ def test_all_ranks_know_the_times_of_all():
 
 
 @pytest.mark.ranks
-def test_a_run_names_its_straggler(tmp_path, monkeypatch):
-    """Rank 1's stopwatch says that it works for a hundred times as long as it did."""
-    look, say = Stopwatch.lap, Report.say
+def test_straggler_is_reported_once_by_a_run(tmp_path, monkeypatch):
+    """Rank 1's stopwatch adds 100 s to the time that the rank works."""
+    lap, say = Stopwatch.lap, Report.say
 
     def slower(self):
-        seconds, data, own = look(self)
-        return seconds, data, own + 100 * torch.distributed.get_rank()
+        seconds, data, working = lap(self)
+        return seconds, data, working + 100 * torch.distributed.get_rank()
 
-    def kept(self, text):
+    def recording(self, text):
         if self.main:
-            with (tmp_path / "said").open("a") as file:
+            with (tmp_path / "messages").open("a") as file:
                 file.write(text + "\n")
         say(self, text)
 
     monkeypatch.setattr(Stopwatch, "lap", slower)
-    monkeypatch.setattr(Report, "say", kept)
+    monkeypatch.setattr(Report, "say", recording)
     assert run(tmp_path, config(parallel={"tp": 2}, train={"steps": 4}))["code"] == DONE
     rows = metrics(tmp_path)
     assert [row.get("straggler") for row in rows] == [None, None, 1, None]
@@ -97,4 +97,4 @@ def test_a_run_names_its_straggler(tmp_path, monkeypatch):
         times = row["seconds_rank"]
         assert times["slowest"] == 1
         assert times["max"] > 100 > times["min"] >= 0
-    assert (tmp_path / "said").read_text().count("is a straggler") == 1
+    assert (tmp_path / "messages").read_text().count("is a straggler") == 1

@@ -1,4 +1,4 @@
-"""The watchdog: runs in which a rank stops, hangs or is only slow, with real processes."""
+"""The watchdog: runs of real processes in which a rank stops, hangs or is only slow."""
 
 import json
 import multiprocessing
@@ -22,13 +22,13 @@ from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from parallel.groups import ProcessGrid
 from parallel.layout import Layout
 from parallel.recorder import Recorder
-from tests.launch.launch_fixtures import SMALL, prepared, small, write_corpus
+from tests.launch.launch_fixtures import SMALL, small_config, with_shards, write_corpus
 from tests.launch.test_stopping import dead, wait_for
 from tests.places import ROOT
 from tests.ranks import run_ranks
 from tests.training_fixtures import config, metrics, run
 
-PATIENCE = 100  # seconds that a busy machine may take to start, or to end, a run
+PATIENCE = 100  # seconds that a busy machine may take to start or end a run
 
 
 def beat_of(folder: Path, rank: int) -> heartbeat.Beat:
@@ -37,69 +37,69 @@ def beat_of(folder: Path, rank: int) -> heartbeat.Beat:
     return beat
 
 
-def dog(folder: Path, rank: int = 0, world: int = 1, seconds: float = 100.0) -> Watchdog:
+def watchdog_of(folder: Path, rank: int = 0, world: int = 1, seconds: float = 100.0) -> Watchdog:
     grid = ProcessGrid(Layout(dp=world), rank, 0, 0, rank, None, None, None)
     return Watchdog(folder, seconds, grid, Recorder(), lambda sentence: None)
 
 
-class Ends(BaseException):
+class Exited(BaseException):
     pass
 
 
 @pytest.fixture
-def ends(monkeypatch):
-    """The end of a process, as an exception."""
+def exits(monkeypatch):
+    """The end of a process is an exception, and sleeping takes no time."""
 
     def raised(code):
-        raise Ends(code)
+        raise Exited(code)
 
     monkeypatch.setattr(os, "_exit", raised)
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
-def test_phases_and_collectives_are_moves_and_the_rest_is_a_stall(tmp_path, ends):
+def test_watchdog_counts_phases_and_collectives_as_progress(tmp_path, exits):
     (tmp_path / heartbeat.FOLDER).mkdir()
-    watched = dog(tmp_path)
-    call = watched.recorder.wrapped("barrier", lambda: None)
+    watchdog = watchdog_of(tmp_path)
+    call = watchdog.recorder.wrapped("barrier", lambda: None)
     for _ in range(5):
-        watched.enter("data")
-        watched._tick(90.0)
-        watched._tick(90.0)  # in all 90 seconds since it was seen to move
+        watchdog.enter("data")
+        watchdog._tick(90.0)
+        watchdog._tick(90.0)  # 90 seconds since its last progress
         call()
-        watched._tick(90.0)
-        watched._tick(90.0)
-    with pytest.raises(Ends, match=f"{FAILED}"):
-        watched._tick(20.0)
+        watchdog._tick(90.0)
+        watchdog._tick(90.0)
+    with pytest.raises(Exited, match=f"{FAILED}"):
+        watchdog._tick(20.0)
 
 
-def test_a_run_that_moves_reads_no_beats_of_others(tmp_path, monkeypatch):
+def test_watchdog_reads_no_other_heartbeats_while_its_rank_progresses(tmp_path, monkeypatch):
     (tmp_path / heartbeat.FOLDER).mkdir()
-    watched = dog(tmp_path, world=2)
+    watchdog = watchdog_of(tmp_path, world=2)
     monkeypatch.setattr(heartbeat, "read", lambda path: pytest.fail("it was read"))
     for _ in range(50):
-        watched.enter("step")
-        watched._tick(10.0)
-        watched._tick(10.0)
+        watchdog.enter("step")
+        watchdog._tick(10.0)
+        watchdog._tick(10.0)
 
 
-def test_a_rank_that_is_called_tells_what_it_does_before_its_own_time_is_up(tmp_path, ends):
-    """Another one has come to the end of its patience, and waits for this one's stacks."""
+def test_watchdog_dumps_stacks_early_when_another_rank_has_stalled(tmp_path, exits):
+    """The time of the other rank is up, and it waits for this rank's stacks."""
     (tmp_path / heartbeat.FOLDER).mkdir()
-    first, second = dog(tmp_path, 0, 2), dog(tmp_path, 1, 2)
+    first, second = watchdog_of(tmp_path, 0, 2), watchdog_of(tmp_path, 1, 2)
     for _ in range(6):
         first._tick(10.0)
         second._tick(10.0)
     first._dumped = True
     first._beat()
-    with pytest.raises(Ends):
+    with pytest.raises(Exited):
         second._tick(5.0)
     assert second._dumped
 
 
-def test_a_rank_waits_for_one_that_moves(tmp_path, ends):
-    """It may be long in phases of its own; the run has stalled when that one has, too."""
+def test_watchdog_waits_while_another_rank_progresses(tmp_path, exits):
+    """The other rank may spend long in phases of its own; the run stalls once it stalls, too."""
     (tmp_path / heartbeat.FOLDER).mkdir()
-    first, second = dog(tmp_path, 0, 2), dog(tmp_path, 1, 2)
+    first, second = watchdog_of(tmp_path, 0, 2), watchdog_of(tmp_path, 1, 2)
     for _ in range(10):
         second.enter("evaluate")
         second._tick(0.0)
@@ -108,31 +108,31 @@ def test_a_rank_waits_for_one_that_moves(tmp_path, ends):
         second._tick(24.0)
         first._tick(24.0)
     second._tick(24.0)
-    with pytest.raises(Ends):
+    with pytest.raises(Exited):
         first._tick(24.0)
 
 
-def test_the_other_ranks_are_read_a_few_times_only(tmp_path, monkeypatch):
+def test_watchdog_rarely_reads_other_heartbeats(tmp_path, monkeypatch):
     (tmp_path / heartbeat.FOLDER).mkdir()
-    watched = dog(tmp_path, world=2)
+    watchdog = watchdog_of(tmp_path, world=2)
     reads = []
     monkeypatch.setattr(heartbeat, "read", lambda path: reads.append(path))
     for _ in range(99):
-        watched._tick(1.0)
+        watchdog._tick(1.0)
     assert len(reads) < 20
 
 
-def test_a_watchdog_that_is_off_leaves_nothing(tmp_path):
-    with dog(tmp_path, seconds=0.0) as watched:
-        watched.enter("step")
+def test_watchdog_writes_nothing_when_off(tmp_path):
+    with watchdog_of(tmp_path, seconds=0.0) as watchdog:
+        watchdog.enter("step")
     assert list(tmp_path.iterdir()) == []
 
 
-def trained(folder: Path, **sections: dict) -> None:
-    """Trains to the end that the watchdog makes, which is a failure of all ranks."""
-    made = config(**sections)
-    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(made)))
-    degrees = made.parallel
+def train_to_stall(folder: Path, **sections: dict) -> None:
+    """Trains until the watchdog ends the run, which is a failure of all ranks."""
+    settings = config(**sections)
+    (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(settings)))
+    degrees = settings.parallel
     world = degrees.tp * degrees.pp * int(degrees.dp)
     with pytest.raises(AssertionError, match="exit codes of the ranks"):
         run_ranks(world, main, str(folder / "config.yaml"))
@@ -147,7 +147,7 @@ def log(folder: Path, rank: int) -> str:
 
 
 @pytest.mark.ranks
-def test_a_rank_that_hangs_in_its_data_is_named_with_its_phase(tmp_path, monkeypatch):
+def test_watchdog_names_a_rank_that_hangs_in_its_data(tmp_path, monkeypatch):
     real = TokenReader.gather
 
     def hanging(self, split, *arguments, **named):
@@ -157,26 +157,26 @@ def test_a_rank_that_hangs_in_its_data_is_named_with_its_phase(tmp_path, monkeyp
         return real(self, split, *arguments, **named)
 
     monkeypatch.setattr(TokenReader, "gather", hanging)
-    trained(tmp_path, parallel={"dp": 2}, train={"steps": 50}, watchdog={"seconds": 6.0})
-    left = outcome(tmp_path)
-    assert left["code"] == FAILED
-    assert left["step"] >= 1
-    assert left["sentence"].startswith("rank 1 stalled (process ")
-    assert "in no collective, in phase data): nothing has moved for" in left["sentence"]
-    assert "watchdog.seconds=6; stacks" in left["sentence"]
-    assert f"{tmp_path / 'logs'}; start the run again" in left["sentence"]
+    train_to_stall(tmp_path, parallel={"dp": 2}, train={"steps": 50}, watchdog={"seconds": 6.0})
+    ended = outcome(tmp_path)
+    assert ended["code"] == FAILED
+    assert ended["step"] >= 1
+    assert ended["sentence"].startswith("rank 1 stalled (process ")
+    assert "in no collective, in phase data): nothing has moved for" in ended["sentence"]
+    assert "watchdog.seconds=6; stacks" in ended["sentence"]
+    assert f"{tmp_path / 'logs'}; start the run again" in ended["sentence"]
     for rank in range(2):
         assert f"Stacks of rank {rank}, in phase " in log(tmp_path, rank)
         assert "mlm/training/loop.py" in log(tmp_path, rank)
     assert "in hanging" in log(tmp_path, 1)  # the thread that makes batches
-    # (behind it there may be those of a save in the background)
+    # (calls of a save in the background may follow)
     assert "all_reduce, 32 bytes, all ranks: has not returned\n" in log(tmp_path, 0)
     assert "has not returned" not in log(tmp_path, 1)
 
 
 @pytest.mark.ranks
-def test_a_stage_that_hangs_in_a_step_is_named(tmp_path, monkeypatch):
-    """The other one waits for what it should send."""
+def test_watchdog_names_a_stage_that_hangs_in_a_step(tmp_path, monkeypatch):
+    """The other stage waits for what it should send."""
     real = DeepSpeedEngine.train_batch
 
     def hanging(self, batches, lr):
@@ -185,7 +185,7 @@ def test_a_stage_that_hangs_in_a_step_is_named(tmp_path, monkeypatch):
         return real(self, batches, lr)
 
     monkeypatch.setattr(DeepSpeedEngine, "train_batch", hanging)
-    trained(tmp_path, parallel={"pp": 2}, train={"steps": 50}, watchdog={"seconds": 6.0})
+    train_to_stall(tmp_path, parallel={"pp": 2}, train={"steps": 50}, watchdog={"seconds": 6.0})
     assert outcome(tmp_path)["sentence"].startswith("rank 0 stalled (process ")
     assert "in no collective, in phase step)" in outcome(tmp_path)["sentence"]
     assert "in hanging" in log(tmp_path, 0)
@@ -193,27 +193,27 @@ def test_a_stage_that_hangs_in_a_step_is_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.ranks
-def test_a_watchdog_does_not_disturb_a_run_that_goes_well(tmp_path):
+def test_watchdog_does_not_disturb_a_healthy_run(tmp_path):
     layout = {"parallel": {"tp": 2}}
-    found = []
+    results = []
     for number, seconds in enumerate((0.0, 30.0)):
         folder = tmp_path / str(number)
-        left = run(folder, config(**layout, watchdog={"seconds": seconds}))
-        assert left["code"] == DONE
+        ended = run(folder, config(**layout, watchdog={"seconds": seconds}))
+        assert ended["code"] == DONE
         rows = [(row["loss"], row["grad_norm"]) for row in metrics(folder)]
-        found.append((left["eval_loss"], rows))
+        results.append((ended["eval_loss"], rows))
         assert all(path.read_text() == "" for path in (folder / "logs").iterdir())
-    assert found[0] == found[1]
+    assert results[0] == results[1]
     assert not (tmp_path / "0" / heartbeat.FOLDER).exists()
     beats = [beat_of(tmp_path / "1", rank) for rank in range(2)]
     assert {beat.phase for beat in beats} == {heartbeat.ENDED}
 
 
 @pytest.mark.ranks
-def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
-    """As a scheduler does it, for longer than the watchdog waits."""
-    made = config(parallel={"dp": 2}, train={"steps": 4000}, watchdog={"seconds": 6.0})
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_dict(made)))
+def test_watchdog_lets_a_suspended_job_resume(tmp_path):
+    """All ranks, as by a scheduler, for longer than the watchdog waits."""
+    settings = config(parallel={"dp": 2}, train={"steps": 4000}, watchdog={"seconds": 6.0})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(as_dict(settings)))
     process = multiprocessing.get_context("fork").Process(
         target=run_ranks, args=(2, main, str(tmp_path / "config.yaml"))
     )
@@ -234,11 +234,11 @@ def test_a_job_that_was_suspended_as_a_whole_goes_on(tmp_path):
 
 
 @pytest.mark.ranks
-def test_a_rank_that_is_stopped_ends_the_job(tmp_path):
-    """Through the command, torchrun and all: it ends by itself, and nothing of it stays."""
-    made = prepared(small(write_corpus(tmp_path / "text")), tmp_path / "made")
+def test_watchdog_ends_the_job_of_a_stopped_rank(tmp_path):
+    """Through the command line and torchrun: the job ends by itself and leaves no process."""
+    settings = with_shards(small_config(write_corpus(tmp_path / "text")), tmp_path / "made")
     given = [text for text in SMALL if not text.startswith("data.vocab_size")]
-    given += [f"data.shards={made.data.shards}", "run.name=a", "parallel.dp=2"]
+    given += [f"data.shards={settings.data.shards}", "run.name=a", "parallel.dp=2"]
     given += ["train.steps=100000", "train.log_every=1", "eval.every=0", "watchdog.seconds=8"]
     process = subprocess.Popen(
         [sys.executable, "-m", "launch", "train", *given],
@@ -254,7 +254,7 @@ def test_a_rank_that_is_stopped_ends_the_job(tmp_path):
         wait_for(lambda: trains() or process.poll() is not None, PATIENCE)
         assert process.poll() is None, process.communicate()
         beats = [beat_of(folder, rank) for rank in range(2)]
-        os.kill(beats[0].process, signal.SIGSTOP)  # the one that tells how a run ends
+        os.kill(beats[0].process, signal.SIGSTOP)  # the rank that writes the outcome
         _, err = process.communicate(timeout=PATIENCE)
     finally:
         process.terminate()  # twice: the launcher kills what does not end

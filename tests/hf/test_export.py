@@ -135,9 +135,9 @@ def test_export_without_transformers_checks_the_files(tmp_path, monkeypatch, cap
     monkeypatch.setattr(check, "find_spec", lambda name: None)
     step = newest_checkpoint(trained_run())
     hf.export(str(step), str(tmp_path / "out"))
-    said = capsys.readouterr().out
-    assert "read again: ids are equal on 31 lines" in said
-    assert said.rstrip().endswith("transformers is not installed, so it was not compared.")
+    printed = capsys.readouterr().out
+    assert "read again: ids are equal on 31 lines" in printed
+    assert printed.rstrip().endswith("transformers is not installed, so it was not compared.")
     for path in exported().iterdir():
         expected = path.read_text("utf-8", "ignore").replace("exported", "out")
         assert (tmp_path / "out" / path.name).read_text("utf-8", "ignore") == expected

@@ -1,4 +1,4 @@
-"""What the checks of an export or an import must see."""
+"""What the checks of an export or an import must find."""
 
 import pytest
 import tokenizers
@@ -81,14 +81,14 @@ def test_check_refuses_outputs_that_are_not_finite(run, tmp_path):
 
 
 def test_check_refuses_outputs_of_another_shape():
-    """Though one could be stretched to the other."""
+    """Even if one could be broadcast to the other."""
     sample = Sample(torch.zeros(2, 3).long(), torch.tensor([3, 3]), torch.zeros(2, 3).long())
     apart = check._difference(torch.zeros(2, 3, 4), torch.zeros(2, 3, 1), sample)
     assert apart == float("inf")
 
 
 def test_export_truncates_where_positions_end(tmp_path):
-    source = folder_of(model(MASKED), tmp_path / "source")  # 66 positions, the padding's is 1
+    source = folder_of(model(MASKED), tmp_path / "source")  # 66 positions, that of padding is 1
     assert open_trained(source).max_tokens == 64
     hf.export(str(source), str(tmp_path / "out"))
     made = mlm.AutoTokenizer.from_pretrained(tmp_path / "out")

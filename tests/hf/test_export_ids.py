@@ -112,7 +112,7 @@ def test_check_ids_allows_ties_only(multilingual):
 
 @cache
 def normalizers() -> tuple[sentencepiece.SentencePieceNormalizer, Any, list[str]]:
-    """Sentencepiece's own, ours, and the strings that its rules are about."""
+    """Sentencepiece's own normalizer, ours, and the strings that its rules replace."""
     raw, charsmap = tokenizer().model_path.read_bytes(), tokenizer().charsmap
     found = rules(charsmap)
     theirs = sentencepiece.SentencePieceNormalizer(model_proto=raw)

@@ -39,7 +39,7 @@ from tests.text_fixtures import tokenizer
 
 
 def round_trip(source: Path, capsys) -> str:
-    """Imports a folder and exports what was imported, beside it; what was said."""
+    """Imports a folder and exports the import to a folder next to it; what was printed."""
     import_model(str(source), str(source.parent / "imported"))
     export(str(source.parent / "imported"), str(source.parent / "exported"))
     return capsys.readouterr().out
@@ -49,9 +49,9 @@ def round_trip(source: Path, capsys) -> str:
 def test_round_trip_keeps_every_head(head, tmp_path, capsys):
     theirs = model(head)
     source = folder_of(theirs, tmp_path / "source")
-    said = round_trip(source, capsys)
-    assert said.count("and all weights are equal") == 2
-    assert said.count("in transformers 5") == 2
+    printed = round_trip(source, capsys)
+    assert printed.count("and all weights are equal") == 2
+    assert printed.count("in transformers 5") == 2
     same_tensors(tmp_path / "exported", source)
     imported = open_trained(tmp_path / "imported")
     assert imported.head == head
@@ -62,7 +62,7 @@ def test_round_trip_keeps_every_head(head, tmp_path, capsys):
     )
     set_ones = {key: value for key, value in before.items() if value is not None}
     assert {key: after.get(key) for key in set_ones} == set_ones
-    # The same outputs as of the model that was saved, which the checks have not seen.
+    # The same outputs as those of the saved model, which the checks did not use.
     sample = sample_of(tokenizer(), imported.config)
     ours = check.model_outputs(head, imported.model(), sample)
     expected = check.model_outputs(head, theirs, sample)
@@ -135,7 +135,7 @@ def test_import_takes_the_tokenizer_from_tokenizer_json_alone(tmp_path, capsys):
     text = "one two three"
     again = transformers.AutoTokenizer.from_pretrained(tmp_path / "exported")
     assert (again(text)["input_ids"], again.model_max_length) == (theirs(text)["input_ids"], 40)
-    # The model itself, beside a tokenizer.json, is the same one, too.
+    # The sentencepiece model, given with a tokenizer.json, is the same tokenizer.
     import_model(str(source), str(tmp_path / "given"), str(tokenizer().model_path.parent))
     assert tokenizer_in(tmp_path / "given").hash == tokenizer().hash
 
@@ -172,8 +172,8 @@ def test_round_trip_keeps_several_dtypes(tmp_path, capsys):
 def test_import_reads_torch_files(shards, tmp_path, capsys):
     theirs = model(MASKED)
     source = bin_folder(theirs, tmp_path / "source", shards)
-    said = round_trip(source, capsys)
-    assert said.count("in transformers 5") == 2
+    printed = round_trip(source, capsys)
+    assert printed.count("in transformers 5") == 2
     same_tensors(tmp_path / "exported", folder_of(theirs, tmp_path / "expected"))
 
 
@@ -200,9 +200,9 @@ def test_import_skips_transformers_where_it_is_wrong(config, tmp_path, capsys):
     ours = mlm.XLMRobertaXLForTokenClassification(made, seed=3).eval()
     ours.save_pretrained(tmp_path / "source")
     shutil.copy(tokenizer().model_path, tmp_path / "source" / MODEL_FILE)
-    said = round_trip(tmp_path / "source", capsys)
+    printed = round_trip(tmp_path / "source", capsys)
     name = next(iter(config))
-    assert said.count(f"was not compared: it ignores {name}") == 2
+    assert printed.count(f"was not compared: it ignores {name}") == 2
     same_tensors(tmp_path / "exported", tmp_path / "source")
     imported = open_trained(tmp_path / "imported")
     assert getattr(imported.config, name) == config[name]
@@ -236,8 +236,8 @@ def test_check_skips_transformers_where_memory_is_small(tmp_path, monkeypatch, c
     source = folder_of(model(MASKED), tmp_path / "source")
     memory = check.psutil.virtual_memory()._replace(available=1000)
     monkeypatch.setattr(check.psutil, "virtual_memory", lambda: memory)
-    said = round_trip(source, capsys)
-    assert said.count("the model does not fit into free memory") == 2
+    printed = round_trip(source, capsys)
+    assert printed.count("the model does not fit into free memory") == 2
     same_tensors(tmp_path / "exported", source)
 
 
@@ -274,7 +274,7 @@ def test_import_takes_original_checkpoints(parts, tmp_path, capsys):
     assert check._difference(found, check.model_outputs(MASKED, language, sample), sample) <= 2e-5
     export(str(tmp_path / "again"), str(tmp_path / "exported"))
     same_tensors(tmp_path / "exported", folder_of(language, tmp_path / "expected"))
-    assert "mnli" in capsys.readouterr().out  # a head that is left out
+    assert "mnli" in capsys.readouterr().out  # a head that is skipped
     import_model(str(path), str(tmp_path / "head"), "none", "mnli")
     imported = open_trained(tmp_path / "head")
     assert imported.config.num_labels == 3

@@ -1,4 +1,4 @@
-"""A tokenizer.json beside a sentencepiece model: the same ids, or the folder is refused."""
+"""A tokenizer.json next to a sentencepiece model: the same ids, or the folder is refused."""
 
 import json
 import shutil
@@ -57,9 +57,9 @@ def test_import_takes_the_files_of_one_tokenizer(write, tmp_path, capsys):
     source = folder_of(model(MASKED), tmp_path / "source")
     write(source)
     import_model(str(source), str(tmp_path / "out"))
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     compared = f"ids are equal to those of {MODEL_FILE} and {JSON_FILE} on {len(lines())} lines, "
-    assert compared in said
+    assert compared in printed
     assert tokenizer_in(tmp_path / "out").hash == tokenizer().hash
     (source / MODEL_FILE).unlink()
     import_model(str(source), str(tmp_path / "alone"))
@@ -68,7 +68,7 @@ def test_import_takes_the_files_of_one_tokenizer(write, tmp_path, capsys):
 
 
 def test_import_allows_lines_that_transformers_normalises_differently(tmp_path):
-    """Its class drops marks of Yoruba; the rules are the same, and what counts."""
+    """Its class drops marks of Yoruba, but the rules are the same, and they decide."""
     source = shutil.copytree(large_folder(), tmp_path / "source")
     loaded = Tokenizer.load(source)
     (source / JSON_FILE).unlink()
@@ -119,7 +119,7 @@ def emptied(values: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "reason"),
     [
         (swapped, "gives other ids than"),
         (rescored, "gives other ids than"),
@@ -132,7 +132,7 @@ def emptied(values: dict[str, Any]) -> None:
     ],
 )
 def test_import_refuses_contradicting_tokenizer_files(
-    change: Callable[[dict[str, Any]], None], said, tmp_path
+    change: Callable[[dict[str, Any]], None], reason, tmp_path
 ):
     source = folder_of(model(MASKED), tmp_path / "source")
     written_by_us(source)
@@ -143,12 +143,12 @@ def test_import_refuses_contradicting_tokenizer_files(
     for given in (None, str(source)):
         with pytest.raises(DataError) as caught:
             import_model(str(source), str(tmp_path / "out"), given)
-        message = str(caught.value)
-        assert said in message
+        error = str(caught.value)
+        assert reason in error
         for part in (str(path), str(source / MODEL_FILE), "; move "):
-            assert part in message
-        assert "\n" not in message
-    with pytest.raises(DataError, match=said):
+            assert part in error
+        assert "\n" not in error
+    with pytest.raises(DataError, match=reason):
         open_trained(source)
     path.unlink()
     import_model(str(source), str(tmp_path / "out"))
@@ -168,7 +168,7 @@ def test_import_refuses_a_tokenizer_other_than_tokenizer_json(tmp_path):
 
 
 def test_import_skips_added_tokens_if_asked(tmp_path, capsys):
-    """Though one of them stands in the lines that are compared."""
+    """Even if one of them occurs in the lines that are compared."""
     source = folder_of(model(MASKED), tmp_path / "source")
     written_by_us(source)
     word = next(iter(lines().values())).split()[0]

@@ -1,4 +1,4 @@
-"""What `mlm import` refuses, and that it leaves nothing then."""
+"""What `mlm import` refuses, without leaving any files."""
 
 import json
 import shutil
@@ -53,16 +53,16 @@ def test_import_refuses_copies_that_differ_at_their_end(tmp_path, monkeypatch):
     assert left_nothing(tmp_path, "source")
 
 
-def test_import_without_tokenizer_must_be_asked_for(tmp_path, capsys):
+def test_import_goes_without_a_tokenizer_only_on_request(tmp_path, capsys):
     source = folder_of(model(MASKED), tmp_path / "source", with_tokenizer=False)
     with pytest.raises(DataError, match=r"has no sentencepiece.bpe.model, .*add tokenizer=DIR"):
         import_model(str(source), str(tmp_path / "out"))
     assert left_nothing(tmp_path, "source")
     import_model(str(source), str(tmp_path / "out"), "none")
     export(str(tmp_path / "out"), str(tmp_path / "exported"))
-    said = capsys.readouterr().out
-    assert said.count("random ids (there is no tokenizer)") == 2
-    assert f"so there is no tokenizer in {tmp_path / 'exported'}" in said
+    printed = capsys.readouterr().out
+    assert printed.count("random ids (there is no tokenizer)") == 2
+    assert f"so there is no tokenizer in {tmp_path / 'exported'}" in printed
     assert not (tmp_path / "exported" / "tokenizer.json").exists()
     same_tensors(tmp_path / "exported", source)
     with pytest.raises(UserError, match=r"has no tokenizer .*, so a text cannot be read; put one"):
@@ -109,7 +109,7 @@ def test_open_trained_refuses_a_replaced_tokenizer(tmp_path):
     import_model(str(folder_of(model(MASKED), tmp_path / "source")), str(tmp_path / "out"))
     path = tmp_path / "out" / "tokenizer" / MODEL_FILE
     kept = path.read_bytes()
-    path.write_bytes(kept + kept[:0] + b"\x1a\x00" * 2)  # two empty pieces more
+    path.write_bytes(kept + kept[:0] + b"\x1a\x00" * 2)  # two more empty pieces
     with pytest.raises(
         DataError, match=r"is not the tokenizer that was imported|is not a sentencepiece model"
     ):
@@ -184,7 +184,7 @@ def test_import_refuses_cut_and_foreign_files(tmp_path):
     ("name", "row", "sentence"),
     [
         (QUERY, 0, r"gives logits that differ from those of .*source by up to [0-9.]+, and"),
-        # No text of the comparison is so long.
+        # No text of the comparison is that long.
         (
             "roberta.embeddings.position_embeddings.weight",
             65,

@@ -1,4 +1,4 @@
-"""A small corpus of two languages, settings that make little work of it, and ranks that do none."""
+"""A small corpus of two languages, settings for short runs, and ranks that do not train."""
 
 import io
 import sys
@@ -27,8 +27,8 @@ def write_corpus(folder: Path) -> Path:
     return folder
 
 
-def small(corpus: Path, **data) -> TrainConfig:
-    """The settings of `SMALL`, for what takes a config."""
+def small_config(corpus: Path, **data) -> TrainConfig:
+    """The settings of `SMALL` as a config."""
     settings = as_dict(TrainConfig())
     settings["data"] |= {"corpus": str(corpus), "vocab_size": 200, "seq_len": 32, **data}
     return load(TrainConfig, settings)
@@ -38,12 +38,12 @@ def quiet() -> Console:
     return Console(file=io.StringIO())
 
 
-def prepared(config: TrainConfig, folder: Path) -> TrainConfig:
-    """The settings with tokenizer and shards of their corpus, made under a folder."""
+def with_shards(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The settings with the tokenizer and shards of their corpus, which are made in a folder."""
     return replace(config, data=prepare(config.data, folder, quiet()))
 
 
-# Ranks that only say how they ended: `CODE SENTENCE` come from the environment.
+# Ranks that only write an outcome, whose `CODE` and `SENTENCE` come from the environment.
 RANKS = """
 import json, os, pathlib, sys, tempfile
 folder = pathlib.Path(sys.argv[1]).parent

@@ -1,4 +1,4 @@
-"""What is refused before a process starts: one sentence, the exit code, nothing left behind."""
+"""What is refused before a process starts: one sentence, the exit code, no files left."""
 
 import errno
 import os
@@ -45,7 +45,7 @@ __all__ = ["corpus", "ranks"]  # fixtures
         (["plugins=no_such"], 2, "plugins='no_such' is not possible: it should be a list"),
     ],
 )
-def test_what_cannot_work_is_refused_before_a_process_starts(
+def test_train_refuses_bad_settings_before_a_process_starts(
     arguments, code, sentence, corpus, ranks, capfd
 ):
     assert train(f"data.corpus={corpus}", *arguments) == code
@@ -56,7 +56,7 @@ def test_what_cannot_work_is_refused_before_a_process_starts(
     assert not [path for path in ranks.glob("runs/*") if path.name != "prepared"]
 
 
-def test_a_corpus_that_cannot_be_read_is_refused(ranks, tmp_path, capfd):
+def test_train_refuses_an_unreadable_corpus(ranks, tmp_path, capfd):
     assert train("data.corpus=nowhere") == 76
     assert "nowhere" in capfd.readouterr().err
     (tmp_path / "empty").mkdir()
@@ -72,8 +72,8 @@ def test_a_corpus_that_cannot_be_read_is_refused(ranks, tmp_path, capfd):
     assert list(ranks.iterdir()) == []
 
 
-def test_a_folder_that_may_not_be_read_is_refused(tmp_path):
-    """As a user other than root, who may read all of them."""
+def test_check_folder_refuses_a_folder_without_permission(tmp_path):
+    """Checked as a user other than root, who may read every folder."""
     (tmp_path / "closed").mkdir(mode=0)
     child = os.fork()
     if child == 0:
@@ -89,7 +89,7 @@ def test_a_folder_that_may_not_be_read_is_refused(tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_a_full_disk_while_preparing_leaves_nothing(corpus, ranks, monkeypatch, capfd):
+def test_train_leaves_nothing_on_a_full_disk_while_preparing(corpus, ranks, monkeypatch, capfd):
     def full(*arguments, **settings):
         raise UserError("no room for the tokenizer; free space")
 
@@ -99,7 +99,7 @@ def test_a_full_disk_while_preparing_leaves_nothing(corpus, ranks, monkeypatch, 
     assert list(ranks.iterdir()) == []
 
 
-def test_a_full_disk_while_starting_leaves_no_run(corpus, ranks, monkeypatch, capfd):
+def test_train_leaves_no_run_on_a_full_disk_while_starting(corpus, ranks, monkeypatch, capfd):
     def full(path, *arguments, **settings):
         if path.name.startswith("config.yaml"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -114,7 +114,7 @@ def test_a_full_disk_while_starting_leaves_no_run(corpus, ranks, monkeypatch, ca
     assert [path.name for path in (ranks / "runs").iterdir()] == ["prepared"]
 
 
-def test_a_folder_that_holds_no_shards_is_refused_as_such(ranks, tmp_path, capfd):
+def test_train_refuses_a_folder_without_shards(ranks, tmp_path, capfd):
     (tmp_path / "empty").mkdir()
     assert train(f"data.shards={tmp_path / 'empty'}") == 76
     err = capfd.readouterr().err
@@ -123,7 +123,7 @@ def test_a_folder_that_holds_no_shards_is_refused_as_such(ranks, tmp_path, capfd
     assert list(ranks.iterdir()) == []
 
 
-def test_cuda_where_there_is_none_is_refused(corpus, ranks, monkeypatch, capfd):
+def test_train_refuses_cuda_without_a_gpu(corpus, ranks, monkeypatch, capfd):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert train(f"data.corpus={corpus}", "train.device=cuda") == 2
     err = capfd.readouterr().err
@@ -132,15 +132,15 @@ def test_cuda_where_there_is_none_is_refused(corpus, ranks, monkeypatch, capfd):
     assert list(ranks.iterdir()) == []
 
 
-def test_a_tokenizer_that_shards_were_not_written_with_is_refused(corpus, ranks, capfd):
+def test_train_refuses_a_tokenizer_other_than_that_of_the_shards(corpus, ranks, capfd):
     for number in (200, 150):
         assert train(f"data.corpus={corpus}", f"data.vocab_size={number}", "run.name=a") == 0
         Path("runs/a").rename(f"{number}")
-    made, other = (
+    first, other = (
         yaml.safe_load(Path(name, "config.yaml").read_text())["data"] for name in ("200", "150")
     )
     capfd.readouterr()
-    given = [f"data.shards={made['shards']}", f"data.tokenizer={other['tokenizer']}"]
+    given = [f"data.shards={first['shards']}", f"data.tokenizer={other['tokenizer']}"]
     assert train(*given, "run.name=b") == 76
     err = capfd.readouterr().err
     assert other["tokenizer"] in err
@@ -149,7 +149,7 @@ def test_a_tokenizer_that_shards_were_not_written_with_is_refused(corpus, ranks,
     assert train(given[0], "run.name=b") == 0
 
 
-def test_shards_that_are_cut_short_are_refused_at_the_next_start(corpus, ranks, capfd):
+def test_train_refuses_truncated_shards_at_the_next_start(corpus, ranks, capfd):
     assert train(f"data.corpus={corpus}", "run.name=a") == 0
     shards = yaml.safe_load(Path("runs/a/config.yaml").read_text())["data"]["shards"]
     tar = Path(shards, "en-000000.tar")
@@ -163,7 +163,7 @@ def test_shards_that_are_cut_short_are_refused_at_the_next_start(corpus, ranks, 
     assert {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")} == before
 
 
-def test_a_language_smaller_than_a_block_is_named(corpus, ranks, tmp_path, capfd):
+def test_train_names_a_language_smaller_than_a_block(corpus, ranks, tmp_path, capfd):
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "en.txt").write_text((corpus / "en.txt").read_text())
     (tmp_path / "text" / "eo.txt").write_text("Bona tago.\n\nBona nokto.\n")

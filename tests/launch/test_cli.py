@@ -1,4 +1,4 @@
-"""The command line itself: verbs, help, completion, and a working folder that would shadow us."""
+"""The command line: verbs, help, completion, and folders that would shadow our packages."""
 
 import os
 import subprocess
@@ -33,13 +33,13 @@ def corpus(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
-def test_the_overview_names_every_verb(arguments, capsys):
+def test_cli_overview_names_every_verb(arguments, capsys):
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert all(f"  {name} " in printed for name in VERBS)
 
 
-def test_an_unknown_verb_is_one_sentence(capsys):
+def test_cli_refuses_an_unknown_verb_in_one_sentence(capsys):
     assert main(["trian"]) == 2
     assert capsys.readouterr().err == "mlm: 'trian' is not a command of mlm; did you mean train?\n"
     assert main(["0"]) == 2
@@ -56,11 +56,11 @@ def test_an_unknown_verb_is_one_sentence(capsys):
         (["+a.b=1", "~c", "hydra/launcher=x"], [], ["+a.b=1", "~c", "hydra/launcher=x"]),
     ],
 )
-def test_positional_arguments_end_at_the_first_setting_or_flag(arguments, positional, rest):
+def test_split_ends_positional_arguments_at_the_first_setting_or_flag(arguments, positional, rest):
     assert split(arguments) == (positional, rest)
 
 
-def test_an_argument_too_many_is_one_sentence(capsys):
+def test_cli_refuses_an_extra_argument_in_one_sentence(capsys):
     assert main(["train", "tiny"]) == 2
     assert "'tiny' is not an argument of mlm train, which takes settings only" in (
         capsys.readouterr().err
@@ -81,7 +81,7 @@ def test_help_shows_settings_and_two_examples(verb, capsys):
     assert ("data.seq_len=512 " if verb == "train" else "=??? ") in printed
 
 
-def test_help_and_mistakes_are_quick_quiet_and_leave_nothing(tmp_path):
+def test_cli_help_and_errors_import_no_torch_and_write_nothing(tmp_path):
     code = (
         "import sys; from launch.cli import main\n"
         "try: main(['train', '--help'])\n"
@@ -108,7 +108,7 @@ def test_help_and_mistakes_are_quick_quiet_and_leave_nothing(tmp_path):
         ("mlm fill to", "top="),
     ],
 )
-def test_completion_knows_verbs_groups_and_settings(line, choices, monkeypatch, capsys):
+def test_completion_offers_verbs_groups_and_settings(line, choices, monkeypatch, capsys):
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setattr(sys, "argv", ["mlm"])
     with suppress(SystemExit):
@@ -124,7 +124,7 @@ def test_completion_is_installed_for_the_command(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", [["-m", "launch"], ["-c", CONSOLE]])
-def test_a_working_folder_with_packages_of_our_names_works(command, tmp_path):
+def test_cli_ignores_packages_of_our_names_in_the_working_folder(command, tmp_path):
     for name in ("conf", "parallel", "mlm"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('not ours')\n")
@@ -136,7 +136,7 @@ def test_a_working_folder_with_packages_of_our_names_works(command, tmp_path):
     assert done.stdout.startswith("seed: 1\n")
 
 
-def test_packages_before_ours_are_named(tmp_path):
+def test_cli_names_a_package_that_shadows_ours(tmp_path):
     (tmp_path / "parallel").mkdir()
     (tmp_path / "parallel" / "__init__.py").write_text("")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
@@ -146,7 +146,7 @@ def test_packages_before_ours_are_named(tmp_path):
     assert f"the package parallel is found at {tmp_path / 'parallel'}, not at" in done.stderr
 
 
-def test_fill_export_and_import_pass_on_what_is_given(monkeypatch, capsys):
+def test_cli_passes_arguments_on_to_fill_export_and_import(monkeypatch, capsys):
     calls = []
     monkeypatch.setattr("mlm.hf.importing.import_model", lambda *given: calls.append(given))
     monkeypatch.setattr("mlm.trained.fill.fill", lambda *given: calls.append(given))
@@ -167,7 +167,7 @@ def test_fill_export_and_import_pass_on_what_is_given(monkeypatch, capsys):
     assert "out is required, and has no default; add out=..." in errors[2]
 
 
-def test_an_error_of_ours_has_its_traceback(monkeypatch, tmp_path):
+def test_cli_shows_the_traceback_of_an_internal_error(monkeypatch, tmp_path):
     code = (
         "import sys; from dataclasses import replace; from launch.cli import VERBS, main\n"
         "def broken(composed): raise RuntimeError('a defect')\n"
@@ -180,7 +180,7 @@ def test_an_error_of_ours_has_its_traceback(monkeypatch, tmp_path):
     assert done.stderr.endswith("RuntimeError: a defect\n")
 
 
-def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
+def test_cli_shows_no_traceback_of_an_interrupt(monkeypatch, capsys):
     def interrupted(composed):
         raise KeyboardInterrupt
 
@@ -189,7 +189,7 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys):
     assert capsys.readouterr().err == "mlm: interrupted\n"
 
 
-def test_tokenizer_and_shards_are_made_and_never_written_over(
+def test_cli_writes_tokenizer_and_shards_and_overwrites_nothing(
     corpus, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -199,12 +199,12 @@ def test_tokenizer_and_shards_are_made_and_never_written_over(
     printed = capsys.readouterr().out
     assert "A tokenizer of 100 ids is in tok" in printed
     assert "Shards of 2 languages are in shards" in printed
-    made = {path.name for path in (tmp_path / "shards").iterdir()}
-    assert {"index.json", "en-000000.tar", "de.heldout-000000.tar", "tokenizer"} <= made
-    again = (tmp_path / "shards" / "index.json").stat().st_mtime_ns
+    names = {path.name for path in (tmp_path / "shards").iterdir()}
+    assert {"index.json", "en-000000.tar", "de.heldout-000000.tar", "tokenizer"} <= names
+    written_at = (tmp_path / "shards" / "index.json").stat().st_mtime_ns
     assert main(shards) == 2
     assert "shards exists" in capsys.readouterr().err
-    assert (tmp_path / "shards" / "index.json").stat().st_mtime_ns == again
+    assert (tmp_path / "shards" / "index.json").stat().st_mtime_ns == written_at
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shards", "text", "tok"]
 
 
@@ -218,7 +218,7 @@ def test_tokenizer_and_shards_are_made_and_never_written_over(
         (["tokenizer", "corpus=text", "out=/proc/o", "vocab_size=100"], 2, "/proc/o cannot be"),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing(
+def test_cli_refuses_bad_input_in_one_sentence_and_leaves_nothing(
     arguments, code, sentence, corpus, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -229,7 +229,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
 
 
-def test_help_into_a_closed_pipe_is_no_traceback():
+def test_cli_help_shows_no_traceback_on_a_closed_pipe():
     """`mlm train --help | head -1`: no traceback about a broken pipe."""
     command = f"{sys.executable} -m launch train --help | head -1"
     done = subprocess.run(

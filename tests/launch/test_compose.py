@@ -34,25 +34,25 @@ def keys(tree: dict, prefix: str = "") -> set[str]:
     return rows
 
 
-def test_the_composed_settings_are_those_of_the_dataclasses():
+def test_compose_gives_the_settings_of_the_dataclasses():
     assert keys(composed().settings) == keys(defaults(TrainConfig))
 
 
 @pytest.mark.parametrize(("size", "parameters"), [("xl", 3_482_741_760), ("xxl", 10_712_994_816)])
-def test_the_large_sizes_have_the_published_number_of_parameters(size, parameters):
+def test_model_sizes_have_the_published_number_of_parameters(size, parameters):
     model = config(f"model={size}", "model.vocab_size=250880").model
     assert model.parameters() == parameters
 
 
 @pytest.mark.parametrize("size", ["tiny", "mini", "base", "large", "xl", "xxl"])
-def test_every_size_loads_and_trains_in_its_own_layout(size):
+def test_compose_loads_every_model_size(size):
     settings = config(f"model={size}", "parallel.tp=2", "parallel.pp=4", "parallel.dp=1")
     assert settings.model.num_hidden_layers >= 4
     assert settings.data.seq_len <= settings.model.max_tokens
 
 
 @pytest.mark.parametrize("kind", ["polynomial", "linear", "cosine", "wsd"])
-def test_a_schedule_is_chosen_by_its_group(kind):
+def test_compose_chooses_a_schedule_by_its_group(kind):
     schedule = config(f"schedule={kind}", "schedule.warmup_steps=10").schedule
     assert (schedule.kind, schedule.warmup_steps) == (kind, 10)
 
@@ -60,7 +60,7 @@ def test_a_schedule_is_chosen_by_its_group(kind):
 @pytest.mark.parametrize(
     "given", [["data.weights={sw: 2, no: 0.5}"], ["data.weights.sw=2", "data.weights.no=0.5"]]
 )
-def test_a_value_for_each_language_takes_any_language(given):
+def test_compose_takes_values_for_any_language(given):
     assert config(*given).data.weights == {"sw": 2.0, "no": 0.5}
     assert config("data.max_epochs_of.sw=3").data.max_epochs_of == {"sw": 3.0}
     assert config("data.alpha_schedule=[[9,0.5],[20,1]]").data.alpha_schedule == (
@@ -69,18 +69,18 @@ def test_a_value_for_each_language_takes_any_language(given):
     )
 
 
-def test_no_tracker_is_the_word_none():
+def test_compose_takes_none_for_no_tracker():
     assert config("tracker=none").tracker.names == ()
     assert config().tracker.names == ("wandb",)
 
 
-def test_trackers_are_one_or_a_list():
+def test_compose_takes_one_tracker_or_a_list():
     tracker = config("tracker=[wandb,mine]", "tracker.project=p", "tracker.tags=[a]").tracker
     assert (tracker.names, tracker.project, tracker.tags) == (("wandb", "mine"), "p", ("a",))
     assert composed("tracker=[wandb,mine]").overrides == ["tracker=[wandb,mine]"]
 
 
-def test_the_command_line_wins_over_an_experiment_and_that_over_a_model():
+def test_compose_ranks_command_line_over_experiment_over_model():
     lr = config("model=tiny").optim.lr
     recipe = config("experiment=xlm-r-xl")
     assert recipe.optim.lr == 4e-4 != lr
@@ -90,31 +90,31 @@ def test_the_command_line_wins_over_an_experiment_and_that_over_a_model():
 
 
 @pytest.mark.parametrize(("name", "layers"), [("xlm-r-xl", 36), ("xlm-r-xxl", 48)])
-def test_an_experiment_is_the_published_recipe(name, layers):
+def test_experiment_is_the_published_recipe(name, layers):
     recipe = config(f"experiment={name}")
     assert recipe.model.num_hidden_layers == layers
     assert (recipe.train.global_batch_size, recipe.data.seq_len) == (2048, 512)
     assert (recipe.train.steps, recipe.data.alpha) == (500_000, 0.3)
 
 
-def test_files_say_only_what_differs_from_the_defaults_or_gives_a_shape():
+def test_conf_files_hold_only_shapes_and_other_values_than_defaults():
     plain = as_dict(TrainConfig())
     shape = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
     for path in (CONF / "model").glob("*.yaml"):
         for section, values in yaml.safe_load(path.read_text()).items():
             for name, value in values.items():
-                same = plain[section][name] == (float(value) if name == "lr" else value)
-                assert name in shape or not same, f"{path.name}: {section}.{name}"
+                is_default = plain[section][name] == (float(value) if name == "lr" else value)
+                assert name in shape or not is_default, f"{path.name}: {section}.{name}"
 
 
 @pytest.mark.parametrize("name", ["data.shards", "data.corpus", "data.tokenizer", "run.name"])
-def test_an_empty_value_is_no_folder(name):
+def test_compose_refuses_an_empty_path(name):
     """What an unset shell variable leaves: it would mean the working folder."""
     with pytest.raises(UserError, match=f"{name} is empty; give it a value, or omit it"):
         config("data.corpus=text", f"{name}=")
 
 
-def test_the_choice_of_a_model_and_the_overrides_are_kept():
+def test_compose_keeps_the_choice_of_model_and_the_overrides():
     job = composed("model=mini", "train.steps=3")
     assert (job.model, job.overrides, job.sweep) == ("mini", ["model=mini", "train.steps=3"], None)
 
@@ -127,13 +127,13 @@ def test_cfg_job_prints_the_settings_and_runs_nothing(capsys):
     assert ran == []
 
 
-def test_positional_text_is_not_read_as_settings():
+def test_compose_does_not_parse_positional_text_as_settings():
     text = "a, b {c} ${d} [e] = 'f\" \\ <mask>"
     job = composed(verb="fill", schema="FillConfig", path="runs/a=b", texts=[text])
     assert job.settings == {"path": "runs/a=b", "texts": [text], "top": 5}
 
 
-def test_a_setting_is_not_given_twice():
+def test_compose_refuses_a_setting_given_twice():
     with pytest.raises(UserError, match="path is given twice"):
         composed("path=b", verb="fill", schema="FillConfig", path="a")
 
@@ -155,7 +155,7 @@ def test_a_setting_is_not_given_twice():
         ("--cfg=nope", "invalid choice: 'nope'"),
     ],
 )
-def test_what_hydra_refuses_is_one_sentence(argument, sentence, capfd):
+def test_compose_reports_errors_of_hydra_in_one_sentence(argument, sentence, capfd):
     with pytest.raises(UserError) as raised:
         composed(argument)
     assert sentence in str(raised.value)
@@ -197,13 +197,13 @@ def test_what_hydra_refuses_is_one_sentence(argument, sentence, capfd):
         ("model.pad_token_id=7", "model.pad_token_id=7 is not what every tokenizer here has, 1"),
     ],
 )
-def test_a_wrong_value_is_one_sentence(argument, sentence):
+def test_load_reports_a_wrong_value_in_one_sentence(argument, sentence):
     with pytest.raises(UserError) as raised:
         config(argument)
     assert sentence in str(raised.value)
 
 
-def test_a_sweep_runs_its_points_in_turn_in_one_folder(tmp_path, monkeypatch):
+def test_sweep_runs_its_points_in_turn_in_one_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     points: list[Composed] = []
     arguments = ["-m", "model=tiny", "seed=1,2", "optim.lr=1e-3,2e-3", "run.name=grid"]
@@ -214,7 +214,7 @@ def test_a_sweep_runs_its_points_in_turn_in_one_folder(tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*.yaml")) == []
 
 
-def test_an_unnamed_sweep_has_one_name(tmp_path, monkeypatch):
+def test_sweep_without_a_name_gets_one_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     points: list[Composed] = []
     compose("train", "TrainConfig", ["-m", "model=tiny", "seed=1,2"], {}, points.append)
@@ -226,9 +226,7 @@ def test_an_unnamed_sweep_has_one_name(tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*.yaml")) == []
 
 
-def test_a_failed_point_does_not_end_a_sweep_and_its_code_does_not_get_lost(
-    tmp_path, monkeypatch, capfd
-):
+def test_sweep_continues_after_a_failed_point_and_keeps_its_code(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     seen = []
 
@@ -245,21 +243,21 @@ def test_a_failed_point_does_not_end_a_sweep_and_its_code_does_not_get_lost(
     assert "mlm: x/001: no such text\n" in capfd.readouterr().err
 
 
-def test_a_sweep_that_cannot_be_composed_leaves_nothing(tmp_path, monkeypatch):
+def test_sweep_that_cannot_be_composed_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="model=tny is not a choice"):
         compose("train", "TrainConfig", ["-m", "model=tiny,tny", "run.name=x"], {}, print)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_only_training_is_swept(tmp_path, monkeypatch):
+def test_sweep_is_refused_outside_training(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="only mlm train runs sweeps"):
         compose("tokenizer", "TokenizerConfig", ["-m", "vocab_size=1,2"], {}, print)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_settings_are_plain_values():
+def test_compose_gives_plain_values():
     settings = composed("tracker.tags=[a,b]", "optim.betas=[0.8,0.9]").settings
     assert json.loads(json.dumps(settings)) == settings
     assert load(TrainConfig, settings | {"data": {"corpus": "x"}}).optim.betas == (0.8, 0.9)

@@ -1,4 +1,4 @@
-"""A launcher from outside, which submits a job and does not wait for it."""
+"""A launcher from a plugin, which submits a job and does not wait for it."""
 
 import sys
 from pathlib import Path
@@ -46,10 +46,10 @@ def batch(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "my_launcher.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_launcher", raising=False)
-    monkeypatch.setitem(LAUNCHERS, "batch", LAUNCHERS["local"])  # so that the entry goes afterwards
+    monkeypatch.setitem(LAUNCHERS, "batch", LAUNCHERS["local"])  # removes the entry afterwards
 
 
-def test_a_launcher_from_outside_submits_a_run(corpus, ranks, batch, capfd):
+def test_launcher_from_a_plugin_submits_a_run(corpus, ranks, batch, capfd):
     given = ["launch=batch", "plugins=[my_launcher]", "parallel.tp=2", "run.name=a"]
     assert train(f"data.corpus={corpus}", *given) == 0
     out, err = capfd.readouterr()

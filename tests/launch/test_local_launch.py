@@ -18,7 +18,7 @@ from tests.launch.launch_fixtures import SMALL, corpus, ranks, train
 __all__ = ["corpus", "ranks"]  # fixtures
 
 
-def test_a_run_folder_holds_what_the_ranks_start_from(corpus, ranks, capfd):
+def test_run_folder_holds_what_the_ranks_start_from(corpus, ranks, capfd):
     assert train(f"data.corpus={corpus}", "run.name=a", "parallel.tp=2") == 0
     out, err = capfd.readouterr()
     assert "out of a rank" in out
@@ -43,7 +43,7 @@ def test_a_run_folder_holds_what_the_ranks_start_from(corpus, ranks, capfd):
     assert [path.name for path in ranks.iterdir()] == ["runs"]
 
 
-def test_ranks_leave_no_temporary_files(corpus, ranks, tmp_path, monkeypatch):
+def test_local_launcher_leaves_no_temporary_files_of_ranks(corpus, ranks, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     monkeypatch.setattr(tempfile, "tempdir", None)  # read from the environment again
@@ -51,15 +51,15 @@ def test_ranks_leave_no_temporary_files(corpus, ranks, tmp_path, monkeypatch):
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_an_unnamed_run_is_named_after_its_model_and_the_time(corpus, ranks):
+def test_run_name_is_the_model_and_the_time_by_default(corpus, ranks):
     assert train(f"data.corpus={corpus}") == 0
     names = {path.name for path in (ranks / "runs").iterdir()} - {"prepared"}
     (name,) = names
     assert time.strptime(name, "tiny-%Y%m%d-%H%M%S")
 
 
-def test_an_unnamed_run_never_resumes_another(tmp_path, monkeypatch):
-    """Two that start in the same second are two runs."""
+def test_run_name_is_unique_by_default(tmp_path, monkeypatch):
+    """Also if several runs start in the same second."""
     monkeypatch.setattr(run_folder, "datetime", SimpleNamespace(now=lambda: datetime(2026, 1, 2)))
     names = []
     for _ in range(3):
@@ -70,16 +70,16 @@ def test_an_unnamed_run_never_resumes_another(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("code", [1, 2, 75, 76, 77])
-def test_the_outcome_is_the_exit_code(code, corpus, ranks, monkeypatch, capfd):
+def test_local_launcher_exits_with_the_code_of_the_outcome(code, corpus, ranks, monkeypatch, capfd):
     monkeypatch.setenv("CODE", str(code))
-    monkeypatch.setenv("EXIT", "1")  # torchrun knows no other
+    monkeypatch.setenv("EXIT", "1")  # torchrun has no other
     monkeypatch.setenv("SENTENCE", "it ended")
     assert train(f"data.corpus={corpus}", "run.name=a") == code
-    logs = "" if code == 75 else " (logs: runs/a/logs)"  # a stop as asked is nothing to look up
+    logs = "" if code == 75 else " (logs: runs/a/logs)"  # a requested stop needs no logs
     assert capfd.readouterr().err == f"mlm: it ended{logs}\n"
 
 
-def test_ranks_that_leave_no_outcome_failed(corpus, ranks, monkeypatch, capfd):
+def test_local_launcher_fails_without_an_outcome(corpus, ranks, monkeypatch, capfd):
     monkeypatch.delenv("CODE")
     monkeypatch.setenv("EXIT", "1")
     assert train(f"data.corpus={corpus}", "run.name=a") == 1
@@ -89,7 +89,7 @@ def test_ranks_that_leave_no_outcome_failed(corpus, ranks, monkeypatch, capfd):
     assert "ended without an outcome" in capfd.readouterr().err
 
 
-def test_what_an_earlier_start_left_does_not_count(corpus, ranks, monkeypatch, capfd):
+def test_local_launcher_ignores_the_outcome_of_an_earlier_start(corpus, ranks, monkeypatch, capfd):
     """Neither its outcome nor its lines in the log."""
     assert train(f"data.corpus={corpus}", "run.name=a") == 0
     monkeypatch.delenv("CODE")
@@ -101,7 +101,7 @@ def test_what_an_earlier_start_left_does_not_count(corpus, ranks, monkeypatch, c
     assert capfd.readouterr().err.count("error of a rank") == 1
 
 
-def test_a_padded_vocabulary_that_tp_does_not_divide_is_refused(corpus, ranks, capfd):
+def test_train_refuses_a_padded_vocabulary_that_tp_does_not_divide(corpus, ranks, capfd):
     three = ["parallel.tp=3", "model.num_attention_heads=6", "model.hidden_size=48"]
     assert train(f"data.corpus={corpus}", "model.intermediate_size=96", *three) == 2
     err = capfd.readouterr().err
@@ -112,13 +112,15 @@ def test_a_padded_vocabulary_that_tp_does_not_divide_is_refused(corpus, ranks, c
     assert train(*given, *three) == 0
 
 
-def test_a_good_outcome_does_not_hide_a_rank_that_died(corpus, ranks, monkeypatch, capfd):
+def test_local_launcher_reports_a_dead_rank_despite_a_good_outcome(
+    corpus, ranks, monkeypatch, capfd
+):
     monkeypatch.setenv("EXIT", "1")
     assert train(f"data.corpus={corpus}", "run.name=a") == 1
     assert "a rank died" in capfd.readouterr().err
 
 
-def test_a_sweeper_gets_the_evaluation_loss(corpus, ranks):
+def test_train_returns_the_evaluation_loss_to_a_sweeper(corpus, ranks):
     losses = []
     arguments = [*SMALL, f"data.corpus={corpus}", "run.name=a"]
     compose(
@@ -131,7 +133,7 @@ def test_a_sweeper_gets_the_evaluation_loss(corpus, ranks):
     assert losses == [2.5]
 
 
-def test_the_same_run_resumes_and_another_one_is_refused(corpus, ranks, capfd):
+def test_resume_accepts_the_same_run_and_refuses_another(corpus, ranks, capfd):
     given = [f"data.corpus={corpus}", "run.name=a"]
     assert train(*given) == 0
     (ranks / "runs" / "a" / "stop").touch()
@@ -143,7 +145,7 @@ def test_the_same_run_resumes_and_another_one_is_refused(corpus, ranks, capfd):
     written = yaml.safe_load((ranks / "runs" / "a" / "config.yaml").read_text())
     assert (written["train"]["steps"], written["parallel"]["pp"]) == (7, 2)
     capfd.readouterr()
-    for setting, now in {
+    for setting, held in {
         "seed=2": "seed=1, not 2",
         "optim.lr=9": "optim.lr=0.004, not 9.0",
         "optim.betas=[0.5,0.6]": "optim.betas=[0.9, 0.98], not [0.5, 0.6]",
@@ -155,13 +157,13 @@ def test_the_same_run_resumes_and_another_one_is_refused(corpus, ranks, capfd):
         "data.max_epochs=50": "data.max_epochs=None, not 50.0",
     }.items():
         assert train(*given, setting) == 2
-        assert f"runs/a holds a run with {now}; give another run.name, or run.fresh=true" in (
+        assert f"runs/a holds a run with {held}; give another run.name, or run.fresh=true" in (
             capfd.readouterr().err
         )
     assert (ranks / "runs" / "a" / "metrics.jsonl").read_text() == "kept\n"
 
 
-def test_a_run_of_a_version_that_lacked_a_setting_had_its_default(corpus, ranks, capfd):
+def test_resume_assumes_the_default_of_a_setting_that_is_not_recorded(corpus, ranks, capfd):
     given = [f"data.corpus={corpus}", "run.name=a"]
     assert train(*given) == 0
     path = ranks / "runs" / "a" / "config.yaml"
@@ -176,8 +178,8 @@ def test_a_run_of_a_version_that_lacked_a_setting_had_its_default(corpus, ranks,
     assert train(*given) == 0
 
 
-def test_a_run_keeps_the_vocabulary_that_it_was_given(corpus, ranks, capfd):
-    """Left open, it would be 256 now."""
+def test_resume_refuses_another_vocabulary_size(corpus, ranks, capfd):
+    """By default it would be 256."""
     given = [f"data.corpus={corpus}", "run.name=a"]
     assert train(*given, "model.vocab_size=384") == 0
     capfd.readouterr()
@@ -186,7 +188,7 @@ def test_a_run_keeps_the_vocabulary_that_it_was_given(corpus, ranks, capfd):
     assert train(*given, "model.vocab_size=384") == 0
 
 
-def test_a_fresh_start_deletes_the_run_that_was_there(corpus, ranks):
+def test_fresh_start_deletes_the_previous_run(corpus, ranks):
     given = [f"data.corpus={corpus}", "run.name=a"]
     assert train(*given) == 0
     (ranks / "runs" / "a" / "checkpoints" / "step-00000001").mkdir(parents=True)
@@ -199,7 +201,7 @@ def test_a_fresh_start_deletes_the_run_that_was_there(corpus, ranks):
     assert (config["seed"], config["run"]["fresh"]) == (2, False)
 
 
-def test_changed_data_is_refused(corpus, ranks, tmp_path, capfd):
+def test_resume_refuses_changed_data(corpus, ranks, tmp_path, capfd):
     given = ["run.name=a", f"data.corpus={tmp_path / 'text'}"]
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "en.txt").write_text((corpus / "en.txt").read_text())
@@ -209,7 +211,7 @@ def test_changed_data_is_refused(corpus, ranks, tmp_path, capfd):
     assert "the index has changed since runs/a began" in capfd.readouterr().err
 
 
-def test_a_folder_that_is_no_run_is_left_alone(corpus, ranks, capfd):
+def test_train_leaves_a_folder_alone_that_is_not_a_run(corpus, ranks, capfd):
     (ranks / "runs" / "a").mkdir(parents=True)
     (ranks / "runs" / "a" / "thesis.tex").touch()
     for fresh in ("run.fresh=false", "run.fresh=true"):
@@ -219,7 +221,7 @@ def test_a_folder_that_is_no_run_is_left_alone(corpus, ranks, capfd):
     assert [path.name for path in (ranks / "runs").iterdir()] == ["a"]
 
 
-def test_a_folder_in_use_is_refused(corpus, ranks, capfd):
+def test_train_refuses_a_folder_in_use(corpus, ranks, capfd):
     given = [f"data.corpus={corpus}", "run.name=a"]
     assert train(*given) == 0
     with run_folder.claim(Path("runs/a"), fresh=False):
@@ -229,17 +231,17 @@ def test_a_folder_in_use_is_refused(corpus, ranks, capfd):
     assert train(*given) == 0
 
 
-def test_each_point_of_a_sweep_is_a_run(corpus, ranks, capfd):
+def test_sweep_makes_a_run_of_each_point(corpus, ranks, capfd):
     assert train("-m", f"data.corpus={corpus}", "run.name=s", "seed=1,2") == 0
-    made = sorted(path.relative_to(ranks) for path in ranks.rglob("config.yaml"))
-    assert made == [Path("runs/s/000/config.yaml"), Path("runs/s/001/config.yaml")]
-    seeds = [yaml.safe_load((ranks / path).read_text())["seed"] for path in made]
+    configs = sorted(path.relative_to(ranks) for path in ranks.rglob("config.yaml"))
+    assert configs == [Path("runs/s/000/config.yaml"), Path("runs/s/001/config.yaml")]
+    seeds = [yaml.safe_load((ranks / path).read_text())["seed"] for path in configs]
     assert seeds == [1, 2]
     assert sorted(path.name for path in (ranks / "runs" / "s").iterdir()) == ["000", "001"]
     assert len(list((ranks / "runs" / "prepared").iterdir())) == 1
 
 
-def test_a_stopped_point_ends_a_sweep(corpus, ranks, monkeypatch, capfd):
+def test_sweep_ends_at_a_stopped_point(corpus, ranks, monkeypatch, capfd):
     monkeypatch.setenv("CODE", "75")
     assert train("-m", f"data.corpus={corpus}", "run.name=s", "seed=1,2") == 75
     assert [path.name for path in (ranks / "runs" / "s").iterdir()] == ["000"]

@@ -32,13 +32,15 @@ def settings(**sections) -> TrainConfig:
         (0, 8, {"tp": 2}, 4, "cpu"),
     ],
 )
-def test_dp_auto_takes_what_is_there(gpus, processes, degrees, dp, device, monkeypatch):
+def test_resolve_sets_dp_auto_to_the_available_devices(
+    gpus, processes, degrees, dp, device, monkeypatch
+):
     with_gpus(monkeypatch, gpus)
     config, layout = resolve(settings(parallel=degrees), processes)
     assert (config.parallel.dp, layout.dp, config.train.device) == (dp, dp, device)
 
 
-def test_gpus_that_are_not_there_are_refused(monkeypatch):
+def test_resolve_refuses_more_gpus_than_are_visible(monkeypatch):
     with_gpus(monkeypatch, 0)
     with pytest.raises(UserError, match=r"train.device=cuda is asked for, and no GPU is visible"):
         resolve(settings(train={"device": "cuda"}))
@@ -48,13 +50,13 @@ def test_gpus_that_are_not_there_are_refused(monkeypatch):
     assert resolve(settings(parallel={"tp": 8}, train={"device": "cpu"}))[1].tp == 8
 
 
-def test_processes_must_match_the_layout(monkeypatch):
+def test_resolve_refuses_processes_that_do_not_match_the_layout(monkeypatch):
     with_gpus(monkeypatch, 0)
     with pytest.raises(UserError, match=r"3 processes were started, but .* needs 2; start 2"):
         resolve(settings(parallel={"tp": 2}), processes=3)
 
 
-def test_what_the_ranks_see_of_the_environment(monkeypatch):
+def test_environment_of_ranks_sets_threads_and_paths(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "/theirs")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     env = local.environment(10**6)

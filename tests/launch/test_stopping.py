@@ -1,4 +1,4 @@
-"""The launcher's signals: ranks that are asked to save, that are killed, that lose their parent."""
+"""The launcher's signals: ranks that are asked to save, are killed, or lose their parent."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ import pytest
 from launch.launchers import local
 from tests.places import ROOT
 
-# Ranks that work until they are asked to stop; argument 2 is what they do then.
+# Ranks that work until they are asked to stop; argument 2: what they do then.
 WORKING = """
 import json, pathlib, subprocess, sys, time
 folder = pathlib.Path(sys.argv[1])
@@ -80,7 +80,7 @@ def dead(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_an_interrupt_lets_the_ranks_save(number, tmp_path):
+def test_stop_on_a_signal_lets_the_ranks_save(number, tmp_path):
     process = launched(tmp_path, "stops")
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
@@ -88,7 +88,7 @@ def test_an_interrupt_lets_the_ranks_save(number, tmp_path):
     assert err == "mlm: saving and stopping; once more to kill\n"
 
 
-def test_a_second_warning_kills_nothing(tmp_path):
+def test_stop_kills_nothing_on_a_second_sigusr1(tmp_path):
     process = launched(tmp_path, "does not stop")
     process.send_signal(signal.SIGUSR1)
     wait_for((tmp_path / "stop").exists)
@@ -101,7 +101,7 @@ def test_a_second_warning_kills_nothing(tmp_path):
     assert out == "1 the ranks were killed; the last checkpoint stands\n"
 
 
-def test_a_second_interrupt_kills_the_ranks_in_their_own_sessions(tmp_path):
+def test_stop_kills_ranks_in_other_sessions_on_a_second_interrupt(tmp_path):
     process = launched(tmp_path, "does not stop")
     process.send_signal(signal.SIGINT)
     wait_for((tmp_path / "stop").exists)
@@ -111,7 +111,7 @@ def test_a_second_interrupt_kills_the_ranks_in_their_own_sessions(tmp_path):
     wait_for(lambda: dead(int((tmp_path / "working").read_text())))
 
 
-def test_the_ranks_end_with_a_launcher_that_is_killed(tmp_path):
+def test_ranks_end_when_their_launcher_is_killed(tmp_path):
     process = launched(tmp_path, "does not stop")
     (ranks,) = psutil.Process(process.pid).children()
     try:
@@ -122,16 +122,16 @@ def test_the_ranks_end_with_a_launcher_that_is_killed(tmp_path):
         os.kill(int((tmp_path / "working").read_text()), signal.SIGKILL)
 
 
-def test_a_rank_that_is_stopped_is_killed_once_the_run_has_failed(tmp_path):
+def test_local_launcher_kills_a_stopped_rank_after_the_run_has_failed(tmp_path):
     process = launched(tmp_path, "fails", STOPPED)
     out, _ = process.communicate(timeout=50)
     assert out == "1 rank 0 stalled\n"
     wait_for(lambda: dead(int((tmp_path / "working").read_text())))
 
 
-def test_a_rank_that_is_stopped_in_a_running_run_is_left_alone(tmp_path):
-    """Whoever has stopped it may continue it."""
-    process = launched(tmp_path, "goes on", STOPPED)
+def test_local_launcher_keeps_a_stopped_rank_while_the_run_continues(tmp_path):
+    """Whoever stopped it may continue it."""
+    process = launched(tmp_path, "continues", STOPPED)
     inner = int((tmp_path / "working").read_text())
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=4 * local.SECONDS_BETWEEN_CHECKS)

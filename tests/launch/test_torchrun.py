@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from launch.cli import main
-from tests.launch.launch_fixtures import SMALL, prepared, small, write_corpus
+from tests.launch.launch_fixtures import SMALL, small_config, with_shards, write_corpus
 from tests.places import ROOT
 
 
@@ -44,7 +44,7 @@ def torchrun(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
         ),
     ],
 )
-def test_an_error_under_torchrun_is_reported_once(arguments, sentence, tmp_path):
+def test_torchrun_reports_an_error_once(arguments, sentence, tmp_path):
     done = torchrun(tmp_path, *arguments)
     assert done.returncode != 0
     assert done.stderr.count("mlm: ") == 1
@@ -52,7 +52,7 @@ def test_an_error_under_torchrun_is_reported_once(arguments, sentence, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweep_is_refused_under_torchrun(tmp_path, monkeypatch, capsys):
+def test_torchrun_refuses_a_sweep(tmp_path, monkeypatch, capsys):
     environment = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -68,11 +68,11 @@ def test_a_sweep_is_refused_under_torchrun(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.ranks
-def test_ranks_of_torchrun_train_what_rank_0_composed(corpus, tmp_path):
-    made = prepared(small(corpus), tmp_path / "made")
+def test_torchrun_trains_what_rank_0_composed(corpus, tmp_path):
+    settings = with_shards(small_config(corpus), tmp_path / "made")
     steps = ["train.steps=2", "train.global_batch_size=8", "eval.every=0", "checkpoint.every=0"]
     done = torchrun(
-        tmp_path, f"data.shards={made.data.shards}", "run.name=a", "parallel.tp=2", *steps
+        tmp_path, f"data.shards={settings.data.shards}", "run.name=a", "parallel.tp=2", *steps
     )
     assert done.returncode == 0, done.stderr[-2000:]
     left = json.loads((tmp_path / "runs" / "a" / "outcome.json").read_text())

@@ -1,4 +1,4 @@
-"""Layouts: the rank order, and what cannot work together."""
+"""Layouts: the rank order, and what they refuse."""
 
 import pytest
 from hypothesis import given
@@ -10,15 +10,15 @@ degree = st.integers(1, 6)
 
 
 @given(tp=degree, pp=degree, dp=degree)
-def test_ranks_and_coordinates_are_one_to_one(tp, pp, dp):
+def test_layout_maps_ranks_to_coordinates_one_to_one(tp, pp, dp):
     layout = Layout(tp=tp, pp=pp, dp=dp)
     coordinates = [layout.coordinates(rank) for rank in range(layout.world_size)]
     assert len(set(coordinates)) == layout.world_size
     assert [layout.rank(*found) for found in coordinates] == list(range(layout.world_size))
 
 
-def test_the_order_is_deepspeeds():
-    """Groups are made from our coordinates and used beside DeepSpeed's own."""
+def test_layout_orders_ranks_as_deepspeed_does():
+    """Groups are made from our coordinates and used together with DeepSpeed's own."""
     from deepspeed.runtime.pipe.topology import PipeModelDataParallelTopology
 
     layout = Layout(tp=2, pp=3, dp=2)
@@ -36,7 +36,7 @@ def test_the_order_is_deepspeeds():
         ({"pp": 2, "zero": 3}, "choose parallel.zero=1, or parallel.pp=1"),
     ],
 )
-def test_degrees_that_cannot_work(degrees, sentence):
+def test_layout_refuses_invalid_degrees(degrees, sentence):
     with pytest.raises(LayoutError, match=sentence):
         Layout(**degrees)
 
@@ -49,13 +49,13 @@ def test_degrees_that_cannot_work(degrees, sentence):
         ({"pp": 5}, "parallel.pp=5 is above model.num_hidden_layers=4.*from 1 to 4"),
     ],
 )
-def test_models_that_cannot_be_split(degrees, sentence):
+def test_check_model_refuses_models_that_cannot_be_split(degrees, sentence):
     shape = degrees.pop("shape", (6, 96, 4))
     with pytest.raises(LayoutError, match=sentence):
         Layout(**degrees).check_model(*shape)
 
 
-def test_vocabulary_names_degrees_that_divide_it():
+def test_check_vocabulary_names_degrees_that_divide_it():
     with pytest.raises(
         LayoutError, match=r"model.vocab_size=4002.*choose tp from 1, 2, 3, 6.*or .*=4004$"
     ):
@@ -64,7 +64,7 @@ def test_vocabulary_names_degrees_that_divide_it():
 
 
 @given(micro=st.integers(1, 8), dp=st.integers(1, 8), size=st.integers(1, 300))
-def test_batch_sizes_divide_or_the_nearest_that_do_are_named(micro, dp, size):
+def test_grad_accum_steps_names_the_nearest_valid_batch_sizes(micro, dp, size):
     layout, unit = Layout(dp=dp), micro * dp
     if size % unit == 0:
         assert layout.grad_accum_steps(size, micro) * unit == size
@@ -76,6 +76,6 @@ def test_batch_sizes_divide_or_the_nearest_that_do_are_named(micro, dp, size):
     assert min(abs(number - size) for number in named) <= unit
 
 
-def test_wrong_number_of_processes_says_how_many_are_needed():
+def test_check_processes_names_the_number_needed():
     with pytest.raises(LayoutError, match=r"3 processes were started.*needs 4"):
         Layout(tp=2, pp=2).check_processes(3)

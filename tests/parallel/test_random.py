@@ -10,17 +10,17 @@ from parallel.random import dropout, normal_, sharded_key
 from tests.ranks import run_ranks
 
 
-def test_keys_are_fixed_and_tell_their_parts_apart():
+def test_key_is_fixed_and_distinguishes_its_parts():
     assert key(1, "mask", 7) == 4869904543347250381  # the same on every machine, for ever
     parts = [(1, 2), (12,), ("1", 2), (1, "2"), (2, 1), ("12",), (1, 2, 0)]
     assert len({key(*part) for part in parts}) == len(parts)
     assert 0 <= key("x") < 2**63
 
 
-def test_weights_depend_on_seed_and_name_alone():
+def test_normal_depends_on_seed_and_name_alone():
     first, again, other, seed = (torch.empty(64, 32) for _ in range(4))
     normal_(first, 0.02, 1, "a")
-    torch.randn(5)  # the global generator has no part in it
+    torch.randn(5)  # the global generator is not used
     normal_(again, 0.02, 1, "a")
     normal_(other, 0.02, 1, "b")
     normal_(seed, 0.02, 2, "a")
@@ -30,7 +30,7 @@ def test_weights_depend_on_seed_and_name_alone():
     assert first.std().item() == pytest.approx(0.02, rel=0.05)
 
 
-def test_dropout_keeps_scales_and_repeats():
+def test_dropout_scales_what_it_keeps_and_repeats():
     x = torch.ones(200, 500, requires_grad=True)
     y = dropout(x, 0.1, 42)
     assert torch.equal(y, dropout(x, 0.1, 42))
@@ -49,12 +49,12 @@ def sharded_keys() -> list[int]:
 
 
 @pytest.mark.ranks
-def test_split_activations_have_other_masks_on_every_rank():
+def test_sharded_key_differs_between_tensor_parallel_ranks():
     first, second = run_ranks(2, sharded_keys)
     assert len({*first, *second}) == 4
     assert first[0] == sharded_key(7, "attention", None)
 
 
-def test_no_dropout_is_the_identity():
+def test_dropout_of_probability_0_is_the_identity():
     x = torch.ones(3)
     assert dropout(x, 0.0, 1) is x

@@ -44,7 +44,7 @@ def _all_kinds():
         work.wait()
         dist.barrier()
         calls = recorder.calls
-    dist.all_reduce(x)  # is not recorded any more
+    dist.all_reduce(x)  # is no longer recorded
     assert recorder.calls == calls
     rows = [(call.name, call.size, call.peer, call.group is not None) for call in recorder.last()]
     assert all(call.ended is not None for call in recorder.last())
@@ -52,7 +52,7 @@ def _all_kinds():
 
 
 @pytest.mark.ranks
-def test_collectives_are_kept_with_size_group_and_peer():
+def test_recorder_keeps_collectives_with_size_group_and_peer():
     for rank, (rows, text) in enumerate(run_ranks(2, _all_kinds)):
         assert rows == [
             ("all_reduce", 16, None, False),
@@ -71,7 +71,7 @@ def test_collectives_are_kept_with_size_group_and_peer():
         assert f"{('send to', 'recv from')[rank]} rank {1 - rank}, 16 bytes, all ranks" in lines[6]
 
 
-def test_every_function_is_given_back():
+def test_recording_restores_every_function():
     before = [getattr(dist, name) for name in FUNCTIONS if hasattr(dist, name)]
     wait = dist.Work.wait
     with suppress(KeyError), recording(CPU):
@@ -82,36 +82,36 @@ def test_every_function_is_given_back():
 
 
 def _waiting(folder):
-    """Rank 1 comes 0.3 s after rank 0 was seen to wait; the same through an async collective."""
+    """Rank 1 arrives 0.3 s after rank 0 began to wait; then again with an async collective."""
     found = []
     with recording(CPU) as recorder:
         for async_op in (False, True):
             dist.barrier()
             before = recorder.seconds()
-            seen = folder / ("wait" if async_op else "all_reduce")
+            file = folder / ("wait" if async_op else "all_reduce")
             if dist.get_rank() == 1:
-                while not seen.exists():
+                while not file.exists():
                     time.sleep(0.01)
                 time.sleep(0.3)
             else:
-                Thread(target=_see, args=(recorder, seen)).start()
+                Thread(target=_write_call, args=(recorder, file)).start()
             work = dist.all_reduce(torch.ones(1), async_op=async_op)
             if async_op:
                 assert work is not None
                 work.wait()
-            found.append((recorder.seconds() - before, seen.read_text()))
+            found.append((recorder.seconds() - before, file.read_text()))
     return found
 
 
-def _see(recorder, seen):
-    """Writes what the main thread is in as soon as it is the call that the file is named after."""
-    while (call := recorder.current()) is None or call.name != seen.name:
+def _write_call(recorder, file):
+    """Writes the main thread's current call once it is the one that the file is named after."""
+    while (call := recorder.current()) is None or call.name != file.name:
         time.sleep(0.001)
-    seen.write_text(call.name)
+    file.write_text(call.name)
 
 
 @pytest.mark.ranks
-def test_time_in_collectives_is_time_of_waiting(tmp_path):
+def test_recorder_counts_waiting_as_time_in_collectives(tmp_path):
     waits, _ = run_ranks(2, _waiting, tmp_path)
     assert [name for _, name in waits] == ["all_reduce", "wait"]
     assert all(seconds >= 0.3 for seconds, _ in waits)
@@ -151,13 +151,13 @@ class _Batch:
         (3, 1, ({"all_gather_into_tensor"}, {"all_gather_into_tensor"})),
     ],
 )
-def test_what_deepspeed_calls_is_recorded(zero, pp, names):
+def test_recorder_sees_the_collectives_of_deepspeed(zero, pp, names):
     for (calls, found), expected in zip(run_ranks(2, _engine, zero, pp), names, strict=True):
         assert calls > 0
         assert expected <= found
 
 
-def test_the_list_is_short_and_calls_inside_a_call_are_a_part_of_it():
+def test_recorder_keeps_few_calls_and_none_inside_another():
     recorder = Recorder()
     inner = recorder.wrapped("isend", lambda: name_of(recorder.current()))
     outer = recorder.wrapped("send", lambda: inner())
@@ -166,7 +166,7 @@ def test_the_list_is_short_and_calls_inside_a_call_are_a_part_of_it():
     assert recorder.current() is None
 
 
-def test_a_call_that_fails_is_over():
+def test_recorder_ends_a_call_that_fails():
     recorder = Recorder()
     with pytest.raises(ZeroDivisionError):
         recorder.wrapped("barrier", lambda: 1 / 0)()
@@ -176,7 +176,7 @@ def test_a_call_that_fails_is_over():
     assert recorder.calls == 2
 
 
-def test_a_thread_beside_the_training_counts_for_nothing():
+def test_recorder_does_not_count_calls_of_other_threads():
     """A checkpoint that is saved in the background waits in collectives of its own."""
     recorder = Recorder()
     thread = Thread(target=recorder.wrapped("all_gather_object", lambda: time.sleep(0.01)))
@@ -187,7 +187,7 @@ def test_a_thread_beside_the_training_counts_for_nothing():
 
 
 class FakeDevice:
-    """A device's stream whose clock the test moves: marks that lie before `done` are over."""
+    """A stream whose clock the test moves: events recorded before `done` have completed."""
 
     def __init__(self) -> None:
         self.queued, self.done = 0.0, 0.0
@@ -201,13 +201,13 @@ class FakeEvent:
         self.device = device
 
     def record(self) -> None:
-        self.at = self.device.queued
+        self.time = self.device.queued
 
     def query(self) -> bool:
-        return self.at <= self.device.done
+        return self.time <= self.device.done
 
     def elapsed_time(self, later: "FakeEvent") -> float:
-        return 1000 * (later.at - self.at)
+        return 1000 * (later.time - self.time)
 
 
 @pytest.fixture
@@ -217,7 +217,7 @@ def device(monkeypatch) -> FakeDevice:
     return FakeDevice()
 
 
-def test_on_a_device_time_is_that_of_its_stream(device):
+def test_recorder_measures_time_on_the_stream_of_a_device(device):
     """Functions return when their work is queued: 1 s of computing, 2 s in a collective, twice."""
     recorder = Recorder(device.event)
 
@@ -227,7 +227,7 @@ def test_on_a_device_time_is_that_of_its_stream(device):
     for _ in range(2):
         queue(1.0)
         recorder.wrapped("all_reduce", queue)(2.0)
-    assert recorder.current() is None  # it computes
+    assert recorder.current() is None  # it is computing
     device.done = 1.5
     assert name_of(recorder.current()) == "all_reduce"
     assert recorder.seconds() == 0.0
@@ -239,7 +239,7 @@ def test_on_a_device_time_is_that_of_its_stream(device):
     assert recorder.current() is None
 
 
-def test_events_are_used_again_and_never_pile_up(device):
+def test_recorder_reuses_events(device):
     made = []
     recorder = Recorder(lambda: made.append(1) or device.event())
     call = recorder.wrapped("send", lambda: None)
@@ -249,7 +249,7 @@ def test_events_are_used_again_and_never_pile_up(device):
     assert len(made) < 200
 
 
-def test_another_stream_computes_beside(device, monkeypatch):
+def test_recorder_does_not_time_calls_on_another_stream(device, monkeypatch):
     recorder = Recorder(device.event)
     monkeypatch.setattr(recorder_module.torch.cuda, "current_stream", lambda: "another")
     recorder.wrapped("all_reduce", lambda: None)()

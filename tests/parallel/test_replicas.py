@@ -1,4 +1,4 @@
-"""Replicas that drift: a flipped bit is found, with its tensor, its axes and its ranks."""
+"""Replicas that drift: a flipped bit is found and reported with its tensor, axes and ranks."""
 
 from dataclasses import replace
 from typing import Any
@@ -47,7 +47,7 @@ def flip(tensor: Tensor, bit: int) -> None:
 
 
 @given(st.sampled_from(DTYPES), st.integers(1, 40), st.integers(0, 2**30), st.data())
-def test_any_flipped_bit_changes_the_fingerprint(dtype, count, seed, data):
+def test_fingerprint_changes_with_any_flipped_bit(dtype, count, seed, data):
     tensor = random_bits(dtype, count, seed)
     before = fingerprint(tensor).item()
     step = 8 if dtype is torch.bool else 1  # a bool has one bit
@@ -59,9 +59,9 @@ def test_any_flipped_bit_changes_the_fingerprint(dtype, count, seed, data):
     assert fingerprint(tensor).item() == before
 
 
-def test_weights_make_it_so_at_every_place():
-    """A change of one word or a swap of two is a multiple of a weight or of a difference of two:
-    not one of 2**64 where the weights are odd and differ in their last 33 bits, words having 32."""
+def test_fingerprint_weights_are_odd_and_differ_in_their_last_33_bits():
+    """So a changed word, or two swapped ones, always change the sum modulo 2**64: they add a
+    multiple, by less than 2**32, of a weight or of the difference of two weights."""
     weights = _weights(torch.device("cpu"))
     assert len(weights) == CHUNK
     assert (weights & 1).all()
@@ -69,7 +69,7 @@ def test_weights_make_it_so_at_every_place():
 
 
 @given(st.sampled_from(DTYPES[:5]), st.integers(2, 40), st.integers(0, 2**30), st.data())
-def test_the_order_counts(dtype, count, seed, data):
+def test_fingerprint_depends_on_the_order(dtype, count, seed, data):
     tensor = random_bits(dtype, count, seed)
     other = tensor[torch.tensor(data.draw(st.permutations(range(count))))]
     same = tensor.view(torch.uint8).equal(other.view(torch.uint8))
@@ -77,7 +77,7 @@ def test_the_order_counts(dtype, count, seed, data):
 
 
 @pytest.mark.parametrize("dtype", DTYPES[:5])
-def test_chunks_and_what_is_left_of_them_count(dtype):
+def test_fingerprint_covers_chunks_and_the_remainder(dtype):
     tensor = random_bits(dtype, 2 * CHUNK + 5, 1)
     found = {fingerprint(tensor).item()}
     size = tensor.element_size() * 8
@@ -89,8 +89,8 @@ def test_chunks_and_what_is_left_of_them_count(dtype):
     assert len(found) == len(elements) + 2
 
 
-def test_signs_and_regular_changes_do_not_cancel():
-    """What sums with plainer weights would not see: signs, and second and third differences."""
+def test_fingerprint_sees_signs_and_regular_changes():
+    """Sums with simpler weights would miss changed signs, and second and third differences."""
     ones = torch.ones(64)
     found = {fingerprint(ones).item()}
     for places in ([3, 4], [3, 5], [3, 35], range(64)):
@@ -105,9 +105,9 @@ def test_signs_and_regular_changes_do_not_cancel():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_values_count_and_not_where_they_lie(dtype):
+def test_fingerprint_depends_on_values_and_not_on_memory_layout(dtype):
     tensor = random_bits(dtype, 32, 2)
-    inside = torch.cat([tensor[:1], tensor])[1:]  # not aligned to what is larger than an element
+    inside = torch.cat([tensor[:1], tensor])[1:]  # aligned to no more than an element
     assert fingerprint(inside).item() == fingerprint(tensor).item()
     turned = tensor.view(4, 8).t()
     assert fingerprint(turned).item() == fingerprint(turned.contiguous()).item()
@@ -117,24 +117,24 @@ def test_values_count_and_not_where_they_lie(dtype):
     assert len(set(found)) == 3
 
 
-def test_fingerprints_are_the_same_on_every_machine():
+def test_fingerprint_is_the_same_on_every_machine():
     assert fingerprint(torch.arange(5)).item() == 7318935309098926009
 
 
 def all_agree(layout: Layout, axes: dict[str, tuple[str, ...]]) -> list[list[Copy]]:
-    """What the ranks hold: tensors equal along `axes`, on every stage, or on the outer ones where
-    stages share it. Fingerprints tell apart what need not be equal."""
-    found = []
+    """The tensors of each rank: equal along their axes, on every stage, or on the first and last
+    where stages share one. Tensors that may differ have different fingerprints."""
+    ranks = []
     for rank in range(layout.world_size):
         t, p, d = layout.coordinates(rank)
-        own = []
+        copies = []
         for name, along in axes.items():
-            place = [at for axis, at in (("tensor", t), ("data", d)) if axis not in along]
+            place = [index for axis, index in (("tensor", t), ("data", d)) if axis not in along]
             if "pipeline" not in along or p in (0, layout.pp - 1):
-                at = [] if "pipeline" in along else [p]
-                own.append(Copy(name, along, hash((name, *place, *at)) % 2**60))
-        found.append(own)
-    return found
+                stage = [] if "pipeline" in along else [p]
+                copies.append(Copy(name, along, hash((name, *place, *stage)) % 2**60))
+        ranks.append(copies)
+    return ranks
 
 
 LAYOUTS = st.builds(Layout, *[st.integers(1, 3)] * 3)
@@ -148,29 +148,29 @@ AXES = {
 
 @given(LAYOUTS, st.data())
 @settings(max_examples=200)
-def test_the_first_difference_is_named_with_its_ranks(layout, data):
+def test_first_difference_names_the_tensor_and_its_ranks(layout, data):
     ranks = all_agree(layout, AXES)
     hosts = [f"host{rank}" for rank in range(layout.world_size)]
     assert first_difference(layout, ranks, hosts) is None
     rank = data.draw(st.integers(0, layout.world_size - 1))
     number = data.draw(st.integers(0, len(ranks[rank]) - 1))
     copy = ranks[rank][number]
-    alike = [other for other in range(layout.world_size) if copy in ranks[other]]
-    for later in range(number, len(ranks[rank])):  # what comes after it is not named
+    holders = [other for other in range(layout.world_size) if copy in ranks[other]]
+    for later in range(number, len(ranks[rank])):  # only the first is named
         ranks[rank][later] = replace(ranks[rank][later], fingerprint=-1)
     found = first_difference(layout, ranks, hosts)
-    if len(alike) == 1:
+    if len(holders) == 1:
         assert found is None or found.name != copy.name
-    elif len(alike) == 2:
+    elif len(holders) == 2:
         assert found is not None
-        assert (found.name, found.ranks, found.others) == (copy.name, tuple(alike), ())
+        assert (found.name, found.ranks, found.others) == (copy.name, tuple(holders), ())
     else:
         assert found is not None
         assert (found.name, found.ranks, found.hosts) == (copy.name, (rank,), (hosts[rank],))
-        assert found.others == tuple(other for other in alike if other != rank)
+        assert found.others == tuple(other for other in holders if other != rank)
 
 
-def test_the_first_of_the_model_is_named_whatever_rank_has_it():
+def test_first_difference_is_the_first_of_the_model_on_any_rank():
     layout = Layout(tp=2, dp=2)
     ranks = all_agree(layout, AXES)
     for rank, name in ((0, "part"), (3, "sharded")):
@@ -189,7 +189,7 @@ def engine_of(degrees: tuple[int, int, int, int]) -> Engine:
 
 
 def after_flips(degrees: tuple[int, int, int, int], flips: list[tuple[int, str]]) -> list:
-    """What a check says while one bit of one weight is another on one rank."""
+    """What a check finds while one bit of one weight is flipped on one rank."""
     engine = engine_of(degrees)
     found = []
     for rank, name in flips:
@@ -233,15 +233,15 @@ def after_flips(degrees: tuple[int, int, int, int], flips: list[tuple[int, str]]
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
-def test_a_flipped_bit_of_a_weight_is_traced(degrees, flips):
-    """None: of that tensor no other rank holds the same."""
+def test_check_replicas_traces_a_flipped_bit_of_a_weight(degrees, flips):
+    """None: no other rank has a copy of that tensor."""
     expected = [row and (name, *row) for (_, name), row in flips.items()]
     results = run_ranks(degrees[0] * degrees[1] * degrees[2], after_flips, degrees, list(flips))
     assert results == [expected] * len(results)
 
 
 def with_a_drifting_master() -> list:
-    """Of two tensor-parallel ranks, one adds to its fp32 master of a norm and trains on."""
+    """One of two tensor-parallel ranks changes its fp32 master of a norm, and both train on."""
     engine = engine_of((2, 1, 1, 1))
     slip = 1e-3 * engine.grid.tp_rank
 
@@ -255,14 +255,14 @@ def with_a_drifting_master() -> list:
 
 
 @pytest.mark.ranks
-def test_a_drift_of_the_optimizer_shows_in_the_weights():
+def test_check_replicas_finds_a_drift_of_the_optimizer():
     before, after = run_ranks(2, with_a_drifting_master)[0]
     assert before is None
     assert (after.name, after.axes, after.ranks) == (NORM, ("tensor",), (0, 1))
 
 
 def with_filled_padding() -> list:
-    """ZeRO-3 over three ranks, which divides no power of two: what pads a part is no one's."""
+    """Fills the padding of partitions, which ZeRO-3 over three ranks gives most tensors."""
     engine = engine_of((2, 1, 3, 3))
     padded = 0
     for _, parameter in engine.named_parameters():
@@ -276,7 +276,7 @@ def with_filled_padding() -> list:
 
 @pytest.mark.ranks
 @pytest.mark.slow
-def test_padding_of_partitions_is_not_compared():
+def test_check_replicas_ignores_the_padding_of_partitions():
     results = run_ranks(6, with_filled_padding)
     assert all(padded > 0 for padded, _ in results[4:])  # the last data rank's
     assert [found for _, found in results] == [None] * 6
@@ -298,10 +298,10 @@ def fed_with(degrees: tuple[int, int, int], odd: int) -> Difference | None:
         ((2, 1, 2), ("mask", ("tensor",), (2, 3), ())),
         ((2, 2, 1), ("mask", ("tensor", "pipeline"), (3,), (0, 1, 2))),
         ((1, 2, 2), ("mask", ("pipeline",), (1, 3), ())),
-        ((1, 1, 4), None),  # data ranks are fed with batches of their own
+        ((1, 1, 4), None),  # each data rank has its own batches
     ],
 )
-def test_a_batch_that_differs_is_traced(degrees, expected):
+def test_check_batches_traces_a_differing_batch(degrees, expected):
     for found in run_ranks(4, fed_with, degrees, 3):
         assert (found and (found.name, found.axes, found.ranks, found.others)) == expected
     assert run_ranks(4, fed_with, degrees, -1) == [None] * 4

@@ -59,7 +59,7 @@ def test_languages_are_sorted_and_other_files_are_skipped(tmp_path):
 
 
 def test_languages_skip_hidden_files(tmp_path):
-    """Such as those that macOS leaves beside others."""
+    """Such as those that macOS leaves next to others."""
     (tmp_path / "de").mkdir()
     for name in ("de/._a.txt", "de/.old.txt", "de/a.txt", "._en.txt"):
         (tmp_path / name).write_text("Satz.\n")

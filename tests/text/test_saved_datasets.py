@@ -55,7 +55,7 @@ def test_saved_datasets_report_or_skip_rows_without_text(tmp_path):
     assert bad == BadLines(1, 0)
 
 
-def test_damaged_saved_datasets_are_reported_in_one_sentence(tmp_path):
+def test_saved_datasets_report_damage_in_one_sentence(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["one"] * 1000}).save_to_disk(str(tmp_path / "de"))
     (arrow,) = (tmp_path / "de").glob("*.arrow")
@@ -64,7 +64,7 @@ def test_damaged_saved_datasets_are_reported_in_one_sentence(tmp_path):
         read(tmp_path)
 
 
-def test_saved_datasets_without_the_package_say_what_to_install(tmp_path):
+def test_saved_datasets_name_the_package_to_install(tmp_path):
     (tmp_path / "de").mkdir()
     (tmp_path / "de" / "state.json").write_text("{}")
     program = (

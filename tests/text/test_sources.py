@@ -1,4 +1,4 @@
-"""Text that is elsewhere than in one file for a language: parts, tars, URLs, commands, datasets."""
+"""Text that is not in one file for each language: parts, tars, URLs, commands, datasets."""
 
 import gzip
 import io
@@ -27,7 +27,7 @@ from tests.text_fixtures import documents_of, shards_folder, tokenizer
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    """As others make them, with files that are not text among the rest."""
+    """A tar as other programs write it, of files that may not be text."""
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
@@ -57,7 +57,7 @@ def sources_file(folder: Path, **given) -> Path:
 
 @pytest.fixture
 def server(tmp_path):
-    """A real server of files in a process of its own; gives its address."""
+    """A real file server in its own process; gives its address."""
     (tmp_path / "served").mkdir()
     command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
     process = subprocess.Popen(
@@ -90,7 +90,7 @@ def test_languages_read_numbered_parts_in_order(tmp_path):
         write_tar(folder / "de-0002.tar", three)
         (folder / "README.md").write_text("no text")
     assert read(tmp_path / "numbered") == read(tmp_path / "inside") == DOCUMENTS
-    (tmp_path / "numbered" / "de").mkdir()  # a folder without text is none
+    (tmp_path / "numbered" / "de").mkdir()  # a folder without text does not count
     assert read(tmp_path / "numbered") == DOCUMENTS
     (tmp_path / "numbered" / "de" / "more.txt").write_text("more")
     with pytest.raises(DataError, match=r"de and de-0000.txt.gz .* both of the language de"):
@@ -111,7 +111,7 @@ def test_tars_of_other_programs_are_read(tmp_path, kind):
     assert read(tmp_path) == DOCUMENTS
 
 
-def test_tars_of_webdataset_and_of_json_lines(tmp_path):
+def test_tars_of_webdataset_and_json_lines_are_read(tmp_path):
     with TarWriter(str(tmp_path / "de.tar")) as writer:
         writer.write({"__key__": "b", "json": {"text": "one\n\n two"}, "cls": 3})
         writer.write({"__key__": "c", "en.TXT": "three"})
@@ -198,7 +198,7 @@ def test_yaml_corpus_mistakes_are_reported_in_one_sentence(tmp_path, content, se
 
 
 def test_yaml_corpus_expands_only_ranges_in_commands(tmp_path):
-    """As `{print $1,$2}` of awk is."""
+    """The braces of `{print $1,$2}`, for awk, stay as they are."""
     command = "pipe:cat {x,y}-{08..10}.tar | awk '{print $1,$2}' -"
     found = languages(sources_file(tmp_path, de=command))["de"]
     tail = "tar | awk '{print $1,$2}' -"
@@ -226,7 +226,7 @@ def test_commands_that_fail_are_reported(tmp_path):
     path = write_tar(tmp_path / "de.tar", of_documents("txt", DOCUMENTS))
     with pytest.raises(DataError, match=r"cannot be read: .* exit code 7; make"):
         read(sources_file(tmp_path, de=f"pipe:cat {path}; exit 7"))
-    # Without the zeros at its end a tar that broke off after a document looks whole.
+    # Without its final zeros a tar that breaks off after a document would look whole.
     with pytest.raises(DataError, match=r"cannot be read: .* exit code 7; make"):
         read(sources_file(tmp_path, de=f"pipe:head -c 2048 {path}; exit 7"))
 
@@ -243,7 +243,7 @@ def test_commands_end_when_their_output_is_closed(tmp_path):
 
 
 def test_shards_of_sources_equal_those_of_files(tmp_path, server):
-    """Some of the ways in which the text of the fixtures can come."""
+    """The text of the fixtures from several kinds of sources."""
     served = tmp_path / "served"
     write_tar(served / "el.tar", of_documents("json", documents_of("el")))
     for number in range(3):

@@ -1,7 +1,7 @@
-"""The tokenizer of the family held against transformers' and sentencepiece's own.
+"""The tokenizer of the family, compared with transformers' and sentencepiece's own.
 
-Two of transformers' are asked: its class as it is, where it gives sentencepiece's ids, and the same
-with sentencepiece's normalisation, which gives them everywhere (but where scores tie).
+It is compared with two of transformers': the class as it is, where that gives sentencepiece's ids,
+and the class with sentencepiece's normalisation, which always does (unless scores tie).
 """
 
 import random
@@ -67,7 +67,7 @@ def texts(seed: int = 0, count: int = 60) -> list[str]:
 
 
 @pytest.mark.parametrize("language", [*LANGUAGES, "sample", "unusual"])
-def test_tokenizer_gives_the_ids_of_sentencepiece_and_the_offsets_of_transformers(language):
+def test_tokenizer_gives_ids_of_sentencepiece_and_offsets_of_transformers(language):
     lines = {"unusual": UNUSUAL, "sample": sample_lines()}.get(language) or real_lines(language)
     found = ours()(lines, **ALL)
     assert_equal(found, theirs_exact()(lines, **ALL))
@@ -285,7 +285,7 @@ def test_pad_collates_samples_as_transformers_does():
         "input_ids": [0, 5, 2, 1, 1],
         "attention_mask": [1, 1, 1, 0, 0],
     }
-    tokenizer: Any = ours()  # used through the methods that the collator calls
+    tokenizer: Any = ours()  # has the methods that the collator calls
     collated = DataCollatorWithPadding(tokenizer)(samples)
     assert collated["labels"].tolist() == list(range(9))
 

@@ -1,4 +1,4 @@
-"""What a tokenizer takes from its folder beside the vocabulary, and a mask that is not wanted."""
+"""What a tokenizer reads from its folder besides the vocabulary, and omitting the mask."""
 
 import json
 import shutil
@@ -82,7 +82,7 @@ def same_as_the_library(path: Path) -> bool:
 
 
 def test_tokenizer_json_with_steps_unknown_to_sentencepiece_is_refused(copied):
-    """Its ids would be others than those of the library."""
+    """Its ids would differ from those of the library."""
     (copied / MODEL_FILE).unlink()
     path = copied / JSON_FILE
     assert same_as_the_library(copied)
@@ -91,20 +91,20 @@ def test_tokenizer_json_with_steps_unknown_to_sentencepiece_is_refused(copied):
     split = {"pre_tokenizer": {"type": "Sequence", "pretokenizers": words}}
     steps = values["normalizer"]["normalizers"]
     rules = next(step for step in steps if step["type"] == "Precompiled")
-    for changes, said in (
+    for changes, reason in (
         ({"normalizer": None}, "its normaliser leaves several blanks as they are"),
         ({"normalizer": None} | split, "it cuts at white space, of which no rule"),
         ({"normalizer": rules}, "its normaliser leaves several blanks as they are"),
     ):
         path.write_text(json.dumps(values | changes), encoding="utf-8")
-        with pytest.raises(DataError, match=rf"XLM-R's \({said}.*\); put {MODEL_FILE} beside it"):
+        with pytest.raises(DataError, match=rf"XLM-R's \({reason}.*\); put {MODEL_FILE} beside it"):
             AutoTokenizer.from_pretrained(copied)
     path.write_text(json.dumps(values | {"normalizer": rules} | split), encoding="utf-8")
     assert same_as_the_library(copied)
 
 
 def test_model_without_charsmap_is_restored_from_tokenizer_json(copied):
-    """As an export of one has it, where blanks alone are normalised."""
+    """As in the export of such a model, where only blanks are normalised."""
     model = ModelProto.FromString((copied / MODEL_FILE).read_bytes())
     model.normalizer_spec.precompiled_charsmap = b""
     (copied / MODEL_FILE).write_bytes(model.SerializeToString())

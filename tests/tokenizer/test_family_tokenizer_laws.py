@@ -131,7 +131,7 @@ def test_batch_equals_its_texts_encoded_one_by_one(texts):
 
 
 @pytest.mark.parametrize(
-    ("given", "options", "said"),
+    ("given", "options", "message"),
     [
         ((None,), {}, "no text was given"),
         ((7,), {}, "7 is a int and not a text"),
@@ -163,13 +163,13 @@ def test_batch_equals_its_texts_encoded_one_by_one(texts):
         (("a",), {"split_special_tokens": True}, "split_special_tokens=True is unsupported"),
     ],
 )
-def test_unsupported_arguments_are_refused(given, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_unsupported_arguments_are_refused(given, options, message):
+    with pytest.raises(ValueError, match=message):
         ours()(*given, **options)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"max_length": 9, "padding": True}, "max_length=9 has no effect without truncation"),
         ({"max_length": 9, "truncation": False}, "max_length=9 has no effect without truncation"),
@@ -177,8 +177,8 @@ def test_unsupported_arguments_are_refused(given, options, said):
         ({"stride": 2, "truncation": True}, "stride=2 has no effect without truncation=True and"),
     ],
 )
-def test_options_without_effect_are_warned_of(options, said):
-    with pytest.warns(UserWarning, match=said):
+def test_options_without_effect_are_warned_of(options, message):
+    with pytest.warns(UserWarning, match=message):
         ours()("a b c", **options)
 
 
@@ -230,12 +230,12 @@ def test_auto_tokenizer_reads_folders_of_files_and_of_runs(tmp_path):
 
 
 def test_from_pretrained_refuses_a_folder_that_would_give_other_ids(tmp_path):
-    def refused(said: str, **changes: object) -> None:
+    def refused(message: str, **changes: object) -> None:
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
         shutil.copytree(folder(), tmp_path / "copy")
         path = tmp_path / "copy" / "tokenizer_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             AutoTokenizer.from_pretrained(tmp_path / "copy")
 
     refused(r"tokenizer_config\.json has pad_token='<p>', which would change", pad_token="<p>")

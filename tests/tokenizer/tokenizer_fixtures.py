@@ -1,4 +1,4 @@
-"""A tokenizer of 31 languages, ours and transformers' on the same files, and text for both."""
+"""A tokenizer of 31 languages, read by us and by transformers, and text for both."""
 
 import lzma
 import tempfile
@@ -49,7 +49,7 @@ def folder() -> Path:
     train(sample_corpus(), made / "tokenizer", 4000)
     (made / "folder").mkdir()
     write_tokenizer(Tokenizer.load(made / "tokenizer"), LIMIT, made / "folder")
-    # Without the type of a model transformers would not read tokenizer.json as it stands.
+    # Without a model type transformers would not use tokenizer.json as it is.
     (made / "folder" / "config.json").write_text('{"model_type": "xlm-roberta-xl"}')
     return made / "folder"
 
@@ -64,7 +64,7 @@ def ours() -> XLMRobertaTokenizer:
 
 @cache
 def theirs() -> Any:
-    """As the class is: it normalises by graphemes, so the ids of some lines are others."""
+    """The class as it is: it normalises by graphemes, so the ids of some lines differ."""
     transformers.logging.set_verbosity_error()
     return Theirs.from_pretrained(folder(), local_files_only=True)
 

@@ -43,7 +43,7 @@ def report(folder: Path, *trackers: Tracker, main: bool = True, steps: int = 10,
     return Report(folder, Trackers(trackers, "abc"), steps, start, main=main)
 
 
-def test_metrics_are_strict_json_and_flat_for_each_tracker(tmp_path, capsys):
+def test_report_writes_strict_json_and_flat_rows_for_trackers(tmp_path, capsys):
     first, second = Kept(), Kept()
     made = report(tmp_path, first, second)
     made.step_metrics(ROW)
@@ -59,14 +59,14 @@ def test_metrics_are_strict_json_and_flat_for_each_tracker(tmp_path, capsys):
     assert "step 5: held-out loss 1.5\n" in capsys.readouterr().out
 
 
-def test_a_report_without_trackers_writes_all_the_same(tmp_path, capsys):
+def test_report_writes_metrics_without_trackers(tmp_path, capsys):
     with report(tmp_path) as made:
         made.step_metrics(ROW)
     assert (tmp_path / "metrics.jsonl").is_file()
     assert "step 5/10" in capsys.readouterr().out
 
 
-def test_other_ranks_report_nothing(tmp_path, capsys):
+def test_report_is_silent_on_other_ranks(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text('{"step": 7}\n')
     with report(tmp_path, main=False) as made:
         made.say("x")
@@ -79,7 +79,7 @@ def test_other_ranks_report_nothing(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_last_evaluation_of_a_run_made_shorter_is_repeated(tmp_path):
+def test_report_repeats_the_last_evaluation_of_a_shortened_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 4, "eval_loss": 1}\n')
     report(tmp_path, steps=3, start=4)
     assert (tmp_path / "metrics.jsonl").read_text() == ""

@@ -51,12 +51,12 @@ def lines(tmp_path, monkeypatch) -> Path:
     (tmp_path / "my_tracker.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_tracker", raising=False)
-    monkeypatch.setitem(TRACKERS, "lines", TRACKERS["wandb"])  # so that the entry goes afterwards
+    monkeypatch.setitem(TRACKERS, "lines", TRACKERS["wandb"])  # removes the entry afterwards
     import_plugins(["my_tracker"])
     return tmp_path / "lines.jsonl"
 
 
-def test_a_tracker_from_outside_follows_a_run(lines):
+def test_tracker_from_a_plugin_follows_a_run(lines):
     trackers = start_trackers(lines.parent, tracked("lines", "none"), "abc")
     trackers.log({"step": 1, "loss": 2.5})
     trackers.finish(75)
@@ -74,18 +74,18 @@ def test_trackers_start_in_order_with_one_id(lines):
     assert first == second == trackers.run_id
 
 
-def test_without_a_tracker_the_id_of_the_checkpoint_stays(tmp_path):
+def test_trackers_keep_the_id_of_the_checkpoint_without_a_tracker(tmp_path):
     for config in (tracked("none"), replace(TrainConfig(), tracker=TrackerConfig(kind="none"))):
         assert start_trackers(tmp_path, config, "abc").run_id == "abc"
         assert start_trackers(tmp_path, config, None).run_id is None
 
 
-def test_an_unknown_tracker_is_one_sentence(tmp_path):
+def test_trackers_refuse_an_unknown_name_in_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"tracker.kind=wnadb is not known; choose from wandb"):
         start_trackers(tmp_path, tracked("wnadb"), None)
 
 
-def test_a_plugin_that_cannot_be_imported_is_one_sentence(tmp_path, monkeypatch):
+def test_import_plugins_reports_a_failed_import_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UserError, match=r"plugins=no_such_plugin cannot be imported \(ModuleNot"):
         import_plugins(["no_such_plugin"])

@@ -1,4 +1,4 @@
-"""What a run takes of the model that it begins with, before any rank starts."""
+"""What a run takes from the model that it starts with, before any rank starts."""
 
 import shutil
 from pathlib import Path
@@ -74,16 +74,16 @@ def test_start_takes_shape_and_tokenizer_from_the_weights(ranks, capfd):
     assert main([*arguments, "run.name=a", "model.hidden_dropout_prob=0.25"]) == 0
     out = capfd.readouterr().out
     assert out.count(f"Starting with the weights of {source}, an {MASKED}\n") == 1
-    made = settings_of(ranks / "runs" / "a")
-    assert made["weights"] == str(source)
-    assert made["model"]["intermediate_size"] == 96
-    assert made["model"]["vocab_size"] == 512
-    assert made["model"]["hidden_dropout_prob"] == 0.25
-    assert made["model"]["attention_probs_dropout_prob"] == 0.1  # not the 0.0 of the folder
-    assert made["data"]["tokenizer"] == str(source)
-    copied = sorted(path.name for path in Path(made["data"]["shards"], "tokenizer").iterdir())
+    settings = settings_of(ranks / "runs" / "a")
+    assert settings["weights"] == str(source)
+    assert settings["model"]["intermediate_size"] == 96
+    assert settings["model"]["vocab_size"] == 512
+    assert settings["model"]["hidden_dropout_prob"] == 0.25
+    assert settings["model"]["attention_probs_dropout_prob"] == 0.1  # not the 0.0 of the folder
+    assert settings["data"]["tokenizer"] == str(source)
+    copied = sorted(path.name for path in Path(settings["data"]["shards"], "tokenizer").iterdir())
     assert copied == [MODEL_FILE]
-    # Shards that were written with this tokenizer do, too; a run is called after what was chosen.
+    # Shards written with this tokenizer are accepted, too; the run is named without a model.
     shards = ["train", *SMALL, f"data.shards={shards_folder()}", f"weights={source}"]
     assert main([*shards, "run.dir=others"]) == 0
     assert [path.name[:4] for path in (ranks / "others").iterdir()] == ["run-"]
@@ -95,11 +95,11 @@ def test_start_needs_only_a_tokenizer_json(ranks, capfd):
     (source / MODEL_FILE).unlink()
     arguments = ["train", *SMALL, f"weights={source}", "run.name=a"]
     assert main([*arguments, f"data.corpus={corpus()}"]) == 0
-    made = settings_of(ranks / "runs" / "a")
-    assert made["data"]["tokenizer"] == str(source)
-    inside = Tokenizer.load(Path(made["data"]["shards"], "tokenizer"))
+    settings = settings_of(ranks / "runs" / "a")
+    assert settings["data"]["tokenizer"] == str(source)
+    inside = Tokenizer.load(Path(settings["data"]["shards"], "tokenizer"))
     assert inside.same_ids(tokenizer())
-    # Made of a tokenizer.json or not, it is one tokenizer.
+    # With or without a tokenizer.json, it is the same tokenizer.
     given = f"data.tokenizer={tokenizer().model_path.parent}"
     assert main([*arguments[:-1], f"data.corpus={corpus()}", given, "run.name=b"]) == 0
     capfd.readouterr()
@@ -147,8 +147,8 @@ def test_start_refuses_another_tokenizer(ranks, tmp_path, capfd):
     (source / MODEL_FILE).unlink()
     assert main([*base, f"data.corpus={corpus()}"]) == CONFIG
     assert "has no tokenizer; add data.tokenizer=DIR, the one that the" in capfd.readouterr().err
-    own = f"data.tokenizer={tokenizer().model_path.parent}"
-    assert main([*base, f"data.corpus={corpus()}", own, "run.name=given"]) == 0
+    given = f"data.tokenizer={tokenizer().model_path.parent}"
+    assert main([*base, f"data.corpus={corpus()}", given, "run.name=given"]) == 0
     assert list(ranks.iterdir()) == [ranks / "runs"]
 
 
@@ -160,9 +160,9 @@ def test_run_keeps_the_checkpoint_that_it_started_with(ranks, tmp_path, capfd):
     assert settings_of(ranks / "runs" / "a")["weights"] == str(step)
     later = step.with_name("step-00000009")
     shutil.copytree(step, later)
-    assert main([*base, f"weights={source}"]) == CONFIG  # nothing is saved yet, so it would matter
+    assert main([*base, f"weights={source}"]) == CONFIG  # nothing is saved yet
     assert f"holds a run with weights={step}, not {later}" in capfd.readouterr().err
-    # With a checkpoint of its own it goes on without a look at what it began with.
+    # With a checkpoint of its own it resumes without the weights that it started with.
     shutil.copytree(step, ranks / "runs" / "a" / "checkpoints" / "step-00000001")
     shutil.rmtree(source)
     assert main([*base, f"weights={source}"]) == 0

@@ -26,7 +26,7 @@ from tests.training_fixtures import config, metrics, run
 
 __all__ = ["ranks"]  # a fixture
 
-DRY = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SMALL = ["tracker=none", "train.device=cpu", "data.seq_len=32", "train.dtype=fp32"]
 
 
@@ -35,10 +35,10 @@ def starting(weights: Path, **sections: Any) -> TrainConfig:
     return replace(config(data=data, **sections), weights=str(weights))
 
 
-def built_and_saved(made: TrainConfig, run: str) -> None:
+def built_and_saved(settings: TrainConfig, run: str) -> None:
     """What a rank does before its first step, saved as a checkpoint of step 1."""
-    parts = build(made)
-    manifest = checkpoint.Manifest(1, 0, parts.task.data_hash, as_dict(made))
+    parts = build(settings)
+    manifest = checkpoint.Manifest(1, 0, parts.task.data_hash, as_dict(settings))
     checkpoint.Saver(parts.engine, Path(run), checkpoint.Keep(1)).save(manifest)
 
 
@@ -56,18 +56,18 @@ def built_and_saved(made: TrainConfig, run: str) -> None:
     ids=["2-2-1-z1", "1-1-2-z3", "2-2-1-z1-bf16", "2-1-2-z3-bf16", "2-1-2-z2-bf16", "4-1-1-z1"],
 )
 def test_ranks_load_and_export_five_shards_bit_equally(parallel, dtype, tmp_path):
-    """fp32 masters are those of the folder where ranks compute in bf16, too."""
+    """fp32 masters equal the weights of the folder, also where ranks compute in bf16."""
     source = source_of(tmp_path / "source", shard="44KB")
     assert len(list(source.glob("*.safetensors"))) == 5
-    made = starting(source, parallel=parallel, train={"dtype": dtype})
-    world = made.parallel.tp * made.parallel.pp * int(made.parallel.dp)
-    run_ranks(world, built_and_saved, made, str(tmp_path / "run"))
+    settings = starting(source, parallel=parallel, train={"dtype": dtype})
+    world = settings.parallel.tp * settings.parallel.pp * int(settings.parallel.dp)
+    run_ranks(world, built_and_saved, settings, str(tmp_path / "run"))
     export(str(tmp_path / "run"), str(tmp_path / "exported"))
     same_tensors(tmp_path / "exported", source)
 
 
-def read_by_rank(made: TrainConfig) -> int:
-    """The numbers that a rank has read of the weights when its engine is built."""
+def read_by_rank(settings: TrainConfig) -> int:
+    """How many numbers of the weights a rank has read when its engine is built."""
     from mlm.weights.files import _BinaryFile
 
     counted, read_into = [], _BinaryFile.read_into
@@ -77,7 +77,7 @@ def read_by_rank(made: TrainConfig) -> int:
         return read_into(self, buffer, place)
 
     _BinaryFile.read_into = counting
-    build(made)
+    build(settings)
     return sum(counted) // 4
 
 
@@ -101,24 +101,24 @@ def test_layouts_train_equally_and_resume_without_the_source(tmp_path):
         ("four", {"tp": 2, "pp": 2}),
         ("zero", {"dp": 2, "zero": 3}),
     ):
-        made = starting(source, parallel=parallel, model=DRY)
-        assert run(tmp_path / name, made)["code"] == DONE
+        settings = starting(source, parallel=parallel, model=NO_DROPOUT)
+        assert run(tmp_path / name, settings)["code"] == DONE
         losses[name] = [row["loss"] for row in metrics(tmp_path / name)]
     assert losses["four"] == pytest.approx(losses["one"], rel=1e-5)
     assert losses["zero"] == pytest.approx(losses["one"], rel=1e-5)
-    fresh = config(model=DRY)
+    fresh = config(model=NO_DROPOUT)
     run(tmp_path / "fresh", fresh)
     assert abs(metrics(tmp_path / "fresh")[0]["loss"] - losses["one"][0]) > 0.1
     # Again, as if killed after step 4, and without the source.
-    made = starting(source, model=DRY)
+    settings = starting(source, model=NO_DROPOUT)
     shutil.copytree(tmp_path / "one", tmp_path / "again")
     shutil.rmtree(newest_checkpoint(tmp_path / "again"))
     shutil.rmtree(source)
-    assert run(tmp_path / "again", made)["code"] == DONE
+    assert run(tmp_path / "again", settings)["code"] == DONE
     assert [row["loss"] for row in metrics(tmp_path / "again")] == losses["one"]
     ours, theirs = (open_weights(newest_checkpoint(tmp_path / n)) for n in ("again", "one"))
     assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.shapes)
-    outcome = run(tmp_path / "new", made)
+    outcome = run(tmp_path / "new", settings)
     assert outcome["code"] == CONFIG
     assert "source is not a folder" in outcome["sentence"]
 
@@ -139,26 +139,28 @@ def test_step_without_learning_rate_keeps_the_weights(tmp_path):
 @pytest.mark.parametrize("head", ["XLMRobertaXLModel", "XLMRobertaXLForTokenClassification"])
 def test_starting_model_reports_a_new_head(head, tmp_path):
     source = source_of(tmp_path / "source", head, num_labels=2)
-    said = starting_model(source).message
-    assert said.startswith(f"Starting with the weights of {source}, an {head}; it has no lm_head, ")
-    left_out = "pooler" if head == "XLMRobertaXLModel" else "classifier"
-    assert said.endswith(f"its {left_out} is skipped")
-    made = starting(source, parallel={"tp": 2})
-    run_ranks(2, built_and_saved, made, str(tmp_path / "run"))
+    message = starting_model(source).message
+    assert message.startswith(
+        f"Starting with the weights of {source}, an {head}; it has no lm_head, "
+    )
+    skipped = "pooler" if head == "XLMRobertaXLModel" else "classifier"
+    assert message.endswith(f"its {skipped} is skipped")
+    settings = starting(source, parallel={"tp": 2})
+    run_ranks(2, built_and_saved, settings, str(tmp_path / "run"))
     ours = open_weights(newest_checkpoint(tmp_path / "run"))
     theirs = {name.removeprefix("roberta."): tensor for name, tensor in tensors(source).items()}
     run_ranks(1, built_and_saved, config(), str(tmp_path / "fresh"))
     fresh = open_weights(newest_checkpoint(tmp_path / "fresh"))
     for name in ours.shapes:
-        own = theirs.get(name.removeprefix("roberta."))
-        assert torch.equal(ours.read(name), fresh.read(name) if own is None else own), name
-        assert (own is None) == name.startswith("lm_head.")
+        kept = theirs.get(name.removeprefix("roberta."))
+        assert torch.equal(ours.read(name), fresh.read(name) if kept is None else kept), name
+        assert (kept is None) == name.startswith("lm_head.")
 
 
 @pytest.mark.slow
 @pytest.mark.ranks
 def test_command_line_imports_trains_and_exports(tmp_path):
-    """import, train, train on without the source, export: each a process of its own."""
+    """import, train, resume without the source, export: each in its own process."""
     source = source_of(tmp_path / "source")
     still = ["optim.lr=0", "train.steps=1", "train.global_batch_size=8", "train.micro_batch_size=4"]
     train = [
@@ -171,7 +173,7 @@ def test_command_line_imports_trains_and_exports(tmp_path):
         "run.name=on",
     ]
     shards = ["shards", f"corpus={corpus()}", "tokenizer=imported/tokenizer", "out=shards"]
-    for arguments, said in (
+    for arguments, message in (
         (
             ["import", "source", "imported"],
             "imported holds the model of source, an XLM",
@@ -184,7 +186,7 @@ def test_command_line_imports_trains_and_exports(tmp_path):
     ):
         done = start(["-m", "launch", *arguments], tmp_path)
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
-        assert said in done.stdout
+        assert message in done.stdout
         if arguments is train and (tmp_path / "imported").exists():
             shutil.rmtree(tmp_path / "imported")
     same_tensors(tmp_path / "exported", source)

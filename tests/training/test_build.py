@@ -1,4 +1,4 @@
-"""The parts of a run are made of its settings, and a step's micro-batches are dealt out."""
+"""A run is built from its settings, and a step's micro-batches are dealt to data ranks."""
 
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from tests.training_fixtures import config
 
 
 def run_of(dp: int, dp_rank: int, seed: int = 1, micro_batches: int = 8) -> TrainingRun:
-    """A run as one data rank holds it, whose micro-batches are told apart by their one token."""
+    """The run of one data rank, whose micro-batches are identified by their only token."""
 
     def micro_batch(step: int, number: int) -> MicroBatch:
         ids = torch.full((1, 1), 100 * step + number)
@@ -33,8 +33,8 @@ def run_of(dp: int, dp_rank: int, seed: int = 1, micro_batches: int = 8) -> Trai
 
     task: Any = SimpleNamespace(micro_batches=micro_batches, batches=batches)
     grid: Any = SimpleNamespace(layout=Layout(dp=dp), dp_rank=dp_rank)
-    nothing: Any = None
-    return TrainingRun(replace(TrainConfig(), seed=seed), task, grid, nothing, nothing)
+    unused: Any = None
+    return TrainingRun(replace(TrainConfig(), seed=seed), task, grid, unused, unused)
 
 
 def dealt(dp: int, seed: int = 1, step: int = 2) -> dict[int, MicroBatch]:
@@ -48,19 +48,19 @@ def dealt(dp: int, seed: int = 1, step: int = 2) -> dict[int, MicroBatch]:
 
 
 @pytest.mark.parametrize("dp", [2, 4, 8])
-def test_data_ranks_share_a_step_and_its_dropout_keys(dp):
+def test_micro_batches_are_split_over_data_ranks_with_the_same_dropout_keys(dp):
     single, shared = dealt(1), dealt(dp)
     assert sorted(shared) == sorted(single) == list(range(8))
     assert {n: b.dropout_key for n, b in shared.items()} == {
         n: b.dropout_key for n, b in single.items()
     }
-    own = [int(batch.input_ids) for batch in run_of(dp, 1).micro_batches(0)]
-    assert own == list(range(1, 8, dp))
+    numbers = [int(batch.input_ids) for batch in run_of(dp, 1).micro_batches(0)]
+    assert numbers == list(range(1, 8, dp))
     # The engine gives the mean over all micro-batches; times this it is the mean over 40 tokens.
     assert {batch.loss_scale for batch in shared.values()} == {8 / 40}
 
 
-def test_no_two_micro_batches_of_a_run_share_a_dropout_key():
+def test_micro_batches_have_distinct_dropout_keys():
     keys = [
         batch.dropout_key
         for seed, step in ((1, 2), (1, 3), (2, 2))
@@ -69,11 +69,11 @@ def test_no_two_micro_batches_of_a_run_share_a_dropout_key():
     assert len(set(keys)) == 24
 
 
-def engine_settings(made) -> dict:
+def engine_settings(train_config) -> dict:
     """The settings and the optimizer that `build` hands to the engine."""
     found = {}
 
-    def kept(layers, grid, make_optimizer, settings):
+    def recorded_engine(layers, grid, make_optimizer, settings):
         groups = make_optimizer([("a.weight", torch.nn.Parameter(torch.zeros(1)))]).param_groups
         found.update(asdict(settings), **{name: groups[0][name] for name in ("betas", "eps")})
         found["layers"] = len(layers)
@@ -87,13 +87,13 @@ def engine_settings(made) -> dict:
 
         setattr(module, name, recorded)
 
-    mlm.training.build.build_engine = kept
+    mlm.training.build.build_engine = recorded_engine
     recording("Masking", mlm.tasks.pretraining.batches)
     recording("TrainingBatches", mlm.tasks.pretraining.batches)
     recording("masked_lm_layers", mlm.tasks.pretraining.task)
     recording("SampleOrder", mlm.data.checks)
     recording("Mix", mlm.data.checks)
-    task: Any = build(made).task
+    task: Any = build(train_config).task
     found["blocks"] = len(task.heldout)
     found["SampleOrder"] = [found["SampleOrder"][2], *found["SampleOrder"][4:]]
     found["Mix"] = found["Mix"][1:]
@@ -103,8 +103,8 @@ def engine_settings(made) -> dict:
 
 
 @pytest.mark.ranks
-def test_the_engine_gets_the_settings_of_the_run():
-    made = config(
+def test_build_gives_the_engine_the_settings_of_the_run():
+    settings = config(
         seed=5,
         data={
             "mask_ratio": 0.3,
@@ -126,8 +126,8 @@ def test_the_engine_gets_the_settings_of_the_run():
         },
         optim={"clip": 0.25, "betas": [0.7, 0.8], "eps": 1e-3},
     )
-    (found,) = run_ranks(1, engine_settings, made)
-    few = found.pop("blocks")
+    (found,) = run_ranks(1, engine_settings, settings)
+    few_blocks = found.pop("blocks")
     assert found == {
         "micro_batch_size": 4,
         "grad_accum_steps": 2,
@@ -144,17 +144,17 @@ def test_the_engine_gets_the_settings_of_the_run():
         "TrainingBatches": [5, 4, 8, True],  # seed, sizes, whether documents are kept apart
         "masked_lm_layers": [5, "unfused", 32, 13, None],  # seed, path, tokens and masks of a block
     }
-    whole = replace(made, eval=replace(made.eval, blocks_per_language=0))
-    all_of_them = run_ranks(1, engine_settings, whole)[0]["blocks"]
-    assert few < all_of_them
+    all_evaluated = replace(settings, eval=replace(settings.eval, blocks_per_language=0))
+    all_blocks = run_ranks(1, engine_settings, all_evaluated)[0]["blocks"]
+    assert few_blocks < all_blocks
 
 
 def dtypes() -> list[str]:
-    """Of the weights that are computed with, and of the gradients that are added up."""
+    """Of the model's weights, and of the accumulated gradients."""
     engine: Any = build(config(train={"dtype": "bf16"})).engine
     return [str(dtype) for dtype in engine.deepspeed.get_data_types()]
 
 
 @pytest.mark.ranks
-def test_bf16_gradients_are_added_up_in_fp32():
+def test_build_accumulates_bf16_gradients_in_fp32():
     assert run_ranks(1, dtypes)[0] == ["torch.bfloat16", "torch.float32"]

@@ -7,7 +7,7 @@ from mlm.config import OptimConfig
 from mlm.training.optimizer import decays, make_adamw
 
 
-def test_matrices_decay_and_biases_and_norms_do_not():
+def test_adamw_decays_matrices_but_not_biases_and_norms():
     config = XLMRobertaXLConfig(128, 16, 1, 2, 32)
     parameters = dict(XLMRobertaXLForMaskedLM(config).named_parameters())
     for name, parameter in parameters.items():
@@ -19,8 +19,8 @@ def test_matrices_decay_and_biases_and_norms_do_not():
     assert all(group["fused"] for group in optimizer.param_groups)
 
 
-def test_without_the_fused_kernel_a_step_does_not_depend_on_the_place():
-    """Tied weights have other places in each stage's part, and stay equal."""
+def test_adamw_unfused_step_is_independent_of_the_offset():
+    """Tied weights lie at different offsets in each stage's partition, and stay equal."""
     generator = torch.Generator().manual_seed(1)
     values, *gradients = torch.randn(4, 100, generator=generator)
     found = []

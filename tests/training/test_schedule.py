@@ -1,4 +1,4 @@
-"""Learning-rate schedules: those of the table, and one from outside."""
+"""Learning-rate schedules: those of the table, and one from a plugin."""
 
 import sys
 
@@ -34,7 +34,7 @@ SCHEDULES["inverse_square_root"] = inverse_square_root
     warmup=st.none() | st.integers(0, 500),
     end=st.floats(0, 1e-4),
 )
-def test_rates_rise_to_the_peak_and_fall_to_the_end(kind, steps, warmup, end):
+def test_schedule_rises_to_the_peak_and_falls_to_the_end(kind, steps, warmup, end):
     schedule = ScheduleConfig(kind=kind, warmup_steps=warmup, end_lr=end)
     rates = [learning_rate(step, steps, 1e-3, schedule) for step in range(steps)]
     top = rates.index(max(rates))
@@ -43,7 +43,7 @@ def test_rates_rise_to_the_peak_and_fall_to_the_end(kind, steps, warmup, end):
     assert all(a >= b - 1e-15 for a, b in zip(rates[top:], rates[top + 1 :], strict=False))
 
 
-def test_linear_warm_up_against_torchs_own_schedule():
+def test_schedule_warms_up_like_torchs_linear_lr():
     """LinearLR over the warm-up, counted from 1."""
     weight = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1e-3)
@@ -58,12 +58,12 @@ def test_linear_warm_up_against_torchs_own_schedule():
 @pytest.mark.parametrize(
     ("kind", "middle"), [("polynomial", 0.25), ("linear", 0.5), ("cosine", 0.5), ("wsd", 1.0)]
 )
-def test_half_way_down(kind, middle):
+def test_schedule_has_the_expected_rate_half_way_down(kind, middle):
     schedule = ScheduleConfig(kind=kind, warmup_steps=1, power=2.0)
     assert learning_rate(50, 99, 1.0, schedule) == pytest.approx(middle, rel=0.03)
 
 
-def test_lengths_that_are_not_given_are_shares_of_the_run():
+def test_schedule_derives_missing_lengths_from_the_run():
     assert warmup_steps(1000, ScheduleConfig()) == 60
     rates = [learning_rate(step, 1000, 1.0, ScheduleConfig(kind="wsd")) for step in range(1000)]
     assert rates.index(1.0) == 59
@@ -79,20 +79,20 @@ def test_wsd_stays_at_the_peak_until_its_last_phase():
     assert rates[99] == pytest.approx(1 / 21)
 
 
-def test_a_schedule_from_outside_is_chosen_by_its_name(tmp_path, monkeypatch):
+def test_schedule_from_a_plugin_is_chosen_by_name(tmp_path, monkeypatch):
     (tmp_path / "my_schedule.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setitem(sys.modules, "my_schedule", None)
     monkeypatch.delitem(sys.modules, "my_schedule")
     name = "inverse_square_root"
-    monkeypatch.setitem(SCHEDULES, name, SCHEDULES["wsd"])  # so that the entry goes afterwards
+    monkeypatch.setitem(SCHEDULES, name, SCHEDULES["wsd"])  # removes the entry afterwards
     import_plugins(["my_schedule"])
     schedule = ScheduleConfig(kind=name, warmup_steps=100)
     assert learning_rate(49, 1000, 1e-3, schedule) == pytest.approx(5e-4)
     assert learning_rate(399, 1000, 1e-3, schedule) == pytest.approx(5e-4)
 
 
-def test_an_unknown_schedule_is_one_sentence():
+def test_schedule_refuses_an_unknown_name_in_one_sentence():
     with pytest.raises(UserError) as raised:
         learning_rate(9, 10, 1.0, ScheduleConfig(kind="step"))
     assert str(raised.value) == (

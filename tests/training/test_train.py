@@ -27,9 +27,9 @@ from tests.training_fixtures import config, evaluations, metrics, newest, run
 pytestmark = pytest.mark.ranks
 
 
-def test_a_run_leaves_what_it_promises(tmp_path):
-    made = config(parallel={"tp": 2, "pp": 2}, train={"log_every": 2})
-    outcome = run(tmp_path, made)
+def test_run_writes_metrics_evaluations_checkpoints_and_logs(tmp_path):
+    settings = config(parallel={"tp": 2, "pp": 2}, train={"log_every": 2})
+    outcome = run(tmp_path, settings)
     assert outcome["code"] == DONE
     assert outcome["step"] == 6
     assert str(tmp_path) in outcome["sentence"]
@@ -43,7 +43,7 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     tokens, epochs = rows[-1]["tokens_by_language"], rows[-1]["epochs_by_language"]
     assert sum(tokens.values()) == 6 * 8 * 31
     blocks = {name: epochs[name] and tokens[name] / 31 / epochs[name] for name in tokens}
-    index = Index.open(Path(str(made.data.shards)))
+    index = Index.open(Path(str(settings.data.shards)))
     for name, text in zip(index.languages, index.train_tokens, strict=True):
         assert blocks[name] == pytest.approx(text // 31 * (tokens[name] > 0))
     scored = evaluations(tmp_path)
@@ -61,15 +61,15 @@ def test_a_run_leaves_what_it_promises(tmp_path):
     assert logs == [f"rank-{rank:05d}.log" for rank in range(4)]
 
 
-def test_evaluation_does_not_depend_on_the_layout(tmp_path):
-    """The same weights (no step between) score the same in one process, tp 2 x pp 2 and dp 3,
-    which leaves two of the last three micro-batches past the end."""
-    made = {"train": {"steps": 1, "global_batch_size": 12}, "optim": {"lr": 0.0}}
+def test_evaluation_is_equal_in_every_layout(tmp_path):
+    """The same weights (the learning rate is 0) score the same in one process, tp 2 x pp 2 and
+    dp 3, where two of the last three micro-batches are past the end."""
+    settings = {"train": {"steps": 1, "global_batch_size": 12}, "optim": {"lr": 0.0}}
     losses = []
     counts = []
     for number, parallel in enumerate(({}, {"tp": 2, "pp": 2}, {"dp": 3, "zero": 3})):
         folder = tmp_path / str(number)
-        losses.append(run(folder, config(parallel=parallel, **made))["eval_loss"])
+        losses.append(run(folder, config(parallel=parallel, **settings))["eval_loss"])
         last = json.loads((folder / "evaluation.json").read_text())
         counts.append(last["eval_tokens_by_language"])
     assert counts[0] == counts[1] == counts[2]
@@ -77,38 +77,40 @@ def test_evaluation_does_not_depend_on_the_layout(tmp_path):
     assert losses[2] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_the_logged_loss_is_the_mean_over_the_masked_tokens_of_its_step(tmp_path, monkeypatch):
-    """Sums of the languages' figures, which count every token once, against the loss."""
+def test_metrics_loss_is_the_mean_over_the_masked_tokens_of_a_step(tmp_path, monkeypatch):
+    """The sums of the figures by language, which count every token once, give the loss."""
     losses = LossTally.losses
 
-    def kept(self, engine):
+    def recording(self, engine):
         found = losses(self, engine)
         if os.environ["RANK"] == "0":
             with (tmp_path / "sums.jsonl").open("a") as file:
                 file.write(json.dumps([sum(found.sums), sum(found.counts)]) + "\n")
         return found
 
-    monkeypatch.setattr(LossTally, "losses", kept)
+    monkeypatch.setattr(LossTally, "losses", recording)
     monkeypatch.setattr(mlm.training.loop, "peak_flops", lambda device: 1e9)
-    made = config(parallel={"tp": 2, "dp": 2}, train={"steps": 3})
-    run(tmp_path, made)
+    settings = config(parallel={"tp": 2, "dp": 2}, train={"steps": 3})
+    run(tmp_path, settings)
     lines = (tmp_path / "sums.jsonl").read_text().splitlines()
-    sums = [json.loads(line) for line in lines[: made.train.steps]]  # the last is of an evaluation
+    sums = [
+        json.loads(line) for line in lines[: settings.train.steps]
+    ]  # the last is of an evaluation
     assert [count for _, count in sums] == [8 * 5] * 3  # 15 % of 32 tokens
     means = [total / count for total, count in sums]
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(means, rel=1e-6)
     for row in metrics(tmp_path):
-        done = training_flops_per_token(made.model, 32, 5) * row["tokens_per_second"]
-        assert row["mfu"] == pytest.approx(done / (4 * 1e9))  # of what four devices could
+        done = training_flops_per_token(settings.model, 32, 5) * row["tokens_per_second"]
+        assert row["mfu"] == pytest.approx(done / (4 * 1e9))  # of the peak of four devices
 
 
-def test_a_run_with_dropout_is_the_same_in_every_layout(tmp_path):
-    """The loop's own part in it: slices of the batch, scales, keys. Attention drops nothing,
-    since its masks differ between tensor-parallel ranks."""
-    made = {"train": {"steps": 3}, "model": {"attention_probs_dropout_prob": 0.0}}
+def test_run_with_dropout_is_equal_in_every_layout(tmp_path):
+    """What the loop does: slices of the batch, scales, keys. Attention has no dropout, since its
+    masks differ between tensor-parallel ranks."""
+    settings = {"train": {"steps": 3}, "model": {"attention_probs_dropout_prob": 0.0}}
     found = []
     for number, parallel in enumerate(({}, {"dp": 2}, {"tp": 2, "pp": 2})):
-        run(tmp_path / str(number), config(parallel=parallel, **made))
+        run(tmp_path / str(number), config(parallel=parallel, **settings))
         rows = metrics(tmp_path / str(number))
         found.append([[row["loss"], row["grad_norm"]] for row in rows])
         by_language = [row["loss_by_language"] for row in rows]
@@ -119,7 +121,7 @@ def test_a_run_with_dropout_is_the_same_in_every_layout(tmp_path):
             assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
+def test_run_reports_unwritable_metrics_in_one_sentence(tmp_path, monkeypatch):
     def full(self, row):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -132,8 +134,8 @@ def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
     )
 
 
-def test_a_shard_that_goes_away_stops_all_ranks_together(tmp_path, monkeypatch):
-    """One data rank cannot read; the other, which could go on, ends with the same code."""
+def test_run_stops_on_all_ranks_when_one_cannot_read(tmp_path, monkeypatch):
+    """One data rank cannot read; the other, which could continue, ends with the same code."""
     real = TokenReader.gather
 
     def failing(self, split, *arguments, **named):
@@ -147,15 +149,15 @@ def test_a_shard_that_goes_away_stops_all_ranks_together(tmp_path, monkeypatch):
     assert "Stale file handle" in outcome["sentence"]
 
 
-def test_a_rank_that_fails_is_named(tmp_path, monkeypatch):
-    """Not a mistake of the user's: the first rank to fail tells why, and its log has all of it."""
-    made = config()
+def test_run_names_the_rank_that_fails(tmp_path, monkeypatch):
+    """An internal error: the outcome names the first rank to fail, its log has the traceback."""
+    settings = config()
 
     def broken(self, batches, lr):
         raise RuntimeError("out of order")
 
     monkeypatch.setattr(DeepSpeedEngine, "train_batch", broken)
-    outcome = run(tmp_path, made)
+    outcome = run(tmp_path, settings)
     assert outcome["code"] == FAILED
     assert outcome["sentence"].startswith("rank 0 failed: RuntimeError: out of order")
     assert "Traceback" in (tmp_path / "logs" / "rank-00000.log").read_text()
@@ -174,24 +176,24 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("background", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(
+def test_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(
     background, small_disk: Path, tmp_path
 ):
     """The first checkpoint fits and the second does not."""
-    made = config(
+    settings = config(
         parallel={"tp": 2},
         model={"hidden_size": 64},
         checkpoint={"every": 2, "keep": 9, "background": background},
     )
-    assert run(tmp_path / "whole", made)["code"] == DONE
+    assert run(tmp_path / "whole", settings)["code"] == DONE
     folder = small_disk / "run"
     folder.mkdir()
-    probe = small_disk / "filler"
-    probe.write_bytes(b"")
+    filler = small_disk / "filler"
+    filler.write_bytes(b"")
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize
-    state = 12 * made.model.parameters()  # weights and two moments in fp32
-    probe.write_bytes(bytes(free - int(1.6 * state)))
-    outcome = run(folder, made)
+    state = 12 * settings.model.parameters()  # weights and two moments in fp32
+    filler.write_bytes(bytes(free - int(1.6 * state)))
+    outcome = run(folder, settings)
     assert outcome["code"] == CONFIG
     assert "could not be written" in outcome["sentence"]
     assert "No space left on device" in outcome["sentence"]
@@ -199,8 +201,8 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint_before(
     assert [checkpoint.read_manifest(path).step for path in kept] == [2]
     checkpoint.verify(kept[0])
     assert not list((folder / "checkpoints").glob("*.partial"))
-    probe.write_bytes(b"")
-    assert run(folder, made)["code"] == DONE
+    filler.write_bytes(b"")
+    assert run(folder, settings)["code"] == DONE
     assert exact(folder) == exact(tmp_path / "whole")
 
 
@@ -229,7 +231,7 @@ def test_trackers_finish_with_the_code_of_the_run(code, tmp_path, monkeypatch):
     assert (tmp_path / "ended").read_text() == str(code)
 
 
-def test_a_disk_that_is_full_to_the_last_byte_has_room_for_the_outcome(small_disk: Path):
+def test_outcome_is_written_on_a_full_disk(small_disk: Path):
     make_room(small_disk)
     with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
@@ -242,14 +244,14 @@ def test_a_disk_that_is_full_to_the_last_byte_has_room_for_the_outcome(small_dis
     assert names == ["filler", "more", "outcome.json"]
 
 
-def test_wandb_keeps_one_id_over_a_resume(tmp_path, monkeypatch):
+def test_wandb_keeps_its_id_across_a_resume(tmp_path, monkeypatch):
     """Offline without a key: the run folder holds both parts under one id."""
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
-    made = config(tracker={"kind": "wandb"}, train={"steps": 2})
+    settings = config(tracker={"kind": "wandb"}, train={"steps": 2})
     folder = tmp_path / "run"
-    assert run(folder, made)["code"] == DONE
+    assert run(folder, settings)["code"] == DONE
     first = checkpoint.read_manifest(newest(folder)).tracker_id
     longer = config(tracker={"kind": "wandb"}, train={"steps": 4})
     assert run(folder, longer)["code"] == DONE
@@ -259,14 +261,14 @@ def test_wandb_keeps_one_id_over_a_resume(tmp_path, monkeypatch):
     assert all(list(path.glob("*.wandb")) for path in offline)
 
 
-def test_main_is_quiet_and_returns_the_code(tmp_path):
-    """What a rank prints goes into its log; a clean run leaves nothing in it."""
+def test_main_leaves_the_logs_of_a_clean_run_empty(tmp_path):
+    """What a rank prints goes into its log, and a clean run prints nothing."""
     run(tmp_path, config(parallel={"tp": 2}, train={"steps": 2}))
     for log in (tmp_path / "logs").iterdir():
         assert log.read_text() == "", log.read_text()
 
 
-def test_an_unknown_kernel_ends_a_run_in_one_sentence(tmp_path):
+def test_run_refuses_an_unknown_kernel_in_one_sentence(tmp_path):
     outcome = run(tmp_path, config(train={"attention": "windowed"}))
     assert outcome["code"] == 2
     assert outcome["sentence"] == (

@@ -33,7 +33,7 @@ def printed(run, rank: int) -> tuple[str, str]:
         return (run / "logs" / f"rank-{rank:05d}.log").read_text(), pipe.read()
 
 
-def test_a_rank_prints_into_its_log_and_rank_0_to_the_screen_too(tmp_path):
+def test_log_to_file_leaves_the_output_of_rank_0_on_the_screen(tmp_path):
     assert printed(tmp_path, 0) == ("error of C\n", "printed\nout of C\n")
     assert printed(tmp_path, 3) == ("printed\nout of C\nerror of C\n", "")
 
@@ -50,10 +50,10 @@ def tokens(batches: list[MicroBatch]) -> int:
 
 def agreements() -> list:
     grid, cpu = make_grid(Layout(tp=2, dp=2)), torch.device("cpu")
-    own = [micro_batch(4 + grid.dp_rank, 2**62), micro_batch(6, 2**62 + grid.dp_rank)]
-    found: list = [agree(grid, cpu, own, tokens(own), grid.rank == 2, None)]
-    alone = [micro_batch(5, grid.dp_rank - 3)]
-    found.append(agree(grid, cpu, alone, tokens(alone), False, None))
+    rank_batches = [micro_batch(4 + grid.dp_rank, 2**62), micro_batch(6, 2**62 + grid.dp_rank)]
+    found: list = [agree(grid, cpu, rank_batches, tokens(rank_batches), grid.rank == 2, None)]
+    one_batch = [micro_batch(5, grid.dp_rank - 3)]
+    found.append(agree(grid, cpu, one_batch, tokens(one_batch), False, None))
     error = DataError(f"of {grid.rank}") if grid.rank in (1, 3) else None
     with pytest.raises(DataError) as raised:
         agree(grid, cpu, [], 0, False, error)
@@ -66,11 +66,11 @@ def agreements() -> list:
 
 
 @pytest.mark.ranks
-def test_ranks_agree_on_tokens_stops_and_errors():
-    """Tensor-parallel ranks count the same tokens; one rank's wish or error is everyone's."""
+def test_agree_shares_tokens_stops_and_errors():
+    """Tensor-parallel ranks count the same tokens; a stop or an error of one rank is everyone's."""
     first, *others = run_ranks(4, agreements)
     assert (first[0].normaliser, first[0].stop) == (21, True)
-    assert first[0].digest == 1  # 2**64 more
+    assert first[0].digest == 1  # modulo 2**64
     assert (first[1].normaliser, first[1].digest, first[1].stop) == (10, -5, False)
     assert first[2:] == ["of 1", (UserError, "of the last")]
     assert others == [first] * 3

@@ -38,8 +38,8 @@ def test_original_gives_the_logits_of_transformers(parts, tmp_path):
     config = open_original(first, "mnli").config
     assert config["num_labels"] == 3
     assert config["classifier_dropout"] == 0.5
-    (said,) = open_original(first).notes
-    assert "has classification heads (mnli), which are skipped; name one to import" in said
+    (note,) = open_original(first).notes
+    assert "has classification heads (mnli), which are skipped; name one to import" in note
     for name in ("vocab_size", "num_attention_heads", "max_position_embeddings"):
         assert config[name] == TINY[name]
     assert config["hidden_dropout_prob"] == 0.25
@@ -172,8 +172,8 @@ DAMAGES = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_original_reports_damage_in_one_sentence(name, tmp_path):
-    damage, said = DAMAGES[name]
-    with pytest.raises(DataError, match=said) as found:
+    damage, message = DAMAGES[name]
+    with pytest.raises(DataError, match=message) as found:
         open_original(change(tmp_path, damage))
     assert str(tmp_path) in str(found.value)
     assert "\n" not in str(found.value)
@@ -201,9 +201,9 @@ PART_DAMAGES = {
 
 @pytest.mark.parametrize("name", PART_DAMAGES)
 def test_original_refuses_parts_of_several_checkpoints(name, tmp_path):
-    damage, said = PART_DAMAGES[name]
+    damage, message = PART_DAMAGES[name]
     path = change(tmp_path, damage, parts=2, which=1)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         loaded(open_original(path))
 
 

@@ -24,7 +24,7 @@ from mlm.health.incidents import SKIPPED
 from mlm.training.audit import Audit
 from mlm.training.rank import main as train
 from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
-from tests.health.fault_fixtures import NAN, SPOILT, at
+from tests.health.fault_fixtures import NAN_GRADIENT, NAN_WEIGHTS, fault_at
 from tests.ranks import run_ranks
 from tests.text_fixtures import shards_folder, tokenizer
 from tests.training_fixtures import config, run
@@ -102,7 +102,7 @@ def killed(folder: Path, settings, step: int) -> None:
 
     (folder / "config.yaml").write_text(yaml.safe_dump(as_dict(settings)))
     degrees, real = settings.parallel, DeepSpeedEngine.train_batch
-    DeepSpeedEngine.train_batch = at(step, do=kill)
+    DeepSpeedEngine.train_batch = fault_at(step, do=kill)
     try:
         with pytest.raises(AssertionError):
             run_ranks(degrees.tp * degrees.pp * degrees.dp, train, str(folder / "config.yaml"))
@@ -128,7 +128,7 @@ def test_ledger_of_killed_ranks_is_that_of_one_process(whole, tmp_path):
 @pytest.mark.ranks
 def test_ledger_of_a_run_that_rolled_back_is_that_of_one_that_did_not(whole, tmp_path, monkeypatch):
     folder = with_data(tmp_path)
-    monkeypatch.setattr(DeepSpeedEngine, "train_batch", at(4, do=SPOILT))
+    monkeypatch.setattr(DeepSpeedEngine, "train_batch", fault_at(4, do=NAN_WEIGHTS))
     assert run(folder, made())["code"] == DONE
     assert (folder / "incidents.jsonl").exists()
     assert np.array_equal(read_ledger(folder), read_ledger(whole))
@@ -150,7 +150,7 @@ def test_audit_counts_what_the_batches_hold(whole):
 def test_audit_reports_a_skipped_batch(tmp_path, monkeypatch, capsys):
     folder = with_data(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(DeepSpeedEngine, "train_batch", at(3, times=10**6, do=NAN))
+        patched.setattr(DeepSpeedEngine, "train_batch", fault_at(3, times=10**6, do=NAN_GRADIENT))
         assert run(folder, made())["code"] == DONE
     audit = Audit(folder)
     assert (audit.skipped, int(audit.ledger[2])) == ([2], 0)

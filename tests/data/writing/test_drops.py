@@ -20,7 +20,7 @@ from mlm.text.documents import documents
 from mlm.text.lines import BadLines
 from mlm.text.sources import Source
 from tests.data.writing.test_shards import same_folders
-from tests.launch.launch_fixtures import prepared, small
+from tests.launch.launch_fixtures import small_config, with_shards
 from tests.places import REAL
 from tests.text_fixtures import corpus, documents_of, paragraphs, shards_folder, tokenizer
 
@@ -205,9 +205,9 @@ def test_prepare_drops_what_the_config_says(tmp_path):
     with (text / "en.txt").open("ab") as file:
         file.write(b"\n\xff\n")
     with pytest.raises(DataError, match="byte 0xff"):
-        prepared(small(text), tmp_path / "runs")
-    made = prepared(small(text, on_bad_line="skip"), tmp_path / "runs")
-    once = prepared(small(text, on_bad_line="skip", dedup=True), tmp_path / "runs")
+        with_shards(small_config(text), tmp_path / "runs")
+    made = with_shards(small_config(text, on_bad_line="skip"), tmp_path / "runs")
+    once = with_shards(small_config(text, on_bad_line="skip", dedup=True), tmp_path / "runs")
     tokens = [
         sum(Index.open(Path(str(config.data.shards))).train_tokens) for config in (made, once)
     ]

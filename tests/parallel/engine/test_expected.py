@@ -34,7 +34,7 @@ def test_expected_version_is_the_pinned_one():
 
 
 def failures(table: str) -> list[str]:
-    """What building and stepping an engine of each kind says if a name of a table is missing."""
+    """The errors of building an engine of each kind when a name of a table is missing."""
     setattr(expected, table, (*getattr(expected, table), "gone_in_this_version"))
     from parallel.engine.deepspeed_adapter.zero import Zero1And2, Zero1Bf16, Zero3, ZeroOptimizer
 
@@ -64,7 +64,7 @@ def failures(table: str) -> list[str]:
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("table", TABLES)
-def test_every_table_of_names_is_checked_when_an_engine_is_built(table):
+def test_build_engine_checks_every_table_of_names(table):
     (found,) = run_ranks(1, failures, table)
     assert found
     assert all("has no gone_in_this_version, which parallel/engine" in each for each in found)

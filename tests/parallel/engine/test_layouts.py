@@ -80,7 +80,7 @@ def global_batch(step: int) -> list[MicroBatch]:
 
 
 def initial_weights() -> dict[str, torch.Tensor]:
-    """Those of the family's class, which is held to transformers elsewhere."""
+    """Those of the family's class, which other tests compare with transformers."""
     model = XLMRobertaXLForMaskedLM(family_config(CONFIG), seed=SEED)
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
@@ -90,8 +90,8 @@ def plain_loop() -> dict:
     import transformers
 
     torch.manual_seed(0)
-    own = ("output_dropout", "pad_token_id", "bos_token_id", "eos_token_id")
-    shape = {name: value for name, value in vars(CONFIG).items() if name not in own}
+    ours_only = ("output_dropout", "pad_token_id", "bos_token_id", "eos_token_id")
+    shape = {name: value for name, value in vars(CONFIG).items() if name not in ours_only}
     model = transformers.XLMRobertaXLForMaskedLM(transformers.XLMRobertaXLConfig(**shape))
     model.load_state_dict(initial_weights(), strict=False)
     model.tie_weights()
@@ -201,7 +201,7 @@ def test_layout_equals_a_plain_loop(degrees, reference):
 
 
 def test_reference_clips_and_moves(reference):
-    """The comparison would be empty if nothing were clipped or nothing learnt."""
+    """Without clipping and without learning, the comparison would show nothing."""
     assert min(reference["norms"]) > OPTIM.clip
     moved = [
         (reference["weights"][name] - weight).norm() / weight.norm().clamp(min=1e-9)
@@ -215,7 +215,7 @@ HIDDEN_DROPOUT = replace(CONFIG, hidden_dropout_prob=0.1)
 
 
 @pytest.fixture(scope="module")
-def dropped() -> dict[ModelConfig, list[dict]]:
+def with_dropout() -> dict[ModelConfig, list[dict]]:
     single = (1, 1, 1, 1)
     return {c: run_ranks(1, train, single, c) for c in (DROPOUT, HIDDEN_DROPOUT)}
 
@@ -233,8 +233,8 @@ def dropped() -> dict[ModelConfig, list[dict]]:
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else None,
 )
-def test_dropout_does_not_depend_on_the_layout(degrees, config, recompute, dropped, reference):
-    single = dropped[config]
+def test_dropout_does_not_depend_on_the_layout(degrees, config, recompute, with_dropout, reference):
+    single = with_dropout[config]
     results = run_ranks(degrees[0] * degrees[1] * degrees[2], train, degrees, config, recompute)
     for result in results:
         assert result["losses"] == pytest.approx(single[0]["losses"], rel=1e-5)
@@ -263,7 +263,7 @@ def test_recomputation_runs_every_layer_twice(degrees):
 
 
 def test_attention_dropout_differs_between_tensor_ranks():
-    """Sharded activations get other masks on each rank, so tp 2 is another run than tp 1."""
+    """Each rank draws its own masks for sharded activations, so tp 2 differs from tp 1."""
     only_attention = replace(CONFIG, attention_probs_dropout_prob=0.5)
     one = run_ranks(1, train, (1, 1, 1, 1), only_attention)
     two = run_ranks(2, train, (2, 1, 1, 1), only_attention)

@@ -61,7 +61,7 @@ def interleaved() -> tuple[list[str], list[float]]:
         for module.run, stage in itertools.product(range(2), range(2)):
             if stage == rank:
                 x = module(x).detach()
-            x = x if x.dim() else torch.zeros(1, 4)  # the loss stays where it is
+            x = x if x.dim() else torch.zeros(1, 4)  # the loss is not sent
             if rank == 1 and (module.run, stage) == (1, 1):
                 losses.append(float(module.outputs[module.number]["x"].sum()))
             dist.broadcast(x, stage)
@@ -73,7 +73,7 @@ def interleaved() -> tuple[list[str], list[float]]:
 
 
 @pytest.mark.ranks
-def test_a_stage_of_two_runs_gives_what_the_whole_model_gives():
+def test_stage_of_two_runs_equals_the_whole_model():
     (first, _), (second, losses) = run_ranks(2, interleaved)
     assert [name for name in first if name.endswith("weight")] == [
         f"layer.{n}.weight" for n in (0, 1, 4, 5)

@@ -30,7 +30,7 @@ def heaviest(layers: list[StageLayer], bounds: list[int]) -> float:
     ),
     st.integers(1, 4),
 )
-def test_no_other_cut_is_lighter(items, stages):
+def test_balance_finds_the_lightest_cut(items, stages):
     from itertools import combinations
 
     layers = [layer(f, p, joined=j and i > 0) for i, (f, p, j) in enumerate(items)]
@@ -49,7 +49,7 @@ def test_no_other_cut_is_lighter(items, stages):
     assert heaviest(layers, bounds) == pytest.approx(best)
 
 
-def test_a_large_vocabulary_takes_layers_off_the_first_and_last_stage():
+def test_balance_gives_fewer_layers_to_stages_with_a_large_vocabulary():
     """250,880 embeddings weigh as much as several layers of base: the middle stages get more."""
     config = ModelConfig(
         vocab_size=250880,
@@ -66,7 +66,7 @@ def test_a_large_vocabulary_takes_layers_off_the_first_and_last_stage():
     assert counts[3] < counts[2]
 
 
-def test_local_names_become_published_ones():
+def test_canonical_name_gives_published_names():
     config = ModelConfig(vocab_size=128, hidden_size=16, num_hidden_layers=2, intermediate_size=32)
     layers = masked_lm_layers(config)
     assert canonical_name(layers, "2.attention.self.query.weight") == (

@@ -73,7 +73,7 @@ def whole() -> dict:
 
 
 @pytest.mark.parametrize("gather", [False, True])
-def test_column_parallel(gather):
+def test_column_parallel_linear_equals_the_whole_layer(gather):
     results, expected = run_ranks(TP, column, gather), whole()
     y = results[0]["y"] if gather else torch.cat([r["y"] for r in results], dim=1)
     torch.testing.assert_close(y, expected["y"])
@@ -84,7 +84,7 @@ def test_column_parallel(gather):
 
 
 @pytest.mark.parametrize("input_is_whole", [False, True])
-def test_row_parallel(input_is_whole):
+def test_row_parallel_linear_equals_the_whole_layer(input_is_whole):
     results, expected = run_ranks(TP, row, input_is_whole), whole()
     for result in results:
         torch.testing.assert_close(result["y"], expected["y"])
@@ -107,8 +107,8 @@ def embedding(ids: torch.Tensor, padding: int | None) -> tuple[torch.Tensor, tor
 
 
 @pytest.mark.parametrize("padding", [None, 1])
-def test_vocab_parallel_embedding_trains_every_row_but_that_of_padding(padding):
-    """Ids 1, 5, 9, 13 are local row 1 on each rank: where a local padding row would starve."""
+def test_vocab_parallel_embedding_trains_every_row_but_the_padding(padding):
+    """Ids 1, 5, 9 and 13 are local row 1 of each rank; as padding it would get no gradient."""
     ids = torch.tensor([[0, 1, 5, 9], [13, 15, 1, 4]])
     results = run_ranks(TP, embedding, ids, padding)
     table = torch.empty(16, 6)
@@ -141,15 +141,15 @@ def collectives() -> dict:
     return found
 
 
-def test_collectives_do_what_they_say_in_both_directions():
+def test_collectives_are_correct_forward_and_backward():
     results = run_ranks(TP, collectives)
     ones = torch.ones(2, TP)
     ranks = torch.arange(TP, dtype=torch.float32)
     for rank, found in enumerate(results):
-        own, grad = (rank + 1.0) * ones, (rank + 10.0) * ones
-        assert_pair(found["copy"], own, (ranks + 10).sum() * ones)
+        x, grad = (rank + 1.0) * ones, (rank + 10.0) * ones
+        assert_pair(found["copy"], x, (ranks + 10).sum() * ones)
         assert_pair(found["reduce"], (ranks + 1).sum() * ones, grad)
-        assert_pair(found["scatter"], own[:, :1], (ranks + 10).expand(2, TP))
+        assert_pair(found["scatter"], x[:, :1], (ranks + 10).expand(2, TP))
         assert_pair(found["gather"], (ranks + 1).repeat_interleave(TP).expand(2, TP * TP), grad)
 
 
@@ -158,7 +158,7 @@ def assert_pair(found, output, gradient) -> None:
     torch.testing.assert_close(found[1], gradient)
 
 
-def test_a_group_of_one_communicates_nothing():
+def test_collectives_of_one_rank_are_the_identity():
     x = torch.ones(2, 3)
     for function in (copy_to_group, reduce_from_group, scatter_to_group, gather_from_group):
         assert function(x, None) is x
@@ -176,7 +176,7 @@ def initial_slices() -> list[torch.Tensor]:
 
 def test_initial_weights_are_slices_of_the_same_tensor():
     results = run_ranks(TP, initial_slices)
-    joined = torch.cat([own for own, _ in results], dim=1)
+    joined = torch.cat([part for part, _ in results], dim=1)
     assert torch.equal(joined, results[0][1])
     assert joined.std() == pytest.approx(0.5, rel=0.2)
 
@@ -189,7 +189,7 @@ def test_initial_weights_are_slices_of_the_same_tensor():
         (lambda group: VocabParallelEmbedding(6, 4, group), "num_embeddings=6"),
     ],
 )
-def test_sizes_that_do_not_divide_are_refused(make, what):
+def test_layers_refuse_sizes_that_do_not_divide(make, what):
     def refused() -> str:
         grid = make_grid(Layout(tp=TP))
         with pytest.raises(ValueError, match="is not a multiple of the 4 ranks") as caught:

@@ -25,10 +25,10 @@ def inputs(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
 
 def reference(scale: float, targets: torch.Tensor | None = None) -> list[torch.Tensor]:
     """Losses and the gradients of hidden, weight and bias, in float64, from whole logits."""
-    hidden, weight, bias, own = inputs()
+    hidden, weight, bias, default_targets = inputs()
     leaves = [t.double().requires_grad_() for t in (hidden, weight, bias)]
     logits = F.linear(*leaves)
-    targets = own if targets is None else targets
+    targets = default_targets if targets is None else targets
     losses = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
     grads = torch.autograd.grad(losses.sum() * scale, leaves)
     return [losses.detach(), *grads]
@@ -51,7 +51,7 @@ def found(
 
 @pytest.mark.parametrize("chunk_tokens", [1, 5, TOKENS])
 @pytest.mark.parametrize("factor", [1.0, 0.25])
-def test_chunks_give_torchs_losses_and_gradients(chunk_tokens, factor, monkeypatch):
+def test_linear_cross_entropy_equals_torch_in_chunks(chunk_tokens, factor, monkeypatch):
     monkeypatch.setattr(parallel.tensor.loss, "CHUNK_BYTES", chunk_tokens * VOCAB * 4)
     monkeypatch.setattr(parallel.tensor.loss, "ROWS_BYTES", 2 * VOCAB * 4)
     for ours, theirs in zip(found(0.3, factor=factor), reference(0.3 * factor), strict=True):
@@ -61,7 +61,7 @@ def test_chunks_give_torchs_losses_and_gradients(chunk_tokens, factor, monkeypat
 
 
 @pytest.mark.parametrize("chunk_tokens", [5, TOKENS])
-def test_bf16_is_as_close_as_bf16_can_be(chunk_tokens, monkeypatch):
+def test_linear_cross_entropy_in_bf16_is_close_to_float64(chunk_tokens, monkeypatch):
     monkeypatch.setattr(parallel.tensor.loss, "CHUNK_BYTES", chunk_tokens * VOCAB * 2)
     for ours, theirs in zip(found(0.3, torch.bfloat16), reference(0.3), strict=True):
         error = (ours.double() - theirs).norm() / theirs.norm()
@@ -70,7 +70,7 @@ def test_bf16_is_as_close_as_bf16_can_be(chunk_tokens, monkeypatch):
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("tp", [2, 4])
-def test_tensor_parallel_equals_whole(tp):
+def test_linear_cross_entropy_equals_torch_over_tensor_parallel_ranks(tp):
     results = run_ranks(tp, found, 0.3, torch.float32, 0.5, tp)
     losses, of_hidden, of_weight, of_bias = reference(0.15)
     losses = reference(1.0)[0]
@@ -100,7 +100,7 @@ def split_logits(tp: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.ranks
-def test_cross_entropy_of_split_logits():
+def test_vocab_parallel_cross_entropy_equals_torch():
     hidden, weight, bias, targets = (t.double() if t.is_floating_point() else t for t in inputs())
     logits = F.linear(hidden, weight, bias).requires_grad_()
     losses = F.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
@@ -111,7 +111,7 @@ def test_cross_entropy_of_split_logits():
     torch.testing.assert_close(gradient.double(), logits.grad, rtol=1e-5, atol=1e-6)
 
 
-def test_no_target_at_all_is_zero_with_zero_gradients():
+def test_linear_cross_entropy_without_targets_is_zero():
     hidden, weight, bias, targets = inputs()
     leaves = [leaf.requires_grad_() for leaf in (hidden, weight, bias)]
     hidden, weight, bias = leaves
@@ -123,7 +123,7 @@ def test_no_target_at_all_is_zero_with_zero_gradients():
     assert not any(gradient(leaf).any() for leaf in leaves)
 
 
-def test_extreme_logits_stay_finite():
+def test_linear_cross_entropy_of_extreme_logits_is_finite():
     hidden, weight, bias, targets = inputs()
     leaves = [leaf.requires_grad_() for leaf in (hidden * 1e4, weight, bias)]
     hidden, weight, bias = leaves
@@ -133,8 +133,8 @@ def test_extreme_logits_stay_finite():
     assert all(torch.isfinite(gradient(leaf)).all() for leaf in leaves[1:])
 
 
-def test_a_sure_model_keeps_its_small_gradient_in_bf16():
-    """At the target, softmax minus one is what is left of 1: bf16 must not round the softmax."""
+def test_linear_cross_entropy_keeps_small_gradients_in_bf16():
+    """At the target the gradient is softmax - 1, which would vanish if bf16 rounded the softmax."""
     weight = torch.eye(4, dtype=torch.bfloat16)
     hidden = (torch.eye(4)[:1] * 9.0).bfloat16().requires_grad_()
     total, _ = linear_cross_entropy(
@@ -145,7 +145,7 @@ def test_a_sure_model_keeps_its_small_gradient_in_bf16():
     assert gradient[0, 0].item() == pytest.approx(expected.item(), rel=1e-2)
 
 
-def test_gradients_serve_one_backward_pass():
+def test_linear_cross_entropy_allows_one_backward_pass():
     hidden, weight, bias, targets = inputs()
     total, _ = linear_cross_entropy(hidden.requires_grad_(), weight, bias, targets, None)
     total.backward(retain_graph=True)
