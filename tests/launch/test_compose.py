@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from launch.compose import PointFailed, compose
+from launch.messages import show_messages
 from launch.verb import Composed
 from mlm.config import TrainConfig, as_dict, defaults, load
 from mlm.errors import DataError, UserError
@@ -227,6 +228,7 @@ def test_sweep_without_a_name_gets_one_name(tmp_path, monkeypatch):
 
 
 def test_sweep_continues_after_a_failed_point_and_keeps_its_code(tmp_path, monkeypatch, capfd):
+    show_messages()
     monkeypatch.chdir(tmp_path)
     seen = []
 
