@@ -29,7 +29,7 @@ LABELS = ("num_labels", "id2label", "label2id")
 
 
 class XLMRobertaXLConfig(ConfigKeys):
-    """The reference's keys and defaults; they may be changed until a model is made of them.
+    """transformers' keys and defaults; they may be changed until a model is made of them.
 
     A keyword that is not a key raises ValueError with the nearest one, and so does a value of
     another kind than its key's; keys of a file that are not known are kept in `extra` and written

@@ -1,4 +1,4 @@
-"""The keys of the family's config with the reference's defaults."""
+"""The keys of the family's config with transformers' defaults."""
 
 from dataclasses import dataclass, field
 from typing import Any

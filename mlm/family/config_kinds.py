@@ -119,7 +119,7 @@ KINDS = {
     "problem_type": or_none(TEXT),
     "classifier_dropout": or_none(NUMBER),
     "bos_token_id": or_none(WHOLE),  # no model is made of it
-    "eos_token_id": or_none(IDS),  # as in the reference: a text that never ends, or in several ways
+    "eos_token_id": or_none(IDS),  # as in transformers: a text that never ends, or in several ways
     "architectures": or_none(
         Kind("a list of classes", "give one such as ['XLMRobertaXLForMaskedLM']", _listed(_text))
     ),

@@ -52,7 +52,7 @@ class Generation:
         """Continues each row of `input_ids` until `eos_token_id` (one or several; None: that of
         the config, which may be none) or the length is reached.
 
-        input_ids: (batch, prompt), padded on the left, or `inputs`, as the reference calls them;
+        input_ids: (batch, prompt), padded on the left, or `inputs`, as transformers calls them;
             attention_mask: of the same shape; None: 0 at the padding
         max_length: tokens of a row with its prompt (default 20); max_new_tokens: without it
         do_sample: draw from the softmax of the logits divided by `temperature`, of the `top_k`
@@ -61,7 +61,7 @@ class Generation:
             generator: in place of torch's own
         Returns (batch * num_return_sequences, prompt + new) ids; a row that has ended continues
         with `pad_token_id`. Puts the model into evaluation mode while it runs. Raises ValueError,
-        also for anything else that the reference has, such as beams.
+        also for anything else that transformers has, such as beams.
         """
         options.refuse("generate", unsupported, DOES)
         config = self.config

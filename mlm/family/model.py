@@ -22,7 +22,7 @@ from parallel.tensor.collectives import gather_from_group
 
 
 class Embeddings(PositionEmbeddings):
-    """Word, position and token-type embeddings under one name, as in the reference."""
+    """Word, position and token-type embeddings under one name, as in transformers."""
 
     def __init__(self, config: XLMRobertaXLConfig, group: Group):
         super().__init__(config.shape(), config.position_embedding_type == "absolute")

@@ -1,4 +1,4 @@
-"""Options of the reference's `from_pretrained` and `save_pretrained`, in our terms."""
+"""Options of transformers' `from_pretrained` and `save_pretrained`, in our terms."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from mlm.family.config_kinds import shown
 from mlm.weights.dtypes import FLOATS
 from mlm.weights.source import Weights
 
-# Options of the reference's `from_pretrained` that change nothing here, and all their values.
+# Options of transformers' `from_pretrained` that change nothing here, and all their values.
 WITHOUT_EFFECT = ("local_files_only", "low_cpu_mem_usage")
-KERNELS = {None: "auto", "eager": "unfused", "sdpa": "fused"}  # by their names in the reference
+KERNELS = {None: "auto", "eager": "unfused", "sdpa": "fused"}  # by their names in transformers
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -26,7 +26,7 @@ def refuse(function: str, given: dict[str, Any], does: str = "") -> None:
 
 
 def attention_kernel(name: str | None) -> str:
-    """Our name for the reference's `attn_implementation`."""
+    """Our name for transformers' `attn_implementation`."""
     if name not in KERNELS:
         raise ValueError(
             f"attn_implementation={name!r} is unsupported; choose eager or sdpa, or leave it out"

@@ -5,7 +5,7 @@ from typing import Any
 
 
 class ModelOutput:
-    """Fields in the reference's order; those that are None are there by name only.
+    """Fields in transformers' order; those that are None are there by name only.
 
     `out.logits`, `out["logits"]` and, over the fields that are not None, `out[0]`, `out[:2]`,
     `tuple(out)`, `len(out)` and `out.keys()`.

@@ -56,7 +56,7 @@ class Pretrained(FamilyModel):
         config: in place of the folder's, with `config_changes` in either (`num_labels=3`)
         group: the tensor-parallel ranks that hold it together; each reads its slices and no more
         dtype: of the parameters; None: fp32; "auto": the stored one (`torch_dtype` is the same)
-        attention: as of the class; `attn_implementation` (eager, sdpa) is the reference's word
+        attention: as of the class; `attn_implementation` (eager, sdpa) is transformers' word
         device_map: the one device to put it on; "auto": the GPU, where there is one
         ignore_mismatched_sizes: weights of another shape are initialised again in place of an error
         seed: of weights that the folder lacks; None: from torch's generator

@@ -27,7 +27,7 @@ class ModelConfig:
     )
     hidden_dropout_prob: float = setting(0.1, "dropout after embeddings and blocks", ge=0, lt=1)
     attention_probs_dropout_prob: float = setting(0.1, "dropout of attention", ge=0, lt=1)
-    output_dropout: bool = setting(True, "dropout after feed-forward blocks, as in the original")
+    output_dropout: bool = setting(True, "dropout after feed-forward blocks, as in fairseq's code")
     max_position_embeddings: int = setting(514, "positions, two more than tokens", ge=10)
     type_vocab_size: int = setting(1, "token types", ge=1)
     initializer_range: float = setting(0.02, "standard deviation of initial weights", ge=0)

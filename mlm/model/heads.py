@@ -67,7 +67,7 @@ class LMHead(MaskedLMHead):
     """The same head with its decoder, for all positions.
 
     The decoder's weight is that of the word embeddings, its bias this head's; both stand in the
-    state dict under their published names, too, as in the reference.
+    state dict under their published names, too, as in transformers.
     """
 
     def __init__(self, config: ModelConfig, words: VocabParallelEmbedding):

@@ -1,4 +1,4 @@
-"""The losses of the heads, as the reference has them; where no label counts, 0 with 0 gradients."""
+"""The losses of the heads, as transformers has them; where no label counts, 0 with 0 gradients."""
 
 import torch
 import torch.nn.functional as F
@@ -108,7 +108,7 @@ def span_loss(
     """The mean of the losses of a span's two ends; an end outside the text does not count.
 
     start_logits, end_logits: (batch, seq_len); starts, ends: (batch,) or (batch, 1)
-    A negative place counts as 0, as in the reference.
+    A negative place counts as 0, as in transformers.
     """
     outside = start_logits.shape[1]
     losses = [

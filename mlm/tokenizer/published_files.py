@@ -24,7 +24,7 @@ from mlm.tokenizer.model_proto import ModelProto
 from mlm.tokenizer.tokenizer import Tokenizer
 
 CONFIG, SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
-NO_LIMIT = 10**30  # model_max_length of the reference where the length is unknown
+NO_LIMIT = 10**30  # model_max_length of transformers where the length is unknown
 ROLES = {
     "bos_token": "<s>",
     "eos_token": "</s>",

@@ -1,6 +1,6 @@
-"""Checkpoints of the original code (fairseq), whole or split by tensor-parallel rank.
+"""Checkpoints of fairseq, the code that XLM-R XL was trained with, whole or split by tensor rank.
 
-A file holds `args` or `cfg` of its training and, under `model`, tensors by the original names.
+A file holds `args` or `cfg` of its training and, under `model`, tensors by fairseq's names.
 """
 
 import re
@@ -41,7 +41,7 @@ OUTSIDE = {
     "lm_head.weight": "lm_head.decoder.weight",
     "lm_head.bias": "lm_head.bias",
 }
-TYPES = "roberta.embeddings.token_type_embeddings.weight"  # zeros: the original has none
+TYPES = "roberta.embeddings.token_type_embeddings.weight"  # zeros: fairseq has none
 WORDS, COPY = OUTSIDE["sentence_encoder.embed_tokens.weight"], OUTSIDE["lm_head.weight"]
 POSITIONS = OUTSIDE["sentence_encoder.embed_positions.weight"]
 

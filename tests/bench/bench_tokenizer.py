@@ -2,7 +2,7 @@
 
     python tests/bench/bench_tokenizer.py [--vocab 20000 --lines 100 --rounds 15]
 
-All four encode the same lines of all languages in ../shared/data/pretrain (of the sample corpus
+All four encode the same lines of all languages in POLYMLM_REAL_TEXT (of the sample corpus
 where that is not there) with one model, trained on them before. Sentencepiece gives bare ids, as
 lists, with as many threads as there are cores. tokenizers, the library below transformers, adds
 `<s>` and `</s>`, pads nothing and knows offsets: the least that a layer over it would take. Ours
@@ -14,6 +14,7 @@ import argparse
 import lzma
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from itertools import islice
@@ -29,8 +30,11 @@ from transformers import XLMRobertaTokenizer as Theirs
 from mlm.tokenizer.family.tokenizer import XLMRobertaTokenizer as Ours
 from mlm.tokenizer.training import train
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-REAL, SAMPLE = ROOT.parent / "shared" / "data" / "pretrain", ROOT / "mlm" / "sample"
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.places import REAL, ROOT
+
+SAMPLE = ROOT / "mlm" / "sample"
 
 
 def corpus(count: int) -> dict[str, list[str]]:

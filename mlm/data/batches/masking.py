@@ -55,9 +55,9 @@ class Masking:
         steps, ratios = zip(*points, strict=True)
         return float(np.interp(step, steps, ratios))
 
-    def positions(self, seq_len: int) -> int:
+    def max_targets(self, seq_len: int) -> int:
         """The targets that a row has room for, in all steps."""
-        return masked_positions(seq_len, self._max_ratio)
+        return max_targets(seq_len, self._max_ratio)
 
     @property
     def _max_ratio(self) -> float:
@@ -74,7 +74,7 @@ class Masking:
         """Masks rows of ids, each by its key alone: (masked ids, positions, targets).
 
         ids: (rows, seq_len) integers; lengths: (rows,), tokens before the padding; keys: (rows,)
-        masked ids: as `ids`; positions: (rows, `positions(seq_len)`) int64, ascending, 0 where
+        masked ids: as `ids`; positions: (rows, `max_targets(seq_len)`) int64, ascending, 0 where
         unused at the end of a row; targets: as positions, the original ids, -100 where unused
         A row has `ratio_at(step)` of its length as targets, rounded, and at least one. It has fewer
         where fewer can be masked, and with whole words by less than a word.
@@ -86,7 +86,7 @@ class Masking:
         scores = np.where(possible, self._scores(ids, keys), _NEVER)
         share = np.floor(self.ratio_at(step) * lengths + 0.5).astype(np.int64)
         counts = np.maximum(1, share)
-        masked_ids, width = ids.copy(), self.positions(seq_len)
+        masked_ids, width = ids.copy(), self.max_targets(seq_len)
         positions = np.zeros((len(ids), width), np.int64)
         targets = np.full(positions.shape, IGNORED, np.int64)
         flat = _equally_many(scores, counts)
@@ -144,7 +144,7 @@ class Masking:
         return np.where(fate < _MASKED, self.mask_id, np.where(fate < _REPLACED, random, targets))
 
 
-def masked_positions(seq_len: int, ratio: float) -> int:
+def max_targets(seq_len: int, ratio: float) -> int:
     """The number of targets in a full row: the nearest integer, and at least one."""
     return max(1, int(ratio * seq_len + 0.5))
 

@@ -45,10 +45,12 @@ class Pretraining(Task):
             config.eval.blocks_per_language,
             data.isolate_documents,
         )
-        self.masked = self.training.masking.positions(data.seq_len)
+        self.max_targets = self.training.masking.max_targets(data.seq_len)
         self.micro_batches = self.training.micro_batches
         self.tokens_per_step = train.global_batch_size * data.seq_len
-        self.flops_per_token = training_flops_per_token(config.model, data.seq_len, self.masked)
+        self.flops_per_token = training_flops_per_token(
+            config.model, data.seq_len, self.max_targets
+        )
         self._entropy: tuple[float, dict[str, float]] | None = None
 
     def layers(self, group: Group, fill: Fill | None) -> list[StageLayer]:
@@ -58,7 +60,7 @@ class Pretraining(Task):
             seed=self.config.seed,
             attention=self.config.train.attention,
             seq_len=self.config.data.seq_len,
-            masked=self.masked,
+            masked=self.max_targets,
             fill=fill,
         )
 

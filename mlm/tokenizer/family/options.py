@@ -68,7 +68,7 @@ def checked_options(
     limit: what the model takes, where max_length is needed and not given; None: not known
     """
     if truncation is None and padding is False and max_length is not None:
-        truncation = True  # as in the reference
+        truncation = True  # as in transformers
     padding = _chosen("padding", padding, ("longest", "max_length"), "do_not_pad")
     truncation = _chosen("truncation", truncation, STRATEGIES, "do_not_truncate")
     for name, side in zip(("padding_side", "truncation_side"), sides, strict=True):

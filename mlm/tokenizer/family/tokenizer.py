@@ -1,4 +1,4 @@
-"""The tokenizer of the family, with the interface that users of the reference know."""
+"""The tokenizer of the family, with the interface of transformers' tokenizers."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -17,7 +17,7 @@ from mlm.tokenizer.family.segments import segments_of, segments_of_words
 from mlm.tokenizer.family.vocabulary import Vocabulary
 from mlm.tokenizer.tokenizer import Tokenizer
 
-# Further arguments of the reference, with the values that have no effect here.
+# Further arguments of transformers, with the values that have no effect here.
 IDLE = {
     "cache_dir": (None,),
     "force_download": (False,),
@@ -37,7 +37,7 @@ IDLE = {
 class XLMRobertaTokenizer(Vocabulary):
     """Texts to rows of ids, and back. Made by `from_pretrained`.
 
-    The ids are those of sentencepiece with the same model file. The reference computes them with
+    The ids are those of sentencepiece with the same model file. transformers computes them with
     another library, which differs from it in lines of Yoruba or Burmese, and where scores tie.
     """
 
@@ -218,7 +218,7 @@ def checked_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_arguments(given: Mapping[str, Any], choice: str = "") -> None:
-    """Raises ValueError for an argument that would have an effect in the reference."""
+    """Raises ValueError for an argument that would have an effect in transformers."""
     for name, value in given.items():
         if name not in IDLE or value not in IDLE[name]:
             raise ValueError(f"{name}={value!r} is unsupported; {choice}omit it")

@@ -1,4 +1,4 @@
-"""How a text, or a text and its pair, is cut to a number of tokens, as in the reference.
+"""How a text, or a text and its pair, is cut to a number of tokens, as in transformers.
 
 The tokenizers library does the same, but on encodings that only it can make, and it panics where
 these functions raise.

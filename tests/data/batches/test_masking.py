@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlm.batch.micro_batch import IGNORED
-from mlm.data.batches.masking import MaskedUnit, Masking, masked_positions
+from mlm.data.batches.masking import MaskedUnit, Masking, max_targets
 from mlm.errors import UserError
 from parallel.keys import key
 from tests.training_fixtures import config
@@ -103,10 +103,10 @@ def test_masking_of_a_row_is_independent_of_other_rows(case, random, kind):
 
 
 def test_masking_masks_exactly_the_share_of_a_full_row():
-    assert masked_positions(512, 0.15) == 77
-    assert masked_positions(128, 0.15) == 19
+    assert max_targets(512, 0.15) == 77
+    assert max_targets(128, 0.15) == 19
     for seq_len, width in ((512, 77), (128, 19), (8, 1), (30, 5), (10, 2)):
-        assert masked_positions(seq_len, 0.15) == width
+        assert max_targets(seq_len, 0.15) == width
         ids, lengths, keys = rows(seq_len=max(seq_len, 51))
         _, _, targets = mask(ids[:, :seq_len], lengths * 0 + seq_len, keys, 0.15)
         assert ((targets != IGNORED).sum(axis=1) == width).all()
@@ -235,7 +235,7 @@ def test_mask_ratio_follows_its_schedule_and_rows_have_room_for_the_largest():
     for step, ratio in steps.items():
         assert masking.ratio_at(step) == pytest.approx(ratio)
         _, positions, targets = masking(ids, lengths, keys, step)
-        assert positions.shape == (64, masking.positions(100)) == (64, 40)
+        assert positions.shape == (64, masking.max_targets(100)) == (64, 40)
         assert ((targets != IGNORED).sum(axis=1) == round(100 * ratio)).all()
     single = masking.single()
     assert (single.ratio_at(10**9), single.kind, single.positions(100)) == (0.3, "token", 40)
