@@ -238,7 +238,7 @@ def test_mask_ratio_follows_its_schedule_and_rows_have_room_for_the_largest():
         assert positions.shape == (64, masking.max_targets(100)) == (64, 40)
         assert ((targets != IGNORED).sum(axis=1) == round(100 * ratio)).all()
     single = masking.single()
-    assert (single.ratio_at(10**9), single.kind, single.positions(100)) == (0.3, "token", 40)
+    assert (single.ratio_at(10**9), single.kind, single.max_targets(100)) == (0.3, "token", 40)
 
 
 @pytest.mark.parametrize(
