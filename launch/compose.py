@@ -23,14 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 import mlm.config
 from launch import ROOT
+from launch.help import GROUPS
 from launch.verb import Composed
 from mlm.errors import UserError
 
 log = logging.getLogger(__name__)
 
 CONF = ROOT / "conf"
-
-GROUPS = ("model", "launch", "experiment")  # folders of conf/, whose files are choices
 
 
 def compose(
