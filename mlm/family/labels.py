@@ -15,5 +15,5 @@ def check_classes(labels: Tensor, classes: int) -> None:
     if wrong.numel():
         raise ValueError(
             f"the label {int(wrong[0])} is not one of the {classes} classes from 0 to "
-            f"{classes - 1}; give such a one, or {IGNORED} to leave a place out of the loss"
+            f"{classes - 1}; give one of them, or {IGNORED} to leave a place out of the loss"
         )

@@ -108,7 +108,7 @@ def _loading(trained: TrainedModel, name: str) -> str:
         said += " The decoder of the head is tied to the word embeddings and is not stored twice."
     if special:
         said += (
-            " transformers 5 loads such a model too, but passes over its "
+            " transformers 5 loads such a model too, but ignores its "
             "position_embedding_type or pruned_heads; polymlm and transformers 4.44 do not."
         )
     imports = [f"from {library} import {', '.join(names)}"]

@@ -41,7 +41,7 @@ class Given:
 
 @dataclass
 class Looped:
-    """hidden_states: the embeddings and every layer's output, the last behind the final norm;
+    """hidden_states: the embeddings and every layer's output, the last after the final norm;
     attentions: of each layer (batch, heads, queries, keys); pasts: its keys and values, and those
     of the cross attention, (batch, heads, length, head_size)."""
 

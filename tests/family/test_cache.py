@@ -126,7 +126,7 @@ def test_cache_may_be_a_tuple_of_tensors(side, positions):
 @pytest.mark.parametrize("crossed", [False, True], ids=["self", "cross"])
 @pytest.mark.parametrize("side", ["none", "right", "left"])
 def test_cache_equals_that_of_transformers(side, crossed):
-    """Cached calls of theirs are given the positions, which they would not count behind padding."""
+    """transformers is given the positions, which its cached calls count wrongly after padding."""
     ours, theirs = pair(CAUSAL, is_decoder=True, add_cross_attention=crossed)
     ids, mask = PADDING[side]()
     places = mask.cumsum(1) * mask + PAD

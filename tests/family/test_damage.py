@@ -64,7 +64,7 @@ def garbage(name: str) -> Callable[[Path], None]:
 
 
 def header(change: Callable[[dict], None]) -> Callable[[Path], None]:
-    """Writes the header of the file anew, after `change`."""
+    """Writes the header of the file again, after `change`."""
 
     def damage(folder: Path) -> None:
         raw = (folder / SINGLE).read_bytes()

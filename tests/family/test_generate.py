@@ -16,7 +16,7 @@ LAST = VOCAB - 1
 
 @torch.no_grad()
 def greedy(model: Any, ids: Tensor, mask: Tensor, new: int, **given: Tensor) -> Tensor:
-    """The likeliest token behind a full pass over all before, `new` times."""
+    """The likeliest next token of a full pass over all before it, `new` times."""
     for _ in range(new):
         token = model(ids, attention_mask=mask, use_cache=False, **given).logits[:, -1].argmax(-1)
         ids = torch.cat([ids, token.unsqueeze(1)], dim=1)
@@ -25,8 +25,8 @@ def greedy(model: Any, ids: Tensor, mask: Tensor, new: int, **given: Tensor) -> 
 
 
 def of_transformers(model: Any, ids: Tensor, mask: Tensor, **given: Any) -> Tensor:
-    """Their generate; it is told the positions, which it would count from 0, and makes no caches
-    with cross attention."""
+    """transformers' generate; it is given the positions, which it would count from 0, and makes no
+    caches with cross attention."""
     asked = {
         "position_ids": mask.cumsum(1) * mask + PAD,
         "use_cache": not model.config.add_cross_attention,

@@ -60,8 +60,8 @@ def test_sampling_follows_the_probabilities_of_the_logits(asked):
     rare = expected[~likely].sum() * DRAWS
     if rare >= 5:
         cells.append((counts[~likely].sum()[None], rare[None]))
-    apart = sum(((seen - due) ** 2 / due).sum().item() for seen, due in cells)
-    freedom = sum(len(due) for _, due in cells) - 1
+    apart = sum(((seen - wanted) ** 2 / wanted).sum().item() for seen, wanted in cells)
+    freedom = sum(len(wanted) for _, wanted in cells) - 1
     assert apart <= freedom + 5 * (2 * freedom) ** 0.5 + 1e-6
 
 
@@ -118,12 +118,12 @@ def test_sampling_of_second_tokens_follows_their_probabilities():
         longer = torch.cat([ids.expand(len(kept), -1), kept.unsqueeze(1)], dim=1)
         second = warped(model(longer).logits[:, -1], **asked)
     for token, share, rest in zip(kept, first[kept], second, strict=True):
-        behind = found[found[:, -2] == token, -1]
+        following = found[found[:, -2] == token, -1]
         expected = share.item() * DRAWS
-        assert len(behind) == pytest.approx(expected, abs=5 * expected**0.5)
-        counts = torch.bincount(behind, minlength=VOCAB)
-        due = rest * len(behind)
-        assert ((counts - due).abs() <= 5 * due.sqrt()).all()
+        assert len(following) == pytest.approx(expected, abs=5 * expected**0.5)
+        counts = torch.bincount(following, minlength=VOCAB)
+        wanted = rest * len(following)
+        assert ((counts - wanted).abs() <= 5 * wanted.sqrt()).all()
 
 
 def test_sampling_repeats_a_source_for_each_draw():

@@ -33,7 +33,7 @@ class ZeroOptimizer(ABC):
 
     @property
     def overflow(self) -> bool:
-        """Whether the last step was left out because its norm was not finite."""
+        """Whether the last step was skipped because its norm was not finite."""
         return bool(self.wrapped.overflow)
 
     @property
