@@ -54,6 +54,9 @@ def compose(
     parsed = _parse(verb, arguments)
     if parsed.multirun and verb != "train":
         raise UserError(f"-m is given to mlm {verb}, but only mlm train runs sweeps; omit it")
+    shown = next((flag for flag in ("cfg", "info") if getattr(parsed, flag)), None)
+    if parsed.multirun and shown:
+        raise UserError(f"-m is given with --{shown}, which shows a single run; omit one of them")
     ConfigStore.instance().store(f"{verb}_schema", node=_node(defaults))
     kept: list[tuple[DictConfig, Any]] = []
 
