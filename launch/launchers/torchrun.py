@@ -33,7 +33,7 @@ SECONDS_TO_SEE = 60  # until a file that rank 0 wrote shows on another node
 Composing = Callable[[Callable[[Composed], float | None]], None]
 
 
-class Joined(Launcher):
+class ExistingRanks(Launcher):
     """Ranks that exist: torchrun has started this process as one of them. `device` follows the GPUs
     of this machine, `dp` the number of ranks."""
 
@@ -64,7 +64,7 @@ def train_as_rank(composing: Composing, arguments: Sequence[str]) -> None:
         raise RunFailed(CONFIG, "")
     store = _store()
     if _rank() == 0:
-        launcher = Joined()
+        launcher = ExistingRanks()
         run = _compose(store, composing, launcher)
         if run is None:
             return

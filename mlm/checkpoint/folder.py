@@ -168,13 +168,13 @@ def save_import(
 ) -> Path:
     """Writes the checkpoint of an import in this process, one part of a weight at a time.
 
-    run: a new folder, which the caller deletes on an error; show: as in `write_weights`
+    run: a new folder, which the caller deletes on an error; show: as in `write_checkpoint`
 
     Raises OSError, and DataError for weights that cannot be read.
     """
     folder = folder_of(run, 0)
     folder.mkdir(parents=True)
-    stored.write_weights(weights, folder, show)
+    stored.write_checkpoint(weights, folder, show)
     files = {path.name: (path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir())}
     write_manifest(folder, Manifest(0, 0, "", {}, imported=imported), files)
     return folder

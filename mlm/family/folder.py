@@ -49,7 +49,7 @@ def model_weights(path: Path) -> Weights:
     if folder is None:
         return open_weights(path)
     checkpoint.verify(folder)
-    return stored.open_weights(folder)
+    return stored.open_checkpoint(folder)
 
 
 def _checkpoint(path: Path) -> Path | None:

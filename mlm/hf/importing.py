@@ -23,7 +23,7 @@ from mlm.trained.opening import (
     TrainedModel,
     check,
     common_dtype,
-    open_folder,
+    open_hf_folder,
     open_trained,
 )
 from mlm.trained.published import AddedTokens, tokenizer_of
@@ -80,7 +80,7 @@ def _opened(path: Path, head: str | None) -> tuple[TrainedModel, list[str] | Non
                 f"head={head} names a head of an original checkpoint, and {path} is a Hugging Face "
                 f"folder, which is imported with its own head; remove head={head}"
             )
-        return open_folder(path), None
+        return open_hf_folder(path), None
     if (path / checkpoint.MANIFEST).is_file() or checkpoint.newest(path):
         raise UserError(
             f"{path} is a run, a checkpoint or an import of this project already; use it as it is, "

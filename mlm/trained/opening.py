@@ -89,7 +89,7 @@ def open_trained(path: Path, verify: bool = True) -> TrainedModel:
     """
     if not (path / HF_CONFIG).is_file():
         return open_checkpoint(path, verify)
-    model = replace(open_folder(path), tokenizer=tokenizer_of(path))
+    model = replace(open_hf_folder(path), tokenizer=tokenizer_of(path))
     check(model)
     return model
 
@@ -100,7 +100,7 @@ def open_checkpoint(path: Path, verify: bool = True) -> TrainedModel:
     manifest = checkpoint.read_manifest(folder)
     if verify:
         checkpoint.verify(folder)
-    run, weights = folder.absolute().parent.parent, stored.open_weights(folder)
+    run, weights = folder.absolute().parent.parent, stored.open_checkpoint(folder)
     if manifest.imported is not None:
         model = _imported(folder, run / "tokenizer", manifest.imported, weights)
     else:
@@ -217,7 +217,7 @@ def _tokenizer_hash(settings: TrainConfig, run: Path) -> str | None:
         return None
 
 
-def open_folder(folder: Path) -> TrainedModel:
+def open_hf_folder(folder: Path) -> TrainedModel:
     """The model in a Hugging Face folder, without its tokenizer, unchecked; raises UserError."""
     values = config_values(folder)
     try:

@@ -31,7 +31,7 @@ FULL = 1 << 20  # free bytes below which a disk counts as full
 Show = Callable[[int, int], None]
 
 
-def open_weights(folder: Path) -> Weights:
+def open_checkpoint(folder: Path) -> Weights:
     """The fp32 weights of a checkpoint, without its moments; raises DataError."""
     reader = _Reader(folder)
     found: dict[str, Any] = {
@@ -62,7 +62,7 @@ def open_weights(folder: Path) -> Weights:
     return Weights(folder, shapes, dict.fromkeys(shapes, torch.float32), read_part)
 
 
-def write_weights(weights: Weights, folder: Path, show: Show | None = None) -> None:
+def write_checkpoint(weights: Weights, folder: Path, show: Show | None = None) -> None:
     """Writes weights into `folder` as a checkpoint holds them, in fp32, with one part in memory.
 
     show: is called with the number of elements written so far, and with the total

@@ -9,7 +9,7 @@ import torch
 
 from mlm import checkpoint
 from mlm.errors import DATA, DONE, REQUEUE
-from mlm.weights.stored import open_weights
+from mlm.weights.stored import open_checkpoint
 from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from tests.state_reading import newest_checkpoint
 from tests.training_fixtures import config, evaluations, metrics, run
@@ -45,7 +45,7 @@ def test_resume_is_bit_equal(parallel, train, tmp_path):
     assert exact(tmp_path / "stopped") == exact(tmp_path / "whole")
     assert evaluations(tmp_path / "stopped") == evaluations(tmp_path / "whole")
     ours, theirs = (
-        open_weights(newest_checkpoint(tmp_path / name)) for name in ("stopped", "whole")
+        open_checkpoint(newest_checkpoint(tmp_path / name)) for name in ("stopped", "whole")
     )
     assert ours.shapes == theirs.shapes
     assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.shapes)

@@ -253,7 +253,7 @@ def test_from_pretrained_reads_runs_and_imports(folder, tmp_path):
     for run, config in (("run", values), ("import", None)):
         step = tmp_path / run / "checkpoints" / "step-00000001"
         step.mkdir(parents=True)
-        stored.write_weights(open_weights(folder), step)
+        stored.write_checkpoint(open_weights(folder), step)
         imported = checkpoint.Imported("", MASKED, config_values(folder), "float32", {}, None)
         manifest = checkpoint.Manifest(1, 8, "", config or {}, None, None if config else imported)
         files = {each.name: (each.stat().st_size, sha256(each)) for each in step.iterdir()}

@@ -9,7 +9,7 @@ import torch
 
 import mlm.health.guard
 from mlm.errors import DONE
-from mlm.weights.stored import open_weights
+from mlm.weights.stored import open_checkpoint
 from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from parallel.engine.interface import Engine
 from parallel.keys import key
@@ -104,7 +104,7 @@ def events(folder: Path) -> list[tuple]:
 def assert_same_run(ours: Path, theirs: Path) -> None:
     assert exact(ours) == exact(theirs)
     assert evaluations(ours) == evaluations(theirs)
-    one, two = (open_weights(newest(folder)) for folder in (ours, theirs))
+    one, two = (open_checkpoint(newest(folder)) for folder in (ours, theirs))
     assert all(torch.equal(one.read(name), two.read(name)) for name in two.shapes)
 
 

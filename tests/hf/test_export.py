@@ -21,7 +21,7 @@ from mlm.tokenizer.published_files import backend
 from mlm.tokenizer.training import train
 from mlm.trained.opening import open_trained
 from mlm.weights import write
-from mlm.weights.stored import open_weights
+from mlm.weights.stored import open_checkpoint
 from tests.exported_run import STEPS, exported, trained_run
 from tests.published_folders import tokenizer_in
 from tests.state_reading import newest_checkpoint
@@ -55,7 +55,7 @@ def test_export_gives_the_logits_of_the_run_in_transformers():
 
 
 def test_export_has_the_weights_of_the_checkpoint():
-    held = open_weights(newest_checkpoint(trained_run()))
+    held = open_checkpoint(newest_checkpoint(trained_run()))
     weights = {name: held.read(name) for name in held.shapes}
     with safe_open(exported() / "model.safetensors", framework="pt") as file:
         assert set(file.keys()) == set(weights)

@@ -15,7 +15,7 @@ from mlm.hf.export import export
 from mlm.hf.importing import import_model
 from mlm.trained.start import starting_model
 from mlm.training.build import build
-from mlm.weights.stored import open_weights
+from mlm.weights.stored import open_checkpoint
 from tests.launch.launch_fixtures import ranks
 from tests.launch.test_cli import start
 from tests.published_folders import same_tensors, source_of, tensors
@@ -116,7 +116,7 @@ def test_layouts_train_equally_and_resume_without_the_source(tmp_path):
     shutil.rmtree(source)
     assert run(tmp_path / "again", settings)["code"] == DONE
     assert [row["loss"] for row in metrics(tmp_path / "again")] == losses["one"]
-    ours, theirs = (open_weights(newest_checkpoint(tmp_path / n)) for n in ("again", "one"))
+    ours, theirs = (open_checkpoint(newest_checkpoint(tmp_path / n)) for n in ("again", "one"))
     assert all(torch.equal(ours.read(name), theirs.read(name)) for name in ours.shapes)
     outcome = run(tmp_path / "new", settings)
     assert outcome["code"] == CONFIG
@@ -147,10 +147,10 @@ def test_starting_model_reports_a_new_head(head, tmp_path):
     assert message.endswith(f"its {skipped} is skipped")
     settings = starting(source, parallel={"tp": 2})
     run_ranks(2, built_and_saved, settings, str(tmp_path / "run"))
-    ours = open_weights(newest_checkpoint(tmp_path / "run"))
+    ours = open_checkpoint(newest_checkpoint(tmp_path / "run"))
     theirs = {name.removeprefix("roberta."): tensor for name, tensor in tensors(source).items()}
     run_ranks(1, built_and_saved, config(), str(tmp_path / "fresh"))
-    fresh = open_weights(newest_checkpoint(tmp_path / "fresh"))
+    fresh = open_checkpoint(newest_checkpoint(tmp_path / "fresh"))
     for name in ours.shapes:
         kept = theirs.get(name.removeprefix("roberta."))
         assert torch.equal(ours.read(name), fresh.read(name) if kept is None else kept), name

@@ -32,9 +32,9 @@ def test_checkpoint_weights_are_read_whole_and_in_slices(numbers, dtype, tmp_pat
     monkeypatch.setattr(stored, "PART", numbers)
     weights = weights_of({"a.weight": (33, 12), "a.bias": (333,), "b": (2, 3, 4), "c": ()}, dtype)
     seen = []
-    stored.write_weights(weights, tmp_path, lambda done, total: seen.append((done, total)))
+    stored.write_checkpoint(weights, tmp_path, lambda done, total: seen.append((done, total)))
     assert seen[-1] == (33 * 12 + 333 + 24 + 1,) * 2
-    found = stored.open_weights(tmp_path)
+    found = stored.open_checkpoint(tmp_path)
     assert found.shapes == weights.shapes
     for name, shape in weights.shapes.items():
         assert torch.equal(found.read(name), weights.read(name).float())
@@ -49,11 +49,11 @@ def test_write_weights_raises_the_error_of_reading(tmp_path):
         raise DataError("the source is gone")
 
     with pytest.raises(DataError, match="the source is gone"):
-        stored.write_weights(
+        stored.write_checkpoint(
             Weights(Path(), {"a": (2,)}, {"a": torch.float32}, part), tmp_path / "one"
         )
-    stored.write_weights(weights_of({"a": (2, 2)}), tmp_path / "two")
-    found = stored.open_weights(tmp_path / "two")
+    stored.write_checkpoint(weights_of({"a": (2, 2)}), tmp_path / "two")
+    found = stored.open_checkpoint(tmp_path / "two")
     next((tmp_path / "two").glob("*.distcp")).unlink()
     with pytest.raises(DataError, match=r"two cannot be read \(.*No such file"):
         found.read("a")
@@ -64,7 +64,7 @@ def peak(source: str, folder: str) -> float:
     weights = open_weights(Path(source))
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far is forgotten
     before = _status("VmRSS")
-    stored.write_weights(weights, Path(folder))
+    stored.write_checkpoint(weights, Path(folder))
     return _status("VmHWM") - before
 
 

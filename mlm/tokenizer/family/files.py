@@ -61,7 +61,7 @@ class Settings:
         self.clean_up_tokenization_spaces = bool(self.clean_up_tokenization_spaces)
 
 
-def open_folder(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
+def open_tokenizer(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
     """The tokenizer of a Hugging Face folder or of the folder that `mlm tokenizer` wrote, and the
     Settings that are given there; raises UserError.
 
@@ -83,7 +83,7 @@ def open_folder(path: Path) -> tuple[Tokenizer, dict[str, Any]]:
 
 
 def write_folder(tokenizer: Tokenizer, settings: Settings, folder: Path) -> tuple[str, ...]:
-    """Writes what transformers and `open_folder` read; returns the files. Raises UserError."""
+    """Writes what transformers and `open_tokenizer` read; returns the files. Raises UserError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_tokenizer(tokenizer, settings.model_max_length, folder)

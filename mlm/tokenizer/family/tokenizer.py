@@ -8,7 +8,7 @@ from typing import Any
 
 from mlm.tokenizer.family.batch_encoding import BatchEncoding
 from mlm.tokenizer.family.encoded_texts import EncodedTexts
-from mlm.tokenizer.family.files import NO_LIMIT, Settings, open_folder, write_folder
+from mlm.tokenizer.family.files import NO_LIMIT, Settings, open_tokenizer, write_folder
 from mlm.tokenizer.family.inputs import texts_of
 from mlm.tokenizer.family.options import Options, checked_options
 from mlm.tokenizer.family.padding import pad_batch
@@ -60,7 +60,7 @@ class XLMRobertaTokenizer(Vocabulary):
         Raises ValueError.
         """
         changes = checked_changes(changes)
-        tokenizer, settings = open_folder(Path(path))
+        tokenizer, settings = open_tokenizer(Path(path))
         return cls(tokenizer, Settings(**{**settings, **changes}), str(path))
 
     def save_pretrained(self, folder: str | PathLike) -> tuple[str, ...]:
