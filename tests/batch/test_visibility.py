@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mlm.batch.checks import VARIABLE, values_checked
+from mlm.batch.micro_batch import MicroBatch
 from mlm.batch.visibility import Visibility, masked_by
 
 SHAPE = (2, 4, 4)
@@ -80,6 +81,17 @@ def test_masked_by_finds_blind_queries(given, queries, causal):
     assert seen.has_masked_rows is not bool(by_hand(seen).any(-1).all())
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("queries", [1, 2, 4])
+@pytest.mark.parametrize("given", [MASK, LEFT, torch.zeros(2, 4), torch.ones(2, 4)])
+def test_masked_by_hides_what_the_mask_hides(given, queries, causal):
+    expected = by_hand(Visibility((2, queries, 4), causal=causal, mask=given.bool()))
+    seen = masked_by("mask", given, (2, queries, 4), causal)
+    assert torch.equal(by_hand(seen), expected)
+    blind = not bool(expected.any(-1).all())
+    assert seen.has_masked_rows is blind
+
+
 def test_masked_by_takes_a_3d_mask_as_it_is():
     upper = LOWER.t().expand(2, 4, 4)
     seen = masked_by("mask", upper, SHAPE, causal=True)
@@ -105,3 +117,20 @@ def test_values_checked_on_other_devices_follows_the_environment(monkeypatch):
     assert masked_by("mask", elsewhere, SHAPE, device=elsewhere.device).has_masked_rows is None
     monkeypatch.setenv(VARIABLE, "1")
     assert values_checked(elsewhere)
+
+
+def test_visibility_of_rows_has_their_number():
+    seen = Visibility(SHAPE, lengths=torch.tensor([2, 4]))
+    assert seen.of_rows(slice(1, 2)).shape == (1, 4, 4)
+    assert seen.of_rows(slice(1, 9)).shape == (1, 4, 4)
+
+
+def test_visibility_moves_to_a_device_as_a_whole():
+    meta = torch.device("meta")
+    moved = Visibility(SHAPE, lengths=torch.tensor([2, 4]), causal=True).to(meta)
+    assert moved.allowed is not None
+    assert (moved.device, moved.allowed.device) == (meta, meta)
+    batch = MicroBatch(STARTS, Visibility(SHAPE, document_starts=STARTS), STARTS, STARTS, STARTS)
+    seen = batch.to(meta).visibility
+    assert seen.document_starts is not None
+    assert (seen.device, seen.document_starts.device) == (meta, meta)

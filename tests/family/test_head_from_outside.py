@@ -84,6 +84,15 @@ def test_check_labels_refuses_what_the_head_cannot_be_trained_on(name):
     check_labels(model, config, LabelledBatch(tokens(), LABELS[name].clamp(0, 1), choices=3))
 
 
+def test_check_labels_leaves_out_what_a_mask_hides():
+    config, model = mlm.XLMRobertaXLConfig(**TINY), mlm.XLMRobertaXLForTokenClassification
+    labels, mask = torch.zeros(3, 20, dtype=torch.long), torch.ones(3, 20)
+    labels[1, 15:], mask[1, 15:] = 9, 0
+    check_labels(model, config, LabelledBatch(tokens(), labels, mask))
+    with pytest.raises(ValueError, match="is not one of the"):
+        check_labels(model, config, LabelledBatch(tokens(), labels))
+
+
 def test_labels_are_not_read_on_another_device(monkeypatch):
     monkeypatch.delenv("POLYMLM_CHECK", raising=False)
     check_classes(torch.full((2,), 7, device="meta"), 3)

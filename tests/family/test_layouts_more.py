@@ -9,6 +9,7 @@ import torch
 import mlm
 from mlm.family.stages import stage_layers
 from mlm.model.initial import initialise
+from mlm.model.kernels import ALL, KERNELS, Kernel, unfused
 from parallel.groups import make_grid
 from parallel.layout import Layout
 from parallel.pipeline.stages import WholeModel
@@ -106,6 +107,20 @@ def test_stages_take_a_3d_mask():
         for model in (staged, whole)
     ]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4, abs=1e-6)
+
+
+def test_stages_compute_with_the_given_kernel(monkeypatch):
+    calls = []
+
+    def counted(call):
+        calls.append(call)
+        return unfused(call)
+
+    monkeypatch.setitem(KERNELS, "mine", Kernel(counted, ALL))
+    name = "XLMRobertaXLForSequenceClassification"
+    config, batch = mlm.XLMRobertaXLConfig(**configs()[name]), task_batches(name, 0)[0]
+    WholeModel(stage_layers(getattr(mlm, name), config, attention="mine"))(batch.input_ids, batch)
+    assert len(calls) == config.num_hidden_layers
 
 
 def test_stages_refuse_what_they_cannot_do():

@@ -1,6 +1,7 @@
 """Rows of JSON: appended, read while one is being written, repaired after a kill."""
 
 import json
+import os
 
 import pytest
 
@@ -55,3 +56,11 @@ def test_drop_last_rows_of_no_or_an_empty_file_does_nothing(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     drop_last_rows(tmp_path / "empty.jsonl", lambda row: True)
     assert [each.name for each in tmp_path.iterdir()] == ["empty.jsonl"]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_append_row_is_on_the_disk_on_return_where_it_is_durable(durable, path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size))
+    append_row(path, {"step": 5}, durable=durable)
+    assert synced == [path.stat().st_size] * durable

@@ -316,6 +316,14 @@ def test_explained_blames_a_damaged_shard_for_a_dead_rank(damaged, folder, tmp_p
     assert explained(died, tmp_path, str(folder), skip=True) is died
 
 
+@pytest.mark.parametrize("code", [0, 75, DATA, 77])
+def test_explained_keeps_an_outcome_for_which_the_ranks_had_a_reason(code, folder, tmp_path):
+    next(folder.glob("*.tar")).write_bytes(b"")
+    given = Outcome(code, "as the ranks say")
+    assert explained(given, tmp_path, str(folder), skip=False) is given
+    assert not (tmp_path / "outcome.json").exists()
+
+
 def test_reader_detects_ids_changed_after_an_earlier_read(folder):
     shard = first_shard(folder)
     index, _, offset = place_of(folder, shard, 1)

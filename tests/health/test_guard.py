@@ -109,6 +109,12 @@ def test_remedy_skips_more_steps_for_faults_after_a_skipped_one():
     assert guard.remedy(104 + NEAR) == Remedy(back=True)  # far enough to have another cause
 
 
+def test_remedy_skips_nothing_before_the_first_step():
+    guard = warmed_up()
+    guard.skipped |= {0, 1}
+    assert guard.remedy(2) == Remedy(back=True, skip=range(3))
+
+
 def test_remedy_rolls_back_and_skips_at_once_after_a_skipped_step():
     """Also for a step that has caused a rollback before."""
     guard = warmed_up()

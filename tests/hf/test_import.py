@@ -93,6 +93,15 @@ def test_card_has_working_code(head, tmp_path, monkeypatch):
     assert ("outputs" in held) == (head == "XLMRobertaXLForQuestionAnswering")
 
 
+def test_card_shows_the_labels_of_tokens_and_a_question_with_its_text(tmp_path):
+    cards = []
+    for head in ("XLMRobertaXLForTokenClassification", "XLMRobertaXLForQuestionAnswering"):
+        export(str(folder_of(model(head), tmp_path / f"{head}-source")), str(tmp_path / head))
+        cards.append((tmp_path / head / "README.md").read_text())
+    assert ["## Labels" in card for card in cards] == [True, False]
+    assert "tokenizer('What is wide?', 'The river is wide.', return_tensors" in cards[1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_round_trip_of_five_shards_is_bit_equal(dtype, tmp_path, capsys):
     size = "38KB" if dtype == torch.float32 else "21KB"

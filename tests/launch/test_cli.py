@@ -81,6 +81,14 @@ def test_help_shows_settings_and_two_examples(verb, capsys):
     assert ("data.seq_len=512 " if verb == "train" else "=??? ") in printed
 
 
+def test_help_shows_the_values_of_the_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "model=tiny", "seed=7", "--help"])
+    printed = capsys.readouterr().out
+    assert "  seed=7 " in printed
+    assert "  model.hidden_size=64 " in printed
+
+
 def test_cli_help_and_errors_import_no_torch_and_write_nothing(tmp_path):
     code = (
         "import sys; from launch.cli import main\n"

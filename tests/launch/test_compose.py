@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from launch.compose import PointFailed, compose
+from launch.compose import PointFailed, _expanded, compose
 from launch.messages import show_messages
 from launch.verb import Composed
 from mlm.config import TrainConfig, as_dict, defaults, load
@@ -79,6 +79,21 @@ def test_compose_takes_one_tracker_or_a_list():
     tracker = config("tracker=[wandb,mine]", "tracker.project=p", "tracker.tags=[a]").tracker
     assert (tracker.names, tracker.project, tracker.tags) == (("wandb", "mine"), "p", ("a",))
     assert composed("tracker=[wandb,mine]").overrides == ["tracker=[wandb,mine]"]
+
+
+def test_compose_takes_a_section_as_a_mapping():
+    """`NAME=VALUE` is short for `NAME.kind=VALUE`, and a mapping is no kind."""
+    tracker = config("tracker={kind: none, project: p}").tracker
+    assert (tracker.names, tracker.project) == ((), "p")
+
+
+def test_compose_prefers_a_file_of_the_group_to_a_kind(tmp_path, monkeypatch):
+    (tmp_path / "schedule").mkdir()
+    (tmp_path / "schedule" / "mine.yaml").touch()
+    monkeypatch.setattr("launch.compose.CONF", tmp_path)
+    sections = defaults(TrainConfig)
+    assert _expanded("schedule=mine", sections) == "schedule=mine"
+    assert _expanded("schedule=wsd", sections) == "schedule.kind=wsd"
 
 
 def test_compose_ranks_command_line_over_experiment_over_model():

@@ -11,8 +11,10 @@ import yaml
 
 from launch import run_folder
 from launch.compose import compose
+from launch.launchers import local
 from launch.verbs import train as train_verb
 from mlm.config import TrainConfig, load
+from mlm.errors import UserError
 from tests.launch.launch_fixtures import SMALL, corpus, ranks, train
 
 __all__ = ["corpus", "ranks"]  # fixtures
@@ -69,6 +71,12 @@ def test_run_name_is_unique_by_default(tmp_path, monkeypatch):
     assert run_folder.run_name(names[0], "tiny", tmp_path) == names[0]
 
 
+def test_run_name_is_no_folder_inside_that_of_prepared_data(tmp_path):
+    with pytest.raises(UserError, match=r"run\.name=prepared/a is where prepared data is kept"):
+        run_folder.run_name("prepared/a", "tiny", tmp_path)
+    assert run_folder.run_name("a/prepared", "tiny", tmp_path) == "a/prepared"
+
+
 @pytest.mark.parametrize("code", [1, 2, 75, 76, 77])
 def test_local_launcher_exits_with_the_code_of_the_outcome(code, corpus, ranks, monkeypatch, capfd):
     monkeypatch.setenv("CODE", str(code))
@@ -99,6 +107,22 @@ def test_local_launcher_ignores_the_outcome_of_an_earlier_start(corpus, ranks, m
     monkeypatch.setenv("EXIT", "1")
     assert train(f"data.corpus={corpus}", "run.name=a") == 1
     assert capfd.readouterr().err.count("error of a rank") == 1
+
+
+@pytest.mark.parametrize(("on_bad_shard", "skip"), [("stop", False), ("skip", True)])
+def test_local_launcher_asks_why_ranks_died_with_the_setting_of_bad_shards(
+    on_bad_shard, skip, corpus, ranks, monkeypatch
+):
+    asked = []
+
+    def recorded(outcome, folder, shards, skip):
+        asked.append((folder, Path(shards, "index.json").is_file(), skip))
+        return outcome
+
+    monkeypatch.setattr(local, "explained", recorded)
+    given = [f"data.corpus={corpus}", "run.name=a", f"data.on_bad_shard={on_bad_shard}"]
+    assert train(*given) == 0
+    assert asked == [(Path("runs/a"), True, skip)]
 
 
 def test_train_refuses_a_padded_vocabulary_that_tp_does_not_divide(corpus, ranks, capfd):

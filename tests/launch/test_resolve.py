@@ -50,6 +50,16 @@ def test_resolve_refuses_more_gpus_than_are_visible(monkeypatch):
     assert resolve(settings(parallel={"tp": 8}, train={"device": "cpu"}))[1].tp == 8
 
 
+def test_resolve_counts_the_processes_of_this_machine_alone(monkeypatch):
+    """Two machines of eight GPUs under torchrun."""
+    with_gpus(monkeypatch, 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert resolve(settings(parallel={"tp": 8}), processes=16)[1].dp == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    with pytest.raises(UserError, match=r"puts 16 processes on this machine.*the 8 visible ones"):
+        resolve(settings(parallel={"tp": 8}), processes=16)
+
+
 def test_resolve_refuses_processes_that_do_not_match_the_layout(monkeypatch):
     with_gpus(monkeypatch, 0)
     with pytest.raises(UserError, match=r"3 processes were started, but .* needs 2; start 2"):
@@ -64,3 +74,11 @@ def test_environment_of_ranks_sets_threads_and_paths(monkeypatch):
     assert env["PYTHONPATH"].split(os.pathsep)[-1] == "/theirs"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert local.environment(1)["OMP_NUM_THREADS"] == "3"
+
+
+def test_environment_of_ranks_has_no_variables_of_hydra(monkeypatch):
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv("HYDRATED", "1")
+    env = local.environment(1)
+    assert "HYDRA_FULL_ERROR" not in env
+    assert env["HYDRATED"] == "1"

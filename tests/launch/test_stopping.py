@@ -88,6 +88,14 @@ def test_stop_on_a_signal_lets_the_ranks_save(number, tmp_path):
     assert err == "mlm: saving and stopping; once more to kill\n"
 
 
+def test_run_ranks_leaves_no_request_to_stop(tmp_path):
+    code = "import pathlib, sys; pathlib.Path(sys.argv[1], 'stop').touch()"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with (tmp_path / "launcher.log").open("ab") as log:
+        local.run_ranks(command, tmp_path, dict(os.environ), log)
+    assert not (tmp_path / "stop").exists()
+
+
 def test_stop_kills_nothing_on_a_second_sigusr1(tmp_path):
     process = launched(tmp_path, "does not stop")
     process.send_signal(signal.SIGUSR1)

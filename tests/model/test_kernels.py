@@ -66,6 +66,18 @@ def test_choose_gives_what_fused_cannot_do_to_unfused(name):
     assert choose("fused", call(**NEEDS[name])) is KERNELS["unfused"]
 
 
+def test_choose_keeps_fused_where_it_is_unknown_whether_queries_are_blind():
+    """Such a mask is on a GPU, and `unfused` keeps a matrix of weights there."""
+    unknown = replace(BLIND, has_masked_rows=None)
+    assert choose("fused", call(visibility=unknown)) is KERNELS["fused"]
+
+
+def test_choose_gives_a_call_from_kernel_to_kernel_until_one_can(monkeypatch):
+    monkeypatch.setitem(KERNELS, "mine", Kernel(kernels.fused, otherwise="fused"))
+    assert choose("mine", call()) is KERNELS["mine"]
+    assert choose("mine", call(weights=True)) is KERNELS["unfused"]
+
+
 def test_choose_refuses_what_a_named_kernel_cannot_do(monkeypatch):
     monkeypatch.setitem(KERNELS, "mine", Kernel(kernels.unfused, devices=("cpu",)))
     assert choose("mine", call()) is KERNELS["mine"]
@@ -101,6 +113,16 @@ def test_fused_treats_blind_queries_alike_where_it_is_unknown_whether_there_are_
     assert not ours[0][1, :, 2].any(), "an even mean does not depend on the query"
     others = torch.arange(6) != 2
     torch.testing.assert_close(ours[0][:, :, others], theirs[0][:, :, others])
+
+
+def test_fused_drops_attention_weights():
+    query, keys, _ = heads()
+    ones = torch.ones_like(keys)
+    kept, dropped = (
+        kernels.fused(Call(query, keys, ones, PLAIN, probability=p))[0] for p in (0.0, 0.5)
+    )
+    torch.testing.assert_close(kept, ones)
+    assert (dropped - ones).abs().max() > 0.1
 
 
 def by_rows(given: Call) -> tuple[torch.Tensor, None]:

@@ -66,6 +66,17 @@ def test_report_writes_metrics_without_trackers(tmp_path, capsys):
     assert "step 5/10" in capsys.readouterr().out
 
 
+def test_report_back_drops_the_rows_that_are_written_again(tmp_path):
+    with report(tmp_path) as made:
+        for step in (1, 2, 3):
+            made.step_metrics(ROW | {"step": step})
+        made.evaluation(3, 30, FOUND)
+        made.back(1)
+        made.step_metrics(ROW | {"step": 2})
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert steps == [1, 2]
+
+
 def test_report_is_silent_on_other_ranks(tmp_path, capsys):
     (tmp_path / "metrics.jsonl").write_text('{"step": 7}\n')
     with report(tmp_path, main=False) as made:

@@ -10,6 +10,7 @@ import pytest
 from mlm.config import TrackerConfig, TrainConfig
 from mlm.errors import UserError
 from mlm.plugins import import_plugins
+from mlm.tracking.tracker import Tracker
 from mlm.tracking.trackers import TRACKERS, start_trackers
 from mlm.tracking.wandb_tracker import wandb_mode
 
@@ -72,6 +73,30 @@ def test_trackers_start_in_order_with_one_id(lines):
     trackers.finish(0)
     first, second, *_ = sorted(json.loads(line).get("id", "") for line in lines.open())[-2:]
     assert first == second == trackers.run_id
+
+
+def test_trackers_start_log_and_finish_in_the_order_of_the_setting(tmp_path, monkeypatch):
+    calls: list[str] = []
+
+    def named(name: str) -> type[Tracker]:
+        class Named(Tracker):
+            def start(self, run, config, run_id):
+                calls.append(f"{name} starts")
+
+            def log(self, values):
+                calls.append(f"{name} logs")
+
+            def finish(self, code):
+                calls.append(f"{name} ends")
+
+        return Named
+
+    for name in ("a", "b"):
+        monkeypatch.setitem(TRACKERS, name, named(name))
+    trackers = start_trackers(tmp_path, tracked("b", "a"), None)
+    trackers.log({})
+    trackers.finish(0)
+    assert calls == [f"{name} {does}" for does in ("starts", "logs", "ends") for name in ("b", "a")]
 
 
 def test_trackers_keep_the_id_of_the_checkpoint_without_a_tracker(tmp_path):

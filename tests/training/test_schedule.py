@@ -99,3 +99,15 @@ def test_schedule_refuses_an_unknown_name_in_one_sentence():
         "schedule.kind=step is not known; choose from cosine, linear, polynomial, wsd, or add the "
         "module that defines it to plugins"
     )
+
+
+def test_schedule_falls_in_equal_parts_from_below_the_peak_to_above_the_end():
+    schedule = ScheduleConfig(kind="linear", warmup_steps=4, end_lr=0.1)
+    rates = [learning_rate(step, 13, 1.1, schedule) for step in range(13)]
+    assert rates[4:] == pytest.approx([0.1 + part / 10 for part in range(9, 0, -1)])
+
+
+def test_schedule_reaches_the_peak_in_a_run_shorter_than_its_warm_up():
+    schedule = ScheduleConfig(warmup_steps=100)
+    rates = [learning_rate(step, 4, 1.0, schedule) for step in range(4)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0])

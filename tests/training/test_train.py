@@ -231,6 +231,23 @@ def test_trackers_finish_with_the_code_of_the_run(code, tmp_path, monkeypatch):
     assert (tmp_path / "ended").read_text() == str(code)
 
 
+def test_trackers_start_on_rank_0_alone(tmp_path, monkeypatch):
+    class Started(Tracker):
+        def start(self, run, config, run_id):
+            (tmp_path / f"started-{os.environ['RANK']}").touch()
+
+        def log(self, values):
+            pass
+
+        def finish(self, code):
+            pass
+
+    monkeypatch.setitem(TRACKERS, "started", Started)
+    settings = config(parallel={"tp": 2}, train={"steps": 1}, tracker={"kind": "started"})
+    assert run(tmp_path / "run", settings)["code"] == DONE
+    assert [path.name for path in tmp_path.glob("started-*")] == ["started-0"]
+
+
 def test_outcome_is_written_on_a_full_disk(small_disk: Path):
     make_room(small_disk)
     with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
