@@ -143,7 +143,7 @@ def test_guard_refuses_on_all_ranks_what_one_refuses(clean_run, tmp_path, monkey
     assert_same_run(tmp_path, clean_run(settings))
 
 
-@layouts("2-2-1")
+@layouts("2-2-1", "1-1-2")
 def test_guard_judges_the_loss_that_the_metrics_report(parallel, train, tmp_path, monkeypatch):
     judge, judged = Guard.judge, tmp_path / "judged"
 
