@@ -341,4 +341,4 @@ def test_reader_suggests_no_skip_for_a_held_out_shard(folder):
     language = index.split_of(index.shard_row(shard))[0]
     with pytest.raises(BadShard) as found:
         TokenReader(index).read("heldout", language, 0, 5)
-    assert "skip" not in str(found.value)
+    assert "on_bad_shard=skip" not in str(found.value)
