@@ -30,6 +30,7 @@ from mlm.errors import UserError
 log = logging.getLogger(__name__)
 
 CONF = ROOT / "conf"
+EXCLUSIVE = ("run", "multirun", "cfg", "info", "shell_completion")  # Hydra does one of these
 
 
 def compose(
@@ -54,9 +55,6 @@ def compose(
     parsed = _parse(verb, arguments)
     if parsed.multirun and verb != "train":
         raise UserError(f"-m is given to mlm {verb}, but only mlm train runs sweeps; omit it")
-    shown = next((flag for flag in ("cfg", "info") if getattr(parsed, flag)), None)
-    if parsed.multirun and shown:
-        raise UserError(f"-m is given with --{shown}, which shows a single run; omit one of them")
     ConfigStore.instance().store(f"{verb}_schema", node=_node(defaults))
     kept: list[tuple[DictConfig, Any]] = []
 
@@ -98,7 +96,11 @@ def _parse(verb: str, arguments: Sequence[str]) -> Any:
 
     parser = get_args_parser()
     parser.error = refuse
-    return parser.parse_args(list(arguments))
+    parsed = parser.parse_args(list(arguments))
+    given = [f"--{name.replace('_', '-')}" for name in EXCLUSIVE if getattr(parsed, name)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} exclude each other; give one of them")
+    return parsed
 
 
 def _composed(settings: DictConfig, job: Any, given: dict[str, Any]) -> Composed:

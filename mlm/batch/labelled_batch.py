@@ -20,7 +20,6 @@ class LabelledBatch:
     causal: whether a token attends to itself and earlier ones only, as the model does
     loss_scale: what the mean of the losses is multiplied by
     dropout_key: a key (seed, step, micro-batch) that every dropout mask is derived from
-    digest: a hash of its rows, as of every `Batch` of a task
 
     Make it on the CPU and move it with `to`: the values of its mask are checked there, once.
     """
@@ -32,7 +31,6 @@ class LabelledBatch:
     choices: int = 1
     loss_scale: float = 1.0
     dropout_key: int = 0
-    digest: int = 0
     causal: bool = False
     visibility: Visibility = field(init=False, repr=False, compare=False)
 

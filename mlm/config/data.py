@@ -28,7 +28,7 @@ class DataConfig:
     )
     seq_len: int = setting(512, "tokens of a sequence", ge=8)
     alpha: float = setting(
-        0.3, "languages are drawn by (their tokens)^alpha, also to train a tokenizer", ge=0, le=1
+        0.3, "languages are drawn in proportion to (their tokens)^alpha", ge=0, le=1
     )
     alpha_schedule: tuple[tuple[int, Part], ...] = setting(
         (), "[[step, alpha], ...]: alpha is interpolated between these points, then constant"

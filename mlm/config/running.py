@@ -45,7 +45,7 @@ class GuardConfig:
         10.0, "deviations above the running median at which a step is refused; 0: never", ge=0
     )
     rollbacks: int = setting(
-        4, "times that a run may go back to its last checkpoint before it gives up", ge=0
+        4, "most returns to a checkpoint before there is a newer one; then the run ends", ge=0
     )
 
 

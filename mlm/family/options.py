@@ -10,7 +10,8 @@ from mlm.weights.source import Weights
 
 # Options of transformers' `from_pretrained` that change nothing here, and all their values.
 WITHOUT_EFFECT = ("local_files_only", "low_cpu_mem_usage")
-KERNELS = {None: "auto", "eager": "unfused", "sdpa": "fused"}  # by their names in transformers
+# By their names in transformers.
+KERNEL_BY_NAME = {None: "auto", "eager": "unfused", "sdpa": "fused"}
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -27,11 +28,11 @@ def refuse(function: str, given: dict[str, Any], does: str = "") -> None:
 
 def attention_kernel(name: str | None) -> str:
     """Our name for transformers' `attn_implementation`."""
-    if name not in KERNELS:
+    if name not in KERNEL_BY_NAME:
         raise ValueError(
             f"attn_implementation={name!r} is unsupported; choose eager or sdpa, or leave it out"
         )
-    return KERNELS[name]
+    return KERNEL_BY_NAME[name]
 
 
 def chosen_device(device_map: Any) -> torch.device:

@@ -27,7 +27,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 class Stopwatch:
     """Seconds of the steps since the last lap, of which some were spent waiting for data, and in
-    some this rank worked without waiting for collective_seconds.
+    some this rank worked without waiting for others.
 
     collective_seconds: returns the seconds that this rank has spent in collectives so far
     """

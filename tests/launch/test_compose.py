@@ -242,10 +242,12 @@ def test_sweep_without_a_name_gets_one_name(tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*.yaml")) == []
 
 
-@pytest.mark.parametrize("flag", ["--cfg=job", "--info"])
-def test_sweep_refuses_flags_that_show_a_single_run(flag):
-    with pytest.raises(UserError, match=r"-m is given with --\w+, which shows .*; omit one"):
-        compose("train", "TrainConfig", ["-m", "seed=1,2", flag], {}, lambda job: None)
+@pytest.mark.parametrize(
+    "flags", [["-m", "--cfg=job"], ["-m", "--info"], ["-m", "--run"], ["--cfg=job", "--info"]]
+)
+def test_compose_refuses_flags_that_exclude_each_other(flags):
+    with pytest.raises(UserError, match=r"^--\w+ and --\w+ exclude each other; give one of them"):
+        compose("train", "TrainConfig", ["seed=1,2", *flags], {}, lambda job: None)
 
 
 def test_sweep_continues_after_a_failed_point_and_keeps_its_code(tmp_path, monkeypatch, capfd):
