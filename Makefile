@@ -10,7 +10,7 @@ DEMO := runs/demo
 .PHONY: help demo test test-long check clean
 
 help:
-	@echo "make demo       train a tiny model on the sample corpus and fill a few masks (3 minutes)"
+	@echo "make demo       train a tiny model on the sample corpus and fill a few masks (a few minutes)"
 	@echo "make check      linter, formatter, import contracts, type checker"
 	@echo "make test       make check, then the fast tests"
 	@echo "make test-long  make check, then every test that needs no GPU"
