@@ -9,7 +9,7 @@ from mlm.batch.labelled_batch import LabelledBatch
 from mlm.batch.micro_batch import IGNORED
 from mlm.family.classification import DownstreamModel
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.model.encoder import Fill, count
+from mlm.model.encoder import SetWeights, count
 from mlm.model.heads import MaskedLMHead, Pooler
 from mlm.model.masked_lm import lm_head_layers
 from parallel.groups import Group
@@ -22,19 +22,19 @@ from parallel.tensor.loss import linear_cross_entropy
 class HeadSettings:
     """What the layers of a head are made with.
 
-    fill: sets the first weights of a module, by its published name; seq_len: used only to estimate
-    the FLOPs by which layers are divided among stages
+    set_weights: sets the first weights of a module, by its published name; seq_len: used only to
+    estimate the FLOPs by which layers are divided among stages
     """
 
     config: XLMRobertaXLConfig
     group: Group
-    fill: Fill
+    set_weights: SetWeights
     seq_len: int
 
 
 def downstream_layers(model: type[DownstreamModel], settings: HeadSettings) -> list[StageLayer]:
     """The head of a task, after the pooler where it has one; outputs: `logits`."""
-    config, fill = settings.config, settings.fill
+    config, set_weights = settings.config, settings.set_weights
     shape, name = config.shape(), model.head_name
 
     def pool(pooler: Pooler, x: Tensor, batch: LabelledBatch) -> Tensor:
@@ -47,7 +47,7 @@ def downstream_layers(model: type[DownstreamModel], settings: HeadSettings) -> l
     layers = [
         StageLayer(
             name,
-            lambda: fill(model.make_head(config), name),
+            lambda: set_weights(model.make_head(config), name),
             count(lambda: model.make_head(config)),
             0.0,
             loss,
@@ -58,7 +58,7 @@ def downstream_layers(model: type[DownstreamModel], settings: HeadSettings) -> l
         return layers
     pooler = StageLayer(
         "roberta.pooler",
-        lambda: fill(Pooler(shape), "roberta.pooler"),
+        lambda: set_weights(Pooler(shape), "roberta.pooler"),
         count(lambda: Pooler(shape)),
         0.0,
         pool,
@@ -102,5 +102,5 @@ def _language_layers(settings: HeadSettings, shifted: bool) -> list[StageLayer]:
         return total / counted * batch.loss_scale, {"losses": losses.view_as(labels)}
 
     return lm_head_layers(
-        config.shape(), settings.fill, settings.group, settings.seq_len, loss, features
+        config.shape(), settings.set_weights, settings.group, settings.seq_len, loss, features
     )

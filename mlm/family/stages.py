@@ -6,7 +6,7 @@ from mlm.family.head_layers import HeadSettings
 from mlm.family.heads import HEADS, Head
 from mlm.family.model import Headed
 from mlm.family.pretrained import Pretrained
-from mlm.model.encoder import Fill, encoder_layers
+from mlm.model.encoder import SetWeights, encoder_layers
 from mlm.model.initial import initialise
 from parallel.groups import Group
 from parallel.pipeline.stages import StageLayer
@@ -20,14 +20,15 @@ def stage_layers(
     seed: int = 0,
     attention: str = "auto",
     seq_len: int = 512,
-    fill: Fill | None = None,
+    set_weights: SetWeights | None = None,
 ) -> list[StageLayer]:
     """A class of the family with a head as layers for `build_engine`.
 
     The last one gives a micro-batch's mean loss times its `loss_scale`. Batches are of the type
     `LabelledBatch`; `check_labels` checks their labels where they are made.
-    group: splits every layer; seed: of the initial weights; fill: gives a module, by its published
-    name, other ones, such as `mlm.weights.load` reads from a folder; seq_len: weighs the layers.
+    group: splits every layer; seed: of the initial weights; set_weights: gives a module, by its
+    published name, other ones, such as `mlm.weights.load` reads from a folder; seq_len: weighs the
+    layers.
     Raises ValueError for what a stage cannot do.
     """
     shape = config.shape()
@@ -39,16 +40,16 @@ def stage_layers(
         )
     head = _head_of(model)
     assert head.layers is not None
-    fill = fill or (lambda module, name: initialise(module, name, shape, seed))
+    set_weights = set_weights or (lambda module, name: initialise(module, name, shape, seed))
     layers = encoder_layers(
         shape,
-        fill,
+        set_weights,
         group=group,
         seq_len=seq_len,
         options=config.layer_options(attention),
         tied=head.tied,
     )
-    return layers + head.layers(model, HeadSettings(config, group, fill, seq_len))
+    return layers + head.layers(model, HeadSettings(config, group, set_weights, seq_len))
 
 
 def check_labels(model: type[Pretrained], config: XLMRobertaXLConfig, batch: LabelledBatch) -> None:

@@ -18,7 +18,7 @@ from parallel.tensor.layers import VocabParallelEmbedding
 
 WORDS = "roberta.embeddings.word_embeddings"
 
-Fill = Callable[[nn.Module, str], nn.Module]  # gives a module, by its name, its first weights
+SetWeights = Callable[[nn.Module, str], nn.Module]  # gives a module, by its name, its first weights
 
 
 def word_embeddings(config: ModelConfig, group: Group) -> VocabParallelEmbedding:
@@ -29,7 +29,7 @@ def word_embeddings(config: ModelConfig, group: Group) -> VocabParallelEmbedding
 
 def encoder_layers(
     config: ModelConfig,
-    fill: Fill,
+    set_weights: SetWeights,
     *,
     group: Group = None,
     seq_len: int = 512,
@@ -43,10 +43,10 @@ def encoder_layers(
 
     def embed_positions() -> nn.Module:
         absolute = options.positions == "absolute"
-        return fill(PositionEmbeddings(config, absolute), "roberta.embeddings")
+        return set_weights(PositionEmbeddings(config, absolute), "roberta.embeddings")
 
     layers = [
-        words_layer(config, group, fill, 0.0, _embed, tied="words" if tied else None),
+        words_layer(config, group, set_weights, 0.0, _embed, tied="words" if tied else None),
         StageLayer(
             "roberta.embeddings",
             embed_positions,
@@ -60,26 +60,31 @@ def encoder_layers(
         name = f"roberta.encoder.layer.{index}"
 
         def make(name=name, index=index):
-            return fill(EncoderLayer(config, index, group, options), name)
+            return set_weights(EncoderLayer(config, index, group, options), name)
 
         flops = layer_flops(config, seq_len)
         layers.append(StageLayer(name, make, whole, flops, recompute=True))
     norm = "roberta.encoder.LayerNorm"
 
     def final() -> nn.Module:
-        return fill(FinalNorm(config.hidden_size, eps=config.layer_norm_eps), norm)
+        return set_weights(FinalNorm(config.hidden_size, eps=config.layer_norm_eps), norm)
 
     layers.append(StageLayer(norm, final, 2 * config.hidden_size, 0.0))
     return layers
 
 
 def words_layer(
-    config: ModelConfig, group: Group, fill: Fill, flops: float, forward: Callable, **kinds
+    config: ModelConfig,
+    group: Group,
+    set_weights: SetWeights,
+    flops: float,
+    forward: Callable,
+    **kinds,
 ) -> StageLayer:
     """The word embeddings where `forward` uses them; with `tied`, places of one key share them."""
     return StageLayer(
         WORDS,
-        lambda: fill(word_embeddings(config, group), WORDS),
+        lambda: set_weights(word_embeddings(config, group), WORDS),
         config.padded_vocab_size() * config.hidden_size,
         flops,
         forward,

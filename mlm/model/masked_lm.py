@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from mlm.model.config import ModelConfig
-from mlm.model.encoder import Fill, encoder_layers, words_layer
+from mlm.model.encoder import SetWeights, encoder_layers, words_layer
 from mlm.model.flops import decoder_flops, transform_flops
 from mlm.model.heads import MaskedLMHead, masked_lm_loss
 from mlm.model.initial import initialise
@@ -20,24 +20,24 @@ def masked_lm_layers(
     attention: str = "auto",
     seq_len: int = 512,
     masked: int = 77,
-    fill: Fill | None = None,
+    set_weights: SetWeights | None = None,
 ) -> list[StageLayer]:
     """The list that the plain and the pipelined model are both made from.
 
     group: splits every layer; seed: of the initial weights, which do not depend on the group;
     seq_len and masked (positions per sequence) are used only to estimate the FLOPs by which layers
-    are divided among stages; fill: sets the weights of a module, by its canonical name, in place of
-    initial ones
+    are divided among stages; set_weights: gives a module, by its canonical name, weights in place
+    of initial ones
     """
-    fill = fill or (lambda module, name: initialise(module, name, config, seed))
+    set_weights = set_weights or (lambda module, name: initialise(module, name, config, seed))
     options = LayerOptions(attention)
-    layers = encoder_layers(config, fill, group=group, seq_len=seq_len, options=options)
-    return layers + lm_head_layers(config, fill, group, masked, masked_lm_loss)
+    layers = encoder_layers(config, set_weights, group=group, seq_len=seq_len, options=options)
+    return layers + lm_head_layers(config, set_weights, group, masked, masked_lm_loss)
 
 
 def lm_head_layers(
     config: ModelConfig,
-    fill: Fill,
+    set_weights: SetWeights,
     group: Group,
     positions: int,
     loss: Callable,
@@ -50,11 +50,11 @@ def lm_head_layers(
     return [
         StageLayer(
             "lm_head",
-            lambda: fill(MaskedLMHead(config, group), "lm_head"),
+            lambda: set_weights(MaskedLMHead(config, group), "lm_head"),
             hidden * (hidden + 3) + vocab,
             transform_flops(config, positions),
             features,
             joined=True,
         ),
-        words_layer(config, group, fill, flops, loss, tied="words", joined=True),
+        words_layer(config, group, set_weights, flops, loss, tied="words", joined=True),
     ]

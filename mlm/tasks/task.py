@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from mlm.model.encoder import Fill
+from mlm.model.encoder import SetWeights
 from mlm.tracking.scores import Scores
 from parallel.engine.interface import Engine, Outputs
 from parallel.groups import Group
@@ -65,8 +65,8 @@ class Task(ABC):
     flops_per_token: float
 
     @abstractmethod
-    def layers(self, group: Group, fill: Fill | None) -> list[StageLayer]:
-        """The model, split over `group`; fill: gives modules their weights in place of initial
+    def layers(self, group: Group, set_weights: SetWeights | None) -> list[StageLayer]:
+        """The model, split over `group`; set_weights: gives modules weights in place of initial
         ones."""
 
     @abstractmethod

@@ -14,7 +14,7 @@ from mlm.model.config import ModelConfig
 from mlm.model.initial import initialise
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.trained.opening import TrainedModel, family_config, open_trained
-from mlm.weights.load import BASE, Fill, filler, full_shapes, match
+from mlm.weights.load import BASE, SetWeights, full_shapes, match, weights_setter
 from mlm.weights.source import Weights
 from parallel.engine.interface import Engine
 from parallel.sharding import shard_of
@@ -100,10 +100,10 @@ class StartingWeights:
     """
 
     weights: Weights
-    fill: Fill
+    set_weights: SetWeights
     stored: dict[str, str]
 
-    def masters(self, engine: Engine) -> None:
+    def write_masters(self, engine: Engine) -> None:
         """Writes them in fp32 into an engine whose parameters are rounded; a collective."""
 
         def read(name: str, parameter: nn.Parameter) -> Tensor | None:
@@ -124,8 +124,8 @@ def starting_weights(config: TrainConfig) -> StartingWeights:
     def initial(module: nn.Module, name: str) -> nn.Module:
         return initialise(module, name, config.model, config.seed)
 
-    fill = filler(weights, expected, initial)  # checks them as well
-    return StartingWeights(weights, fill, match(expected, weights).stored)
+    set_weights = weights_setter(weights, expected, initial)  # checks them as well
+    return StartingWeights(weights, set_weights, match(expected, weights).stored)
 
 
 def tokenizer_for(start: StartingModel, given: str | None) -> str:

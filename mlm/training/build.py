@@ -61,7 +61,7 @@ def build(config: TrainConfig, resuming: bool = False) -> TrainingRun:
     train = config.train
     task = entry(TASKS, "task.kind", config.task.kind)(config)
     grid = make_grid(layout(config))
-    first = starting_weights(config) if config.weights is not None and not resuming else None
+    starting = starting_weights(config) if config.weights is not None and not resuming else None
     settings = EngineSettings(
         train.micro_batch_size,
         grid.layout.grad_accum_steps(train.global_batch_size, train.micro_batch_size),
@@ -73,19 +73,19 @@ def build(config: TrainConfig, resuming: bool = False) -> TrainingRun:
     # and the partitions of two stages end at different places of the tied embedding.
     fused = train.device == "cuda" or grid.pp is None or grid.dp is None
     engine = build_engine(
-        task.layers(grid.tp, first and first.fill),
+        task.layers(grid.tp, starting and starting.set_weights),
         grid,
         lambda named: make_adamw(named, config.optim, fused),
         settings,
     )
     # In bf16 the engine makes its masters of rounded weights.
-    exact = first if settings.dtype != torch.float32 else None
+    exact = starting if settings.dtype != torch.float32 else None
     if exact is not None:
-        exact.masters(engine)
+        exact.write_masters(engine)
 
     def restart() -> None:
         engine.reset()
         if exact is not None:
-            exact.masters(engine)
+            exact.write_masters(engine)
 
     return TrainingRun(config, task, grid, engine, restart)

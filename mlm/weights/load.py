@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mlm.errors import DataError
-from mlm.model.encoder import Fill
+from mlm.model.encoder import SetWeights
 from mlm.weights.memory import release_free_memory
 from mlm.weights.source import Weights
 from parallel.groups import group_size
@@ -106,7 +106,7 @@ def load_parameters(
     stored: Mapping[str, str],
     *,
     name: str = "",
-    initial: Fill | None = None,
+    initial: SetWeights | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
@@ -144,8 +144,10 @@ def load_parameters(
             parameter.data = value.to(parameter.device)
 
 
-def filler(weights: Weights, expected: Mapping[str, Shape], initial: Fill) -> Fill:
-    """A `fill` for a list of stage layers: it loads each module when that is built.
+def weights_setter(
+    weights: Weights, expected: Mapping[str, Shape], initial: SetWeights
+) -> SetWeights:
+    """A `set_weights` for a list of stage layers: it loads each module when that is built.
 
     expected: full shapes of the model over all stages, so that every rank raises the same DataError
     initial: fills what the folder lacks, such as a head
@@ -154,11 +156,11 @@ def filler(weights: Weights, expected: Mapping[str, Shape], initial: Fill) -> Fi
     check_shapes(matched, expected, weights)
     check_encoder(matched, weights)
 
-    def fill(module: nn.Module, name: str) -> nn.Module:
+    def set_weights(module: nn.Module, name: str) -> nn.Module:
         load_parameters(module, weights, matched.stored, name=name, initial=initial)
         return module
 
-    return fill
+    return set_weights
 
 
 def _places(module: nn.Module, name: str) -> dict[str, list[tuple[nn.Module, str]]]:

@@ -9,6 +9,9 @@ and an AdamW step, on one process. Two peers, since there are two ways to train 
 - `fp32 masters`: ours is the engine as `mlm train` runs it (bf16 weights, fp32 masters, gradients
   and moments), the peer what its Trainer does (fp32 weights, autocast to bf16, fused AdamW).
 
+A CPU without instructions for bf16 takes seconds for a product of matrices: `--dtype fp32` compares
+the plain loop and the engine with the peer in fp32.
+
 Steps alternate A B A B ...; the ratio is taken pair by pair, its median is the figure.
 """
 
@@ -36,6 +39,7 @@ from parallel.layout import Layout
 from parallel.pipeline.stages import WholeModel, canonical_name
 
 OPTIM = OptimConfig(lr=1e-4, clip=0.0)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def batches(config: ModelConfig, rows: int, seq_len: int, count: int) -> list[MicroBatch]:
@@ -54,10 +58,10 @@ def batches(config: ModelConfig, rows: int, seq_len: int, count: int) -> list[Mi
     return made
 
 
-def plain(config: ModelConfig, seq_len: int) -> Callable[[MicroBatch], float]:
-    """Our layers in a plain loop, all in bf16."""
+def plain(config: ModelConfig, seq_len: int, dtype: torch.dtype) -> Callable[[MicroBatch], float]:
+    """Our layers in a plain loop, all in `dtype`."""
     layers = masked_lm_layers(config, seq_len=seq_len)
-    model = WholeModel(layers).bfloat16().train()
+    model = WholeModel(layers).to(dtype).train()
     named = [(canonical_name(layers, name), p) for name, p in model.named_parameters()]
     optimizer = make_adamw(named, OPTIM)
 
@@ -71,17 +75,21 @@ def plain(config: ModelConfig, seq_len: int) -> Callable[[MicroBatch], float]:
     return step
 
 
-def engine(config: ModelConfig, rows: int, seq_len: int) -> Callable[[MicroBatch], float]:
+def engine(
+    config: ModelConfig, rows: int, seq_len: int, dtype: torch.dtype
+) -> Callable[[MicroBatch], float]:
     """The engine that `mlm train` runs, on one process."""
     grid = make_grid(Layout())
     layers = masked_lm_layers(config, seq_len=seq_len)
-    settings = EngineSettings(rows, 1, OPTIM.clip, torch.bfloat16)
+    settings = EngineSettings(rows, 1, OPTIM.clip, dtype)
     built = build_engine(layers, grid, lambda named: make_adamw(named, OPTIM), settings)
     return lambda batch: built.train_batch([batch], OPTIM.lr).loss
 
 
-def peer(config: ModelConfig, masters: bool) -> Callable[[MicroBatch], float]:
-    """transformers' model: in bf16, or with fp32 weights under autocast."""
+def peer(
+    config: ModelConfig, weights: torch.dtype, autocast: bool = False
+) -> Callable[[MicroBatch], float]:
+    """transformers' model with weights of a dtype, or under autocast to bf16."""
     names = (
         "vocab_size",
         "hidden_size",
@@ -94,8 +102,7 @@ def peer(config: ModelConfig, masters: bool) -> Callable[[MicroBatch], float]:
     )
     shape = XLMRobertaXLConfig(**{name: getattr(config, name) for name in names})
     shape._attn_implementation = "eager"
-    model = XLMRobertaXLForMaskedLM(shape).train()
-    model = model if masters else model.bfloat16()
+    model = XLMRobertaXLForMaskedLM(shape).to(weights).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=OPTIM.lr, betas=OPTIM.betas, eps=OPTIM.eps, fused=True
     )
@@ -103,7 +110,7 @@ def peer(config: ModelConfig, masters: bool) -> Callable[[MicroBatch], float]:
     def step(batch: MicroBatch) -> float:
         labels = torch.full_like(batch.input_ids, IGNORED)
         labels.scatter_(1, batch.positions, batch.targets)
-        with torch.autocast("cpu", torch.bfloat16, enabled=masters):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = model(batch.input_ids, labels=labels).loss
         loss.backward()
         optimizer.step()
@@ -145,6 +152,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8, help="sequences of a batch")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     given = parser.parse_args()
     config = ModelConfig(
         vocab_size=given.vocab,
@@ -159,11 +167,14 @@ def main() -> None:
     )
     work = batches(config, given.rows, given.seq_len, given.pairs + 1)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {config}")
-    compare(plain(config, given.seq_len), peer(config, False), work, "weights in bf16")
+    dtype, autocast = DTYPES[given.dtype], given.dtype == "bf16"
+    ours = plain(config, given.seq_len, dtype)
+    compare(ours, peer(config, dtype), work, f"weights in {given.dtype}")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29511", RANK="0", WORLD_SIZE="1")
     dist.init_process_group("gloo")
-    ours = engine(config, given.rows, given.seq_len)
-    compare(ours, peer(config, True), [replace(b) for b in work], "fp32 masters")
+    ours = engine(config, given.rows, given.seq_len, dtype)
+    title = "fp32 masters" if autocast else "the engine, in fp32"
+    compare(ours, peer(config, torch.float32, autocast), [replace(b) for b in work], title)
     dist.destroy_process_group()
 
 

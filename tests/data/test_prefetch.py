@@ -44,7 +44,7 @@ def test_prefetcher_stays_exactly_depth_ahead():
         for used in range(5):
             assert ahead.next() == used
             assert made[used + 3].wait(timeout=10)
-            assert not made[used + 4].is_set()
+            assert not made[used + 4].wait(timeout=0.05)
 
 
 def test_prefetcher_raises_an_error_at_its_place_and_in_every_further_call():

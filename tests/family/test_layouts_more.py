@@ -142,8 +142,8 @@ def test_stages_start_with_the_weights_of_the_model():
     name = "XLMRobertaXLForSequenceClassification"
     config = mlm.XLMRobertaXLConfig(**MODELS[name])
     whole = dict(made(name).named_parameters())
-    fill = partial(initialise, config=config.shape(), seed=SEED)
-    for layer in stage_layers(getattr(mlm, name), config, fill=fill):
+    set_weights = partial(initialise, config=config.shape(), seed=SEED)
+    for layer in stage_layers(getattr(mlm, name), config, set_weights=set_weights):
         for local, parameter in layer.build().named_parameters():
             assert torch.equal(parameter, whole[f"{layer.name}.{local}"]), local
 
@@ -154,10 +154,12 @@ def test_task_batch_makes_its_mask_once_and_moves_with_it():
     mask = batch.visibility.allowed
     assert mask is not None
     assert batch.visibility.allowed is mask
-    moved = batch.to(torch.device("cpu"))
-    assert moved.visibility is not batch.visibility
+    moved = batch.to(torch.device("meta"))  # there is no GPU
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) >= 4
     assert moved.visibility.allowed is not None
-    assert torch.equal(moved.visibility.allowed, mask)
+    assert {tensor.device.type for tensor in (*tensors, moved.visibility.allowed)} == {"meta"}
+    assert moved.visibility.allowed.shape == mask.shape
     assert replace(moved, attention_mask=None).visibility.allowed is None
 
 

@@ -12,7 +12,7 @@ import mlm
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.stages import stage_layers
 from mlm.model.initial import initialise
-from mlm.weights.load import filler, full_shapes
+from mlm.weights.load import full_shapes, weights_setter
 from mlm.weights.source import open_weights
 from parallel.groups import make_grid
 from parallel.layout import Layout
@@ -116,10 +116,10 @@ def filled(path: Path, layout: Layout, kind: str, **changes) -> dict[str, torch.
     shape = config.shape()
     with torch.device("meta"):
         expected = full_shapes(getattr(mlm, kind)(config))
-    fill = filler(
+    set_weights = weights_setter(
         open_weights(path), expected, lambda module, name: initialise(module, name, shape, 7)
     )
-    layers = stage_layers(getattr(mlm, kind), config, group=grid.tp, fill=fill)
+    layers = stage_layers(getattr(mlm, kind), config, group=grid.tp, set_weights=set_weights)
     bounds = balance(layers, layout.pp)
     found = {}
     for layer in layers[bounds[grid.pp_rank] : bounds[grid.pp_rank + 1]]:

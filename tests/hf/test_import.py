@@ -89,7 +89,10 @@ def test_card_has_working_code(head, tmp_path, monkeypatch):
     held: dict[str, Any] = {}
     exec(card.split("```python\n")[1].split("```")[0], held)
     assert type(held["model"]).__name__ == head
+    held["model"].save_pretrained(tmp_path / "again")
+    same_tensors(tmp_path / "again", tmp_path / "source")
     assert ("run" in held) == bool(kind.call)
+    assert not kind.call or held["run"].task == kind.task
     assert ("outputs" in held) == (head == "XLMRobertaXLForQuestionAnswering")
 
 

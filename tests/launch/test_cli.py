@@ -1,6 +1,7 @@
 """The command line: verbs, help, completion, and folders that would shadow our packages."""
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import mlm.config
 from launch.cli import VERBS, main, split
+from mlm.setting import settings
 from tests.places import ROOT
 
 CONSOLE = "import sys; from launch.cli import main; sys.exit(main())"  # what pip's script does
@@ -72,12 +75,15 @@ def test_cli_refuses_an_extra_argument_in_one_sentence(capsys):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_shows_settings_and_two_examples(verb, capsys):
+def test_help_shows_each_setting_with_its_help_and_two_examples(verb, capsys):
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])
     assert ended.value.code in (0, None)
     printed = capsys.readouterr().out
-    assert printed.split("Examples:")[1].count(f"mlm {verb}") == 2
+    shown, examples = printed.split("Examples:")
+    assert examples.count(f"mlm {verb}") == 2
+    for row in settings(getattr(mlm.config, VERBS[verb].schema)):
+        assert re.search(rf"^  {re.escape(row.name)}=.*  {re.escape(row.help)}$", shown, re.M), row
     assert ("data.seq_len=512 " if verb == "train" else "=??? ") in printed
 
 

@@ -36,7 +36,7 @@ class Halving(Task):
         self.micro_batches = train.global_batch_size // self.size
         self.tokens_per_step, self.flops_per_token = train.global_batch_size, 2.0
 
-    def layers(self, group, fill):
+    def layers(self, group, set_weights):
         def error(module, x, batch):
             squares = (module(x) - batch.inputs / 2).square().sum()
             return squares * batch.loss_scale, {"squares": squares.detach()}

@@ -71,8 +71,9 @@ def test_tracker_from_a_plugin_follows_a_run(lines):
 def test_trackers_start_in_order_with_one_id(lines):
     trackers = start_trackers(lines.parent, tracked("lines", "lines"), None)
     trackers.finish(0)
-    first, second, *_ = sorted(json.loads(line).get("id", "") for line in lines.open())[-2:]
-    assert first == second == trackers.run_id
+    values = [json.loads(line) for line in lines.open()]
+    assert trackers.run_id
+    assert [value["id"] for value in values if "id" in value] == [trackers.run_id] * 2
 
 
 def test_trackers_start_log_and_finish_in_the_order_of_the_setting(tmp_path, monkeypatch):

@@ -270,12 +270,13 @@ def test_wandb_keeps_its_id_across_a_resume(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     assert run(folder, settings)["code"] == DONE
     first = checkpoint.read_manifest(newest(folder)).tracker_id
+    assert first
     longer = config(tracker={"kind": "wandb"}, train={"steps": 4})
     assert run(folder, longer)["code"] == DONE
     assert checkpoint.read_manifest(newest(folder)).tracker_id == first
     offline = list((folder / "wandb").glob(f"offline-run-*-{first}"))
-    assert offline
-    assert all(list(path.glob("*.wandb")) for path in offline)
+    assert len(offline) == 2
+    assert all((path / f"run-{first}.wandb").stat().st_size for path in offline)
 
 
 def test_main_leaves_the_logs_of_a_clean_run_empty(tmp_path):

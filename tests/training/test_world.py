@@ -48,8 +48,8 @@ def tokens(batches: list[MicroBatch]) -> int:
     return sum(batch.masked_tokens for batch in batches)
 
 
-def agreements() -> list:
-    grid, cpu = make_grid(Layout(tp=2, dp=2)), torch.device("cpu")
+def agreements(layout: Layout) -> list:
+    grid, cpu = make_grid(layout), torch.device("cpu")
     rank_batches = [micro_batch(4 + grid.dp_rank, 2**62), micro_batch(6, 2**62 + grid.dp_rank)]
     found: list = [agree(grid, cpu, rank_batches, tokens(rank_batches), grid.rank == 2, None)]
     one_batch = [micro_batch(5, grid.dp_rank - 3)]
@@ -66,9 +66,11 @@ def agreements() -> list:
 
 
 @pytest.mark.ranks
-def test_agree_shares_tokens_stops_and_errors():
-    """Tensor-parallel ranks count the same tokens; a stop or an error of one rank is everyone's."""
-    first, *others = run_ranks(4, agreements)
+@pytest.mark.parametrize("layout", [Layout(tp=2, dp=2), Layout(pp=2, dp=2)], ids=str)
+def test_agree_shares_tokens_stops_and_errors(layout):
+    """The ranks of one data rank count the same tokens; a stop or an error of one rank is
+    everyone's."""
+    first, *others = run_ranks(4, agreements, layout)
     assert (first[0].normaliser, first[0].stop) == (21, True)
     assert first[0].digest == 1  # modulo 2**64
     assert (first[1].normaliser, first[1].digest, first[1].stop) == (10, -5, False)

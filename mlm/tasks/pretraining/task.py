@@ -11,7 +11,7 @@ from mlm.data.audit.exposure import Exposure
 from mlm.data.batches.batches import HeldOutBatches
 from mlm.data.batches.entropy import unigram_entropy
 from mlm.data.reading.remote import open_index
-from mlm.model.encoder import Fill
+from mlm.model.encoder import SetWeights
 from mlm.model.flops import training_flops_per_token
 from mlm.model.kernels import KERNELS
 from mlm.model.masked_lm import masked_lm_layers
@@ -53,7 +53,7 @@ class Pretraining(Task):
         )
         self._entropy: tuple[float, dict[str, float]] | None = None
 
-    def layers(self, group: Group, fill: Fill | None) -> list[StageLayer]:
+    def layers(self, group: Group, set_weights: SetWeights | None) -> list[StageLayer]:
         return masked_lm_layers(
             self.config.model,
             group=group,
@@ -61,7 +61,7 @@ class Pretraining(Task):
             attention=self.config.train.attention,
             seq_len=self.config.data.seq_len,
             masked=self.max_targets,
-            fill=fill,
+            set_weights=set_weights,
         )
 
     def batches(self, step: int, numbers: Sequence[int]) -> list[MicroBatch]:
