@@ -102,7 +102,8 @@ def peer(
     )
     shape = XLMRobertaXLConfig(**{name: getattr(config, name) for name in names})
     shape._attn_implementation = "eager"
-    model = XLMRobertaXLForMaskedLM(shape).to(weights).train()
+    model = XLMRobertaXLForMaskedLM(shape).train()
+    torch.nn.Module.to(model, weights)  # in place; as a method, its type is lost in a decorator
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=OPTIM.lr, betas=OPTIM.betas, eps=OPTIM.eps, fused=True
     )
