@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
 from mlm.errors import DataError
+from mlm.text.compressed import READ
 from mlm.text.lines import Skip, decoded, json_document, json_lines, paragraphs, split
 from mlm.text.sources import Source, unreadable
-from mlm.text.streams import READ, UNREADABLE, opened
+from mlm.text.streams import UNREADABLE, opened
 
 MEMBERS = ("txt", "json", "jsonl")
 ROWS = 1000  # of a saved dataset, at a time

@@ -9,7 +9,8 @@ from typing import Literal, cast
 from urllib.parse import urlsplit
 
 from mlm.errors import DataError
-from mlm.text.streams import READ, UNREADABLE, is_remote, opened
+from mlm.text.compressed import READ
+from mlm.text.streams import UNREADABLE, is_remote, opened
 
 SourceKind = Literal["txt", "jsonl", "tar", "datasets"]
 PACKED = r"(\.(?P<packed>xz|gz|zst))?"
