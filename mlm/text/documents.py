@@ -9,47 +9,50 @@ UTF-8 and is read as a stream.
 from collections.abc import Iterator
 
 from mlm.errors import DataError
-from mlm.text.foreign import dataset_documents, tar_documents
-from mlm.text.lines import Lines, Skip, json_lines, lines_of, split
+from mlm.text.lines import Lines, Skipped, json_lines, lines_of, split
+from mlm.text.saved_datasets import dataset_documents
 from mlm.text.sources import Source, Sources
+from mlm.text.tars import tar_documents
 
 MAX_DOCUMENT_CHARACTERS = 1 << 28  # a document is held in memory: this is about 1 GB of it
 
 
-def documents(text: Sources, bad: Skip = None) -> Iterator[list[str]]:
+def documents(text: Sources, skipped: Skipped | None = None) -> Iterator[list[str]]:
     """The documents of all sources, one source after another.
 
     Raises DataError, with place and line, at invalid UTF-8 and at a line that is no JSON object
-    with a `text`, unless `bad` counts them; also at a source that cannot be read or unpacked, at a
-    tar without text, and at a document too large for memory.
+    with a `text`, unless `skipped` says otherwise; also at a source that cannot be read or
+    unpacked, at a tar without text, and at a document too large for memory.
     """
+    skipped = skipped or Skipped()
     for source in text:
         if source.kind == "tar":
-            yield from tar_documents(source, bad)
+            yield from tar_documents(source, skipped)
         elif source.kind == "datasets":
-            yield from dataset_documents(source, bad)
+            yield from dataset_documents(source, skipped)
         else:
-            yield from _file(source, bad)
+            yield from _file(source, skipped)
 
 
-def check_text(text: Sources, bad: Skip = None) -> Iterator[int]:
+def check_text(text: Sources, skipped: Skipped | None = None) -> Iterator[int]:
     """Reads all of the text and raises what `documents` raises, except for the size of documents.
 
     Yields numbers of characters as they are read, with or without line ends.
     """
+    skipped = skipped or Skipped()
     for source in text:
         if source.kind == "txt":
-            for _, lines in lines_of(source, bad):
+            for _, lines in lines_of(source, skipped):
                 yield len(lines)
         else:
-            for document in documents((source,), bad):
+            for document in documents((source,), skipped):
                 yield sum(map(len, document))
 
 
-def _file(source: Source, bad: Skip) -> Iterator[list[str]]:
-    lines = lines_of(source, bad)
+def _file(source: Source, skipped: Skipped) -> Iterator[list[str]]:
+    lines = lines_of(source, skipped)
     place = source.place
-    return _blank_line(place, lines) if source.kind == "txt" else json_lines(place, lines, bad)
+    return _blank_line(place, lines) if source.kind == "txt" else json_lines(place, lines, skipped)
 
 
 def _blank_line(place: str, groups: Lines) -> Iterator[list[str]]:

@@ -9,11 +9,11 @@ from typing import Literal, cast
 from urllib.parse import urlsplit
 
 from mlm.errors import DataError
-from mlm.text.compressed import READ
+from mlm.text.compressed import FORMATS, READ
 from mlm.text.streams import UNREADABLE, is_remote, opened
 
 SourceKind = Literal["txt", "jsonl", "tar", "datasets"]
-PACKED = r"(\.(?P<packed>xz|gz|zst))?"
+PACKED = rf"(\.(?P<packed>{'|'.join(FORMATS)}))?"
 MARKS = ("state.json", "dataset_dict.json")  # in what `datasets` saved: one of them
 
 _FILE = re.compile(r".*\.(?P<kind>txt|jsonl|tar)" + PACKED, re.DOTALL)
@@ -23,7 +23,8 @@ _FILE = re.compile(r".*\.(?P<kind>txt|jsonl|tar)" + PACKED, re.DOTALL)
 class Source:
     """A part of a language's text. `place` is a path, an http URL or `pipe:COMMAND`.
 
-    `split` and `column` are those of a saved dataset. `packed` is xz, gz, zst or None.
+    `split` and `column` are those of a saved dataset. `packed` is a key of `FORMATS`, or None where
+    it is not compressed.
     """
 
     place: str

@@ -19,7 +19,7 @@ from mlm.files.folders import new_folder
 from mlm.text.corpus import languages
 from mlm.text.documents import documents
 from mlm.text.hashing import text_hash
-from mlm.text.lines import BadLines
+from mlm.text.lines import Skipped
 from mlm.text.sources import Sources
 from mlm.tokenizer.ids import EXTRA, FIRST_PIECE, MODEL_FILE
 from mlm.tokenizer.model_proto import ModelProto
@@ -108,7 +108,7 @@ def split_paragraph(paragraph: str) -> Iterator[str]:
 
 
 def _documents(text: Sources, skip_bad_lines: bool) -> Iterator[list[str]]:
-    return documents(text, BadLines() if skip_bad_lines else None)
+    return documents(text, Skipped(skip_bad_lines))
 
 
 def _text_bytes(documents: Iterable[list[str]]) -> int:

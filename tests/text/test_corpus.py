@@ -1,3 +1,4 @@
+import bz2
 import gzip
 import json
 import lzma
@@ -20,6 +21,7 @@ PACK = {
     ".xz": lzma.compress,
     ".gz": gzip.compress,
     ".zst": zstandard.ZstdCompressor().compress,
+    ".bz2": bz2.compress,
 }
 
 
@@ -96,7 +98,7 @@ def test_documents_report_a_line_that_is_not_a_document(tmp_path, line):
         list(documents(text_of(path)))
 
 
-@pytest.mark.parametrize("packed", [".xz", ".gz", ".zst"])
+@pytest.mark.parametrize("packed", [packed for packed in PACK if packed])
 @pytest.mark.parametrize("damage", ["cut", "other"])
 def test_documents_report_a_file_that_cannot_be_decompressed(tmp_path, packed, damage):
     path = tmp_path / f"en.txt{packed}"

@@ -9,7 +9,7 @@ import pytest
 from mlm.errors import DataError
 from mlm.text.corpus import languages
 from mlm.text.documents import documents
-from mlm.text.lines import BadLines
+from mlm.text.lines import Skipped
 from tests.places import ROOT
 from tests.text.test_corpus import DOCUMENTS
 from tests.text.test_sources import read, sources_file
@@ -50,9 +50,9 @@ def test_saved_datasets_report_or_skip_rows_without_text(tmp_path):
     made.save_to_disk(str(tmp_path / "de"))
     with pytest.raises(DataError, match=r"de, row 2 has NoneType instead of text; give the"):
         read(tmp_path)
-    bad = BadLines()
-    assert list(documents(languages(tmp_path)["de"], bad)) == [["one"], ["three"]]
-    assert bad == BadLines(1, 0)
+    skipped = Skipped(bad_lines=True)
+    assert list(documents(languages(tmp_path)["de"], skipped)) == [["one"], ["three"]]
+    assert (skipped.lines, skipped.characters) == (1, 0)
 
 
 def test_saved_datasets_report_damage_in_one_sentence(tmp_path):

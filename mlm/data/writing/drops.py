@@ -16,10 +16,25 @@ def report_of(counts: dict[str, tuple[ReadCounts, tuple[SplitCounts, SplitCounts
     """Documents and characters by language, and in total; bad lines are counted as lines.
 
     The characters read are those kept and those dropped, without bad lines. A document with
-    paragraphs in both splits is counted in both.
+    paragraphs in both splits is counted in both. Members of tars that are not text are counted by
+    why.
     """
     languages = {name: _of_language(*of) for name, of in counts.items()}
-    return {"total": _sum(list(languages.values())), "languages": languages}
+    report = {"total": _sum(list(languages.values())), "languages": languages}
+    for name, (read, _) in counts.items():
+        if read.skipped_members:
+            languages[name]["skipped members"] = read.skipped_members
+    return report
+
+
+def skipped_members(report: Counts) -> list[str]:
+    """A line for each language whose tars have members that are not text."""
+    return [
+        f"Skipped in the tars of {name}: "
+        + ", ".join(f"{count:,} x {why}" for why, count in row["skipped members"].items())
+        for name, row in report["languages"].items()
+        if "skipped members" in row
+    ]
 
 
 def _of_language(read: ReadCounts, added: tuple[SplitCounts, SplitCounts]) -> Counts:

@@ -16,7 +16,7 @@ import xxhash
 from mlm.errors import DataError
 from mlm.text.documents import check_text, documents
 from mlm.text.hashing import HASH_BITS, bytes_hash, text_hash
-from mlm.text.lines import BadLines
+from mlm.text.lines import Skipped
 from mlm.text.sources import Sources, name_sources
 from mlm.text.streams import is_remote
 
@@ -74,12 +74,11 @@ def first_pass(
 
     `report(characters)` is called from time to time, and may raise to stop the pass.
     """
-    bad = BadLines() if skip_bad_lines else None
     remote = any(is_remote(source.place) for source in text)
     read_all, count = find_repeated or remote, _Count(report)
     few: set[int] = set()
     smallest, digests, digest = 1 << HASH_BITS, bytearray(), xxhash.xxh3_64()
-    for document in documents(text, bad):
+    for document in documents(text, Skipped(skip_bad_lines)):
         count.add(sum(map(len, document)) if read_all else 0)
         raw = joined(document).encode()
         hashed = bytes_hash(raw, PURPOSE)
@@ -92,7 +91,7 @@ def first_pass(
             digests += xxhash.xxh3_128_digest(raw)
         if not read_all and len(few) == FEW_DOCUMENTS and smallest < THRESHOLD:
             break  # the documents that follow cannot change the rule
-    for characters in () if read_all else check_text(text, BadLines() if skip_bad_lines else None):
+    for characters in () if read_all else check_text(text, Skipped(skip_bad_lines)):
         count.add(characters)
     if len(few) == FEW_DOCUMENTS:
         rule = HeldOutRule(paragraphs=False, cutoff=max(smallest, THRESHOLD - 1))
@@ -124,7 +123,7 @@ def joined(document: list[str]) -> str:
 
 
 def _paragraph_rule(language: str, text: Sources, skip_bad_lines: bool) -> HeldOutRule:
-    read = documents(text, BadLines() if skip_bad_lines else None)
+    read = documents(text, Skipped(skip_bad_lines))
     paragraphs = (text_hash([paragraph], PURPOSE) for paragraph in chain.from_iterable(read))
     # As an array of uint64, the hashes of a large file fit in memory.
     hashes = np.unique(np.fromiter(paragraphs, dtype=np.uint64))

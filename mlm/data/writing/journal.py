@@ -7,7 +7,7 @@ after that point.
 """
 
 import sys
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 
 from mlm.files.jsonl import append_row, read_rows, repair
@@ -37,6 +37,7 @@ class ReadCounts:
     repeated_characters: int = 0
     bad_lines: int = 0
     bad_characters: int = 0
+    skipped_members: dict[str, int] = field(default_factory=dict)  # of tars, by why
 
 
 @dataclass(frozen=True)

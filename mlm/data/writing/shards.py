@@ -14,7 +14,7 @@ import numpy as np
 
 from mlm.data.index import SAMPLE_FIELDS, SHARD, SPLITS, Totals, write_index
 from mlm.data.writing import staging, tars
-from mlm.data.writing.drops import report_of
+from mlm.data.writing.drops import report_of, skipped_members
 from mlm.data.writing.heldout import FirstPass, first_pass
 from mlm.data.writing.journal import ReadCounts, SplitCounts
 from mlm.data.writing.tars import TokenTars
@@ -98,6 +98,8 @@ def write(
             _write_index(folder, tokenizer, written)
             report = report_of({name: (of.read, of.added) for name, of in written.items()})
             report["skipped files"] = skipped
+            for line in skipped_members(report):
+                say(line)
             (folder / REPORT).write_text(json.dumps(report, indent=1) + "\n")
             complete(folder)
         except BaseException:

@@ -11,7 +11,7 @@ from mlm.data.writing.heldout import FirstPass, joined
 from mlm.data.writing.journal import ReadCounts, SplitCounts
 from mlm.data.writing.tars import SplitIds
 from mlm.text.documents import documents
-from mlm.text.lines import BadLines
+from mlm.text.lines import Skipped
 from mlm.text.sources import Sources
 from mlm.tokenizer.tokenizer import Tokenizer
 
@@ -55,7 +55,7 @@ class TextBatches:
     ) -> None:
         """starts: the first document of each split that is to be tokenized"""
         self._text, self._found, self._starts = text, found, starts
-        self._bad = BadLines() if skip_bad_lines else None
+        self._skipped = Skipped(skip_bad_lines)
         self.counts, self.digest = ReadCounts(), xxhash.xxh3_64()
 
     def __iter__(self) -> Iterator[TextBatch]:
@@ -64,7 +64,7 @@ class TextBatches:
         repeated = iter(self._found.repeated.tolist())
         next_repeated = next(repeated, -1)
         batch = TextBatch(0)
-        for number, document in enumerate(documents(self._text, self._bad)):
+        for number, document in enumerate(documents(self._text, self._skipped)):
             text = joined(document)
             raw = text.encode()
             characters, size = len(text) - len(document), len(raw) - len(document)
@@ -89,8 +89,8 @@ class TextBatches:
             if batch.characters >= BATCH_CHARACTERS:
                 yield batch
                 batch = TextBatch(number + 1)
-        if self._bad is not None:
-            read.bad_lines, read.bad_characters = self._bad.lines, self._bad.characters
+        read.bad_lines, read.bad_characters = self._skipped.lines, self._skipped.characters
+        read.skipped_members = dict(sorted(self._skipped.members.items()))
         yield batch
 
 

@@ -17,7 +17,7 @@ from mlm.data.writing.shards import REPORT, Options
 from mlm.data.writing.tokenizing import TextBatches
 from mlm.errors import DataError
 from mlm.text.documents import documents
-from mlm.text.lines import BadLines
+from mlm.text.lines import Skipped
 from mlm.text.sources import Source
 from tests.data.writing.test_shards import same_folders
 from tests.launch.launch_fixtures import small_config, with_shards
@@ -86,9 +86,9 @@ def test_documents_skip_and_count_bad_lines_on_request(tmp_path, name):
     raw, characters = BAD[name]
     (tmp_path / name).write_bytes(raw)
     text = (Source(str(tmp_path / name), name[2:]),)
-    bad = BadLines()
-    assert list(documents(text, bad)) == [["one", "two"]]
-    assert bad == BadLines({"a.txt": 2, "a.jsonl": 3}[name], characters)
+    skipped = Skipped(bad_lines=True)
+    assert list(documents(text, skipped)) == [["one", "two"]]
+    assert skipped == Skipped(True, {"a.txt": 2, "a.jsonl": 3}[name], characters)
     with pytest.raises(DataError, match=r"a\..* line 2.* or add on_bad_line=skip"):
         list(documents(text))
 
@@ -97,12 +97,12 @@ def test_documents_number_lines_after_a_bad_one_correctly(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\n\xff\n\n{"text": "two"}\nbad\n')
     lines = []
 
-    class Bad(BadLines):
-        def add(self, line):
+    class Noted(Skipped):
+        def add_line(self, line):
             lines.append(line)
 
     text = (Source(str(tmp_path / "a.jsonl"), "jsonl"),)
-    assert list(documents(text, Bad())) == [["one"], ["two"]]
+    assert list(documents(text, Noted(bad_lines=True))) == [["one"], ["two"]]
     assert lines == [b"\xff\n", "bad"]
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "one"}\n\n{"text": "two"}\n{\n\xff\n')
     with pytest.raises(DataError, match="line 4 is not a JSON object"):
