@@ -1,8 +1,9 @@
 """A corpus: a folder with text for each language, or a YAML file that says where it is.
 
-In a folder a language has `<lang>.txt`, `.jsonl` or `.tar`, plain or compressed as .xz, .gz or
-.zst; or several of them, `<lang>-0000.txt`, `<lang>-0001.txt` ...; or a folder `<lang>/` with any
-of them, or one that `save_to_disk` of the package datasets made.
+In a folder a language has `<lang>.txt`, `.jsonl`, `.ndjson` or `.tar`, plain or compressed as .xz,
+.gz, .bz2 or .zst, or JSON lines as `.json.gz`; or several of them, `<lang>-0000.txt`,
+`<lang>-0001.txt` ...; or a folder `<lang>/` with any of them, or one that `save_to_disk` of the
+package datasets made.
 """
 
 import re
@@ -16,13 +17,13 @@ from typing import Any
 import yaml
 
 from mlm.errors import DataError
-from mlm.text.sources import Source, Sources, saved_dataset, source
+from mlm.text.parts import check_not_parts, language_of
+from mlm.text.sources import Source, Sources, saved_dataset, source, stem
 from mlm.text.streams import is_remote
 
 SAMPLE = "sample"
 YAML = (".yaml", ".yml")
 
-_NUMBERED = re.compile(r"(?P<language>.+?)(?P<number>-\d{4,})?\.(txt|jsonl|tar|tgz)(\.\w+)?")
 _ABOUT = re.compile(r"\.|(README|LICEN[CS]E|NOTICE)\b", re.IGNORECASE)
 _RANGE = re.compile(r"(\{\w+\.\.\w+(?:\.\.\d+)?\})")  # {000..099}
 _LANGUAGE = re.compile(r"[A-Za-z0-9_-]+")
@@ -62,8 +63,9 @@ def languages(corpus: Path) -> dict[str, Sources]:
         if not _LANGUAGE.fullmatch(language):
             raise DataError(f"{path} {_no_language(language)}; rename the file")
         found.setdefault(language, []).append((path, text))
+    check_not_parts(found, corpus)
     for language, parts in found.items():
-        alone = [path for path, _ in parts if _number(path) is None]
+        alone = [path for path, _ in parts if path.is_dir() or not _of_name(path)[1]]
         if alone and len(parts) > 1:
             one, other = sorted({alone[0].name, next(p.name for p, _ in parts if p != alone[0])})
             raise DataError(
@@ -74,7 +76,7 @@ def languages(corpus: Path) -> dict[str, Sources]:
     if not found:
         raise DataError(
             f"the corpus {corpus} holds no text; put a <language>.txt or <language>.jsonl there "
-            f"for each language, plain or compressed as .xz, .gz or .zst"
+            f"for each language, plain or compressed as .xz, .gz, .bz2 or .zst"
         )
     return {name: sum((text for _, text in found[name]), ()) for name in sorted(found)}
 
@@ -101,15 +103,15 @@ def _entry(path: Path) -> tuple[str, Sources]:
         return "", ()
     if path.is_dir():
         return path.name, _of_folder(path)
-    match, found = _NUMBERED.fullmatch(path.name), source(str(path))
-    if match is None or found is None or not path.is_file():
+    found = source(str(path))
+    if found is None or not path.is_file():
         return "", ()
-    return match["language"], (found,)
+    return _of_name(path)[0], (found,)
 
 
-def _number(path: Path) -> str | None:
-    match = None if path.is_dir() else _NUMBERED.fullmatch(path.name)
-    return match and match["number"]
+def _of_name(path: Path) -> tuple[str, bool]:
+    """The language of a file, and whether it is one of several parts."""
+    return language_of(stem(path.name) or "")
 
 
 def _of_folder(folder: Path) -> Sources:
@@ -204,8 +206,13 @@ def _expanded(item: str) -> Iterator[str]:
 
 
 def _files(path: Path, language: str, given: str) -> Iterator[Source]:
-    place = str(path.parent / given)
-    places = sorted(glob(place)) if has_magic(place) else [place]
+    place = path.parent / given
+    places = [str(place)]
+    if has_magic(given) and not place.exists():  # a name itself can have brackets
+        # The folder of the YAML file is no pattern. `**` finds files at any depth, not folders.
+        names = sorted(glob(given, root_dir=path.parent, recursive=True))
+        found = (path.parent / name for name in names)
+        places = [str(one) for one in found if "**" not in given or one.is_file()]
     if not places:
         raise DataError(
             f"{path} gives {language} the source {place}, which matches no file; correct it"
@@ -225,7 +232,7 @@ def _known(path: Path, language: str, place: str, found: Source | None) -> Sourc
     if found is None:
         raise DataError(
             f"{path} gives {language} the source {place}, which is of an unknown kind; give names "
-            f"that end in .txt, .jsonl or .tar, or in one of these and .xz, .gz or .zst"
+            f"that end in .txt, .jsonl or .tar, or in one of these and .xz, .gz, .bz2 or .zst"
         )
     return found
 

@@ -16,7 +16,12 @@ SourceKind = Literal["txt", "jsonl", "tar", "datasets"]
 PACKED = rf"(\.(?P<packed>{'|'.join(FORMATS)}))?"
 MARKS = ("state.json", "dataset_dict.json")  # in what `datasets` saved: one of them
 
-_FILE = re.compile(r".*\.(?P<kind>txt|jsonl|tar)" + PACKED, re.DOTALL)
+# JSON lines that are compressed are often called .json.gz (C4, mC4); a .json is of one document.
+_FILE = re.compile(
+    rf"(?P<stem>.*)\.((?P<kind>txt|jsonl|ndjson|tar){PACKED}"
+    rf"|json\.(?P<packed_json>{'|'.join(FORMATS)}))",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,23 @@ def source(place: str) -> Source | None:
     """
     if place.startswith("pipe:"):
         return Source(place, "tar")
-    name = PurePosixPath(urlsplit(place).path if is_remote(place) else place).name
-    match = _FILE.fullmatch(re.sub(r"\.tgz$", ".tar.gz", name))
-    return match and Source(place, cast(SourceKind, match["kind"]), match["packed"])
+    match = _match(urlsplit(place).path if is_remote(place) else place)
+    if match is None:
+        return None
+    if match["packed_json"]:
+        return Source(place, "jsonl", match["packed_json"])
+    kind = "jsonl" if match["kind"] == "ndjson" else match["kind"]
+    return Source(place, cast(SourceKind, kind), match["packed"])
+
+
+def stem(name: str) -> str | None:
+    """The name of a text file without the endings that say what it is; None: it is no text."""
+    match = _match(name)
+    return match and match["stem"]
+
+
+def _match(place: str) -> re.Match[str] | None:
+    return _FILE.fullmatch(re.sub(r"\.tgz$", ".tar.gz", PurePosixPath(place).name))
 
 
 def saved_dataset(folder: Path) -> bool:

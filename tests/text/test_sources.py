@@ -288,6 +288,18 @@ def test_yaml_corpus_mistakes_are_reported_in_one_sentence(tmp_path, content, se
     assert "\n" not in str(raised.value)
 
 
+def test_yaml_corpus_takes_two_stars_as_any_depth_and_its_own_folder_as_no_pattern(tmp_path):
+    folder = tmp_path / "data [v2] {a,b} *"
+    (folder / "w" / "A" / "B.txt").mkdir(parents=True)
+    for number, place in enumerate(("w/a.txt", "w/A/b.txt", "w/A/B.txt/c.txt", "w/A/[d].txt")):
+        (folder / place).write_text(f"{number}")
+    path = sources_file(folder, de="w/**/*.txt", fr="w/**", it="w/A/[d].txt", pt="w/A/[ab].txt")
+    for language in ("de", "fr"):
+        assert sorted(read(path, language)) == [["0"], ["1"], ["2"], ["3"]]
+    assert read(path, "it") == [["3"]]
+    assert read(path, "pt") == [["1"]]
+
+
 def test_yaml_corpus_expands_only_ranges_in_commands(tmp_path):
     """The braces of `{print $1,$2}`, for awk, stay as they are."""
     command = "pipe:cat {x,y}-{08..10}.tar | awk '{print $1,$2}' -"
@@ -377,6 +389,9 @@ def test_source_kind_follows_the_name():
         "a/b.txt": ("txt", None),
         "b.tar.xz": ("tar", "xz"),
         "b.tgz": ("tar", "gz"),
+        "a.ndjson": ("jsonl", None),
+        "a.ndjson.bz2": ("jsonl", "bz2"),
+        "c4-en.json.gz": ("jsonl", "gz"),
         "https://h/a.txt/b.jsonl.zst?c=d.tar#e": ("jsonl", "zst"),
         "pipe:zcat a.txt": ("tar", None),
     }
@@ -384,4 +399,4 @@ def test_source_kind_follows_the_name():
         found = source(place)
         assert found is not None
         assert (found.kind, found.packed) == expected
-    assert source("a.parquet") is None
+    assert source("a.parquet") is source("a.json") is None
