@@ -79,13 +79,12 @@ def _with_data(
     config: TrainConfig, layout: Layout, overrides: list[str]
 ) -> tuple[TrainConfig, dict[str, str]]:
     """The config with its data prepared and its vocabulary known, and the data's hashes."""
-    from rich.console import Console
-
+    from mlm.console import plain_console
     from mlm.data.checks import check_data, with_tokenizer
     from mlm.data.prepare import prepare
 
     if config.data.shards is None:
-        data = prepare(config.data, Path(config.run.dir) / run_folder.PREPARED, Console())
+        data = prepare(config.data, Path(config.run.dir) / run_folder.PREPARED, plain_console())
     else:
         data = with_tokenizer(config.data)
     config = replace(config, data=data)

@@ -6,9 +6,8 @@ from launch.verb import Composed, Verb
 def run(composed: Composed) -> None:
     from pathlib import Path
 
-    from rich.console import Console
-
     from mlm.config import AuditConfig, load
+    from mlm.console import plain_console
     from mlm.errors import UserError
 
     config = load(AuditConfig, composed.settings)
@@ -18,11 +17,11 @@ def run(composed: Composed) -> None:
 
     found = Audit(Path(config.run))
     if config.documents is not None:
-        found.write_documents(Path(config.documents), Console())
+        found.write_documents(Path(config.documents), plain_console())
     elif config.step is not None:
-        found.show_step(config.step, config.rows, Console())
+        found.show_step(config.step, config.rows, plain_console())
     else:
-        found.show(config.every, Console())
+        found.show(config.every, plain_console())
 
 
 VERB = Verb("shows what a run was trained on", "AuditConfig", run, ("run",))

@@ -7,9 +7,8 @@ def run(composed: Composed) -> None:
     import json
     from pathlib import Path
 
-    from rich.console import Console
-
     from mlm.config import ShardsConfig, load
+    from mlm.console import plain_console
     from mlm.data.index import Index
     from mlm.data.prepare import write_shards
     from mlm.data.writing.drops import table
@@ -17,7 +16,7 @@ def run(composed: Composed) -> None:
     from mlm.text.corpus import resolve
 
     config = load(ShardsConfig, composed.settings)
-    out, console = Path(config.out), Console()
+    out, console = Path(config.out), plain_console()
     options = Options(config.dedup, config.on_bad_line == "skip")
     corpus, tokenizer = resolve(config.corpus), Path(config.tokenizer)
     write_shards(corpus, tokenizer, out, config.workers, console, options)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from mlm.checkpoint.folder import (
@@ -19,6 +18,7 @@ from mlm.checkpoint.folder import (
     remove,
 )
 from mlm.checkpoint.writing import Keep, prune
+from mlm.console import plain_console
 from mlm.errors import DataError, UserError
 
 WIDE = 160  # characters
@@ -54,7 +54,7 @@ def show(run: Path, verify: bool, keep: Keep | None) -> list[Entry]:
 
     Nothing is deleted of a run without a whole checkpoint. Raises UserError.
     """
-    found, console = entries(run, verify), Console(highlight=False)
+    found, console = entries(run, verify), plain_console()
     if not console.is_terminal:
         console.width = WIDE  # a row is a line
     gone: list[Path] = []
@@ -76,7 +76,7 @@ def show(run: Path, verify: bool, keep: Keep | None) -> list[Entry]:
         table.add_row(*_row(entry, verify))
     console.print(table)
     for folder in gone:
-        console.print(f"deleted {folder}", soft_wrap=True, markup=False)
+        console.print(f"deleted {folder}", soft_wrap=True)
     return found
 
 

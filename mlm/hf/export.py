@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
+from mlm.console import plain_console
 from mlm.errors import DataError
 from mlm.files.folders import check_absent, new_folder
 from mlm.hf.card import model_card
@@ -40,7 +40,7 @@ def export(path: str, out: str, dtype: str | None = None) -> None:
     """
     folder = Path(out)
     check_absent(folder)
-    console = Console(highlight=False)
+    console = plain_console()
     opened = open_trained(Path(path))
     exported = replace(opened, weights=_converted(opened.weights, dtype))
     with new_folder(folder) as aside:
@@ -58,9 +58,7 @@ def export(path: str, out: str, dtype: str | None = None) -> None:
     if exported.tokenizer is None:
         checked += f" {opened.path} has no {MODEL_FILE} and no {JSON_FILE}, so there is no "
         checked += f"tokenizer in {out}."
-    console.print(
-        f"{out} holds the model of {opened.path}. {checked}", soft_wrap=True, markup=False
-    )
+    console.print(f"{out} holds the model of {opened.path}. {checked}", soft_wrap=True)
 
 
 def hf_config(trained: TrainedModel) -> dict[str, Any]:

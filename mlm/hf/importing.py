@@ -7,9 +7,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from mlm import checkpoint
+from mlm.console import plain_console
 from mlm.errors import DataError, UserError
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.files.folders import check_absent, new_folder
@@ -50,7 +49,7 @@ def import_model(
     """
     folder, place = Path(out), Path(path)
     check_absent(folder)
-    console = Console(highlight=False)
+    console = plain_console()
     source, notes = _opened(place, head)
     original = notes is not None
     source = replace(source, tokenizer=_tokenizer(place, tokenizer))
@@ -68,7 +67,7 @@ def import_model(
         *(notes or ()),
         *_spare_rows(source),
     ):
-        console.print(sentence, soft_wrap=True, markup=False)
+        console.print(sentence, soft_wrap=True)
 
 
 def _opened(path: Path, head: str | None) -> tuple[TrainedModel, list[str] | None]:

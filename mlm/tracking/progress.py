@@ -19,7 +19,7 @@ def progress(console: Console, title: str) -> Iterator[Callable[[int, int | None
         yield _lines(console, title)
         return
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),

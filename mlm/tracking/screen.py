@@ -3,15 +3,16 @@
 import sys
 import time
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mlm.console import plain_console
 
 
 class Screen:
     """Shows a run of `steps` that stands at `start`; a context around the training."""
 
     def __init__(self, steps: int, start: int) -> None:
-        self.console = Console(file=sys.stdout, highlight=False)
+        self.console = plain_console(sys.stdout)
         self.steps = steps
         self.bar: Progress | None = None
         self.restart(start)
@@ -22,7 +23,7 @@ class Screen:
                 TextColumn("training"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("{task.fields[figures]}", markup=False),
                 TimeRemainingColumn(),
                 TextColumn("left"),
                 console=self.console,
@@ -36,7 +37,7 @@ class Screen:
             self.bar.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(text, soft_wrap=True)
 
     def restart(self, step: int) -> None:
         """Training continues from `step`, from which the time that is left is counted."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mlm.console import plain_console
 from mlm.errors import UserError
 from mlm.family.heads import MASKED_LM
 from mlm.tokenizer.ids import BOS, EOS, FIRST_PIECE, JSON_FILE, MODEL_FILE, PAD, SPACE, UNK
@@ -41,7 +42,7 @@ def fill(path: str, texts: Sequence[str], top: int = 5) -> list[list[Candidates]
     Raises UserError for a text that is empty, has no `<mask>` or is longer than the model takes.
     """
     found = fill_masks(Path(path), texts, top)
-    _show(found, Console())
+    _show(found, plain_console())
     return [filled.masks for filled in found]
 
 

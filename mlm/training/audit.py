@@ -126,7 +126,6 @@ class Audit:
             ) from None
         console.print(
             f"The run has seen {seen:,} of {count:,} documents; {out} has a line for each",
-            highlight=False,
         )
 
     def mismatches(self, steps: np.ndarray, show=lambda done, total: None) -> list[int]:
@@ -154,12 +153,10 @@ class Audit:
             first = step * self.batch
             console.print(
                 f"Step {step + 1} is skipped: samples {first} to {first + self.batch - 1}",
-                highlight=False,
             )
         for shard, since in self.bad_shards.items():
             console.print(
                 f"Shard {shard} is skipped from step {since + 1} on",
-                highlight=False,
             )
         compared = np.arange(steps)
         if not every:
@@ -178,7 +175,6 @@ class Audit:
             )
         console.print(
             f"The ledger of {steps:,} steps agrees, in all {len(compared):,} that were compared",
-            highlight=False,
         )
 
     def show_step(self, step: int, rows: int, console: Console) -> None:

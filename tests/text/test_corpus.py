@@ -2,16 +2,20 @@ import bz2
 import gzip
 import json
 import lzma
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import zstandard
 
 from mlm.errors import DataError
 from mlm.text import documents as reading
-from mlm.text.corpus import languages, resolve, sample_corpus, skipped_files
+from mlm.text.corpus import languages, name_skipped, resolve, sample_corpus
 from mlm.text.documents import documents
 from mlm.text.sources import Source, source
-from tests.places import REAL
+from tests.places import REAL, ROOT
 
 DOCUMENTS = [["Erster Absatz.", "Zweiter Absatz."], ["第二の文書。"], ["τρία", "δύο", "ένα"]]
 TEXT = "\n\n".join("\n".join(document) for document in DOCUMENTS) + "\n"
@@ -56,8 +60,10 @@ def test_languages_are_sorted_and_other_files_are_skipped(tmp_path):
     for name in names + others:
         (tmp_path / name).touch()
     assert list(languages(tmp_path)) == ["de", "en", "sw", "zh-Hans"]
-    assert skipped_files(tmp_path) == sorted([*others, "folder.txt"])
-    assert skipped_files(tmp_path / "README") == []
+    said: list[str] = []
+    assert name_skipped(tmp_path, said.append) == sorted([*others, "folder.txt"])
+    names = "COUNTS.json, b.zip, de/a.csv, folder.txt, readmes.md"
+    assert said == [f"Skipped in {tmp_path}, not text by their names: {names}"]
 
 
 def test_languages_skip_hidden_files(tmp_path):
@@ -116,6 +122,27 @@ def test_documents_refuse_a_document_too_large_for_memory(tmp_path, monkeypatch)
     assert next(stream) == ["12345", "12345"]
     with pytest.raises(DataError, match=r"line 5: .* longer than 10 characters; put blank lines"):
         next(stream)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8", "POSIX"])
+def test_languages_pass_over_and_name_files_whose_names_are_not_utf8(tmp_path, locale):
+    (tmp_path / "en").mkdir()
+    for name in (b"\xe9.txt", b"en/\xe9\xff.txt"):
+        (tmp_path / "en" / "a.txt").write_text("one")
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_text("two")
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from mlm.text.corpus import languages, name_skipped\n"
+        "(found,) = languages(Path(sys.argv[1]))['en']\n"
+        "print(Path(found.place).name, *name_skipped(Path(sys.argv[1]), print), sep='|')\n"
+    )
+    environment = os.environ | {"LC_ALL": locale, "PYTHONPATH": str(ROOT), "PYTHONUTF8": "0"}
+    command = [sys.executable, "-P", "-c", code, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said, found = done.stdout.splitlines()
+    assert said.endswith(r"not text by their names: en/\xe9\xff.txt, \xe9.txt")
+    assert found == r"a.txt|en/\xe9\xff.txt|\xe9.txt"
 
 
 def test_languages_refuse_missing_and_empty_folders(tmp_path):

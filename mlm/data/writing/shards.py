@@ -21,7 +21,7 @@ from mlm.data.writing.tars import TokenTars
 from mlm.data.writing.tokenizing import TextBatches, tokenized
 from mlm.data.writing.workers import SMALL, JobProgress, Workers
 from mlm.files.folders import kept_folder
-from mlm.text.corpus import languages, skipped_files
+from mlm.text.corpus import languages, name_skipped
 from mlm.text.sources import Sources
 from mlm.tokenizer.tokenizer import Tokenizer
 
@@ -29,7 +29,6 @@ OnProgress = Callable[[int, int | None], None]
 SHARD_FIELD, START_FIELD = SAMPLE_FIELDS.index("shard"), SAMPLE_FIELDS.index("start")
 VERSION = 2  # of a staging folder's content; increased when older content cannot be resumed from
 REPORT = "report.json"
-LISTED = 5  # skipped files that a message names
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,7 @@ def write(
     be written. `out` exists whole or not at all; after a kill or an error, finished shards stay
     beside it, and the same call resumes from them.
     """
-    sources, skipped = languages(corpus), skipped_files(corpus)
-    if skipped:
-        more = f" and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
-        say(f"Skipped in {corpus}, not text by their names: {', '.join(skipped[:LISTED])}{more}")
+    sources, skipped = languages(corpus), name_skipped(corpus, say)
     made_with = {
         "version": VERSION,
         "tokenizer": tokenizer.hash,
