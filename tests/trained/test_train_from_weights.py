@@ -89,6 +89,7 @@ def test_restart_gives_back_the_masters_of_a_bf16_run(head, tmp_path):
     ((first, again),) = run_ranks(1, restarted, starting(source, train={"dtype": "bf16"}))
     stored = {name.removeprefix("roberta."): tensor for name, tensor in tensors(source).items()}
     assert not torch.equal(first[QUERY], first[QUERY].bfloat16().float())
+    assert first["lm_head.dense.weight"].any()  # a new head has weights of its own
     for name, weight in first.items():
         assert torch.equal(again[name], weight), name
         kept = stored.get(name.removeprefix("roberta."))
