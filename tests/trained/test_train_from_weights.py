@@ -96,6 +96,16 @@ def test_restart_gives_back_the_masters_of_a_bf16_run(head, tmp_path):
         assert kept is None or torch.equal(kept, weight), name
 
 
+def resumed(settings: TrainConfig) -> None:
+    build(settings, resuming=True)
+
+
+@pytest.mark.ranks
+def test_build_does_not_open_the_weights_of_a_run_that_resumes(tmp_path):
+    """They may be gone by then; its checkpoint has all."""
+    run_ranks(1, resumed, starting(tmp_path / "gone", train={"dtype": "bf16"}))
+
+
 def read_by_rank(settings: TrainConfig) -> int:
     """How many numbers of the weights a rank has read when its engine is built."""
     from mlm.weights.files import _BinaryFile
