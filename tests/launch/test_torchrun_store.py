@@ -13,6 +13,7 @@ import torch.distributed as dist
 from launch.launcher import Outcome, RunFailed
 from launch.launchers import torchrun
 from launch.launchers.torchrun import train_as_rank
+from launch.verb import Composed
 from mlm.errors import CONFIG, DATA, FAILED, REQUEUE, DataError, UserError
 
 LAUNCHER: Any = None  # `ready` is replaced
@@ -20,6 +21,10 @@ LAUNCHER: Any = None  # `ready` is replaced
 
 class Exited(BaseException):
     pass
+
+
+def composing(task: Callable[[Composed], float | None]) -> None:
+    task(Composed({}, []))
 
 
 class Store:
@@ -90,7 +95,7 @@ def failing(error: BaseException) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize(
-    ("composing", "first", "second"),
+    ("given", "first", "second"),
     [
         (failing(DataError("it is bad")), (RunFailed, DATA), (RunFailed, DATA)),
         (failing(ValueError("a fault")), (RunFailed, FAILED), (RunFailed, FAILED)),
@@ -99,19 +104,17 @@ def failing(error: BaseException) -> Callable[[Any], None]:
     ],
     ids=["user-error", "fault", "help", "nothing"],
 )
-def test_rank_0_stays_until_the_others_know_that_nothing_is_trained(
-    composing, first, second, store
-):
+def test_rank_0_stays_until_the_others_know_that_nothing_is_trained(given, first, second, store):
     heard: list[Any] = []
     store.other = lambda: heard.append(result(lambda: torchrun._listen(store)))
-    assert result(lambda: torchrun._compose(store, composing, LAUNCHER)) == first
+    assert result(lambda: torchrun._compose(store, given, LAUNCHER)) == first
     assert heard == [second]
     assert store.asked in (2, 3)
 
 
 def test_rank_0_sends_the_run_and_does_not_wait(store, tmp_path):
     """The others may need long until they see it, and rank 0 trains with them."""
-    run = torchrun._compose(store, lambda task: task(None), LAUNCHER)
+    run = torchrun._compose(store, composing, LAUNCHER)
     assert run is not None
     assert run.config_path == tmp_path / "config.yaml"
     assert store.asked == 0
@@ -133,11 +136,11 @@ def test_rank_0_does_not_wait_forever_for_ranks_that_are_gone(store, monkeypatch
 
 def test_restarted_rank_reads_no_message_of_the_start_before(store, monkeypatch):
     """torchrun's store outlives the ranks that it starts again."""
-    torchrun._compose(store, lambda task: task(None), LAUNCHER)
+    torchrun._compose(store, composing, LAUNCHER)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     with pytest.raises(UserError, match="rank 0 sent nothing for 1800 seconds"):
         torchrun._listen(store)
-    torchrun._compose(store, lambda task: task(None), LAUNCHER)
+    torchrun._compose(store, composing, LAUNCHER)
     assert torchrun._listen(store) is not None
 
 
@@ -166,7 +169,7 @@ def test_rank_0_exits_with_the_code_of_the_outcome(code, store, monkeypatch, cap
     ended = Outcome(code, "how it ended")
     monkeypatch.setattr(torchrun.ExistingRanks, "start", lambda self, run: ended)
     with pytest.raises(Exited, match=f"^{code}$"):
-        train_as_rank(lambda task: task(None), [])
+        train_as_rank(composing, [])
     assert ("how it ended" in capsys.readouterr().out) == (code == 0)
     assert ("how it ended" in caplog.text) == (code != 0)
 
