@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import mlm
+from mlm.batch.micro_batch import IGNORED
 from mlm.family.stages import stage_layers
 from mlm.model.initial import initialise
 from mlm.model.kernels import ALL, KERNELS, Kernel, unfused
@@ -87,6 +88,19 @@ def test_stages_scale_and_smooth_the_loss(name):
     expected = kind(config, seed=SEED)(**arguments(name, batch)).loss / 4
     staged = WholeModel(stage_layers(kind, config, seed=SEED))
     torch.testing.assert_close(staged(batch.input_ids, batch)[0], expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if name.endswith("LM")])
+def test_stages_have_no_loss_where_no_label_counts(name):
+    """A mean of none would be NaN, and the whole step would be refused."""
+    config, batch = mlm.XLMRobertaXLConfig(**configs()[name]), task_batches(name, 0)[0]
+    staged = WholeModel(stage_layers(getattr(mlm, name), config, seed=SEED)).train()
+    labels = torch.full_like(batch.labels, IGNORED)
+    labels[:, 0] = 7 if "Causal" in name else IGNORED  # a first token is predicted by none
+    loss, _ = staged(batch.input_ids, replace(batch, labels=labels))
+    loss.backward()
+    assert loss == 0
+    assert all(not p.grad.any() for p in staged.parameters() if p.grad is not None)
 
 
 def test_stages_take_a_3d_mask():

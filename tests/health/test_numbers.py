@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mlm import checkpoint
+from mlm.data.audit.ledger import read_ledger
 from mlm.errors import DONE
 from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from tests.health.fault_fixtures import (
@@ -150,12 +151,16 @@ def test_guard_refuses_a_reduced_gradient_wrong_on_one_rank(
     assert_same_run(tmp_path, clean_run(settings))
 
 
-def test_guard_keeps_refused_steps_out_of_the_metrics(clean_run, faulty_run, tmp_path):
+def test_guard_keeps_refused_steps_out_of_the_metrics_and_the_ledger(
+    clean_run, faulty_run, tmp_path
+):
     """The fault is in the middle of the steps of one row and of one checkpoint."""
     settings = config(train={"log_every": 6}, checkpoint={"every": 6})
     for name, fault in (("once", NAN_GRADIENT), ("state", NAN_WEIGHTS)):
         assert faulty_run(tmp_path / name, settings, fault_at(4, do=fault))["code"] == DONE
         assert_same_run(tmp_path / name, clean_run(settings))
+        ledgers = [read_ledger(each).tolist() for each in (tmp_path / name, clean_run(settings))]
+        assert ledgers[0] == ledgers[1]
         text = (tmp_path / name / "incidents.jsonl").read_text()
         assert "NaN" not in text
         assert "Infinity" not in text

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from mlm import checkpoint
-from mlm.errors import DATA, DONE, NUMBERS
+from mlm.data.audit.ledger import read_ledger
+from mlm.errors import DATA, DONE, NUMBERS, REQUEUE
 from mlm.health.guard import Guard
 from mlm.health.incidents import Incidents
+from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from tests.health.fault_fixtures import (
     NAN_GRADIENT,
     NAN_WEIGHTS,
@@ -67,6 +69,36 @@ def test_guard_skips_a_batch_that_always_goes_wrong(parallel, train, faulty_run,
     assert newest(again).name == "step-00000004"
     assert run(again, settings)["code"] == DONE
     assert_same_run(again, bad)
+
+
+def test_checkpoint_right_after_a_skipped_step_resumes_as_if_uninterrupted(tmp_path, monkeypatch):
+    """On request, off the schedule, and at the end; skipped steps count as samples and steps."""
+    settings, skip_step = config(checkpoint={"every": 100}), DeepSpeedEngine.skip_step
+    rows = [{"what": "skipped", "step": step, "samples": []} for step in (3, 6)]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+        (folder / "incidents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def requesting_a_stop(self):
+        (stopped / "stop").touch()
+        skip_step(self)
+
+    assert run(whole, settings)["code"] == DONE
+    with monkeypatch.context() as patched:
+        patched.setattr(DeepSpeedEngine, "skip_step", requesting_a_stop)
+        assert run(stopped, settings)["code"] == REQUEUE
+    manifest = checkpoint.read_manifest(newest(stopped))
+    assert (manifest.step, manifest.samples) == (3, 24)
+    assert (read_ledger(stopped) == 0).tolist() == [False, False, True]
+    (stopped / "stop").unlink()
+    assert run(stopped, settings)["code"] == DONE
+    manifest = checkpoint.read_manifest(newest(stopped))
+    assert (manifest.step, manifest.samples) == (6, 48)
+    assert_same_run(stopped, whole)
+    assert read_ledger(stopped).tolist() == read_ledger(whole).tolist()
+    assert (read_ledger(whole) == 0).tolist() == [False, False, True, False, False, True]
+    assert len(incidents(stopped)) == len(rows)
 
 
 @pytest.mark.parametrize(

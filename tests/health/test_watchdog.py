@@ -119,7 +119,7 @@ def test_watchdog_rarely_reads_other_heartbeats(tmp_path, monkeypatch):
     monkeypatch.setattr(heartbeat, "read", lambda path: reads.append(path))
     for _ in range(99):
         watchdog._tick(1.0)
-    assert len(reads) < 20
+    assert 10 < len(reads) < 20  # others that stop beating must show
 
 
 def test_watchdog_writes_nothing_when_off(tmp_path):

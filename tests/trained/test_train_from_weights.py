@@ -18,9 +18,9 @@ from mlm.training.build import build
 from mlm.weights.stored import open_checkpoint
 from tests.launch.launch_fixtures import ranks
 from tests.launch.test_cli import start
-from tests.published_folders import same_tensors, source_of, tensors
+from tests.published_folders import QUERY, same_tensors, source_of, tensors
 from tests.ranks import run_ranks
-from tests.state_reading import newest_checkpoint
+from tests.state_reading import newest_checkpoint, whole_weights
 from tests.text_fixtures import corpus, tokenizer
 from tests.training_fixtures import config, metrics, run
 
@@ -64,6 +64,46 @@ def test_ranks_load_and_export_five_shards_bit_equally(parallel, dtype, tmp_path
     run_ranks(world, built_and_saved, settings, str(tmp_path / "run"))
     export(str(tmp_path / "run"), str(tmp_path / "exported"))
     same_tensors(tmp_path / "exported", source)
+
+
+def restarted(settings: TrainConfig) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The fp32 weights of an engine as it was built, and after a step and a restart."""
+    parts = build(settings)
+
+    def weights() -> dict[str, torch.Tensor]:
+        return {name: weight.clone() for name, _, weight in whole_weights(parts.engine)}
+
+    first = weights()
+    batches = parts.micro_batches(0)
+    parts.engine.train_batch(parts.scaled(batches, 0, parts.task.normaliser(batches)), 1e-2)
+    assert not torch.equal(first[QUERY], weights()[QUERY])
+    parts.restart()
+    return first, weights()
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("head", ["XLMRobertaXLForMaskedLM", "XLMRobertaXLModel"])
+def test_restart_gives_back_the_masters_of_a_bf16_run(head, tmp_path):
+    """Not rounded, as a new engine makes them; also beside a new head, whose weights are."""
+    source = source_of(tmp_path / "source", head)
+    ((first, again),) = run_ranks(1, restarted, starting(source, train={"dtype": "bf16"}))
+    stored = {name.removeprefix("roberta."): tensor for name, tensor in tensors(source).items()}
+    assert not torch.equal(first[QUERY], first[QUERY].bfloat16().float())
+    assert first["lm_head.dense.weight"].any()  # a new head has weights of its own
+    for name, weight in first.items():
+        assert torch.equal(again[name], weight), name
+        kept = stored.get(name.removeprefix("roberta."))
+        assert kept is None or torch.equal(kept, weight), name
+
+
+def resumed(settings: TrainConfig) -> None:
+    build(settings, resuming=True)
+
+
+@pytest.mark.ranks
+def test_build_does_not_open_the_weights_of_a_run_that_resumes(tmp_path):
+    """They may be gone by then; its checkpoint has all."""
+    run_ranks(1, resumed, starting(tmp_path / "gone", train={"dtype": "bf16"}))
 
 
 def read_by_rank(settings: TrainConfig) -> int:
