@@ -22,7 +22,7 @@ from mlm.tokenizer.ids import MODEL_FILE
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.tracking.progress import progress
 
-FORMAT = 3  # increased when the same text and settings give other tokens or shards
+FORMAT = 4  # increased when the same text and settings give other tokens or shards
 
 
 def prepare(data: DataConfig, folder: Path, console: Console) -> DataConfig:

@@ -1,19 +1,22 @@
 """Documents in folders that `save_to_disk` of the package datasets made."""
 
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from mlm.errors import DataError
 from mlm.text.lines import Skipped, paragraphs
 from mlm.text.sources import Source, unreadable
 from mlm.text.streams import UNREADABLE
 
+SPLITS = "dataset_dict.json"
 ROWS = 1000  # of a saved dataset, at a time
 
 
 def dataset_documents(source: Source, skipped: Skipped) -> Iterator[list[str]]:
     """The rows of a folder that `save_to_disk` of the package datasets made."""
     try:
-        from datasets import Dataset, DatasetDict, load_from_disk
+        from datasets import Dataset, load_from_disk
     except ImportError:
         raise DataError(
             f"{source.place} is a saved dataset, and the package datasets, which reads it, is not "
@@ -21,11 +24,12 @@ def dataset_documents(source: Source, skipped: Skipped) -> Iterator[list[str]]:
         ) from None
     number = 0
     try:
-        saved = load_from_disk(source.place)
-        if isinstance(saved, DatasetDict):
-            _check_has(source.place, "split", source.split, list(saved))
-            saved = saved[source.split]
+        folder = _folder(source)
+        if not json.loads((folder / "state.json").read_text())["_data_files"]:
+            raise DataError(f"{folder} has no rows; save it again, or remove it")
+        saved = load_from_disk(str(folder))
         assert isinstance(saved, Dataset), saved
+        saved = saved.with_format(None)  # it may have been saved as arrow, or with some columns
         _check_has(source.place, "column", source.column, saved.column_names)
         for rows in saved.select_columns([source.column]).iter(ROWS):
             assert isinstance(rows, dict)
@@ -33,10 +37,20 @@ def dataset_documents(source: Source, skipped: Skipped) -> Iterator[list[str]]:
                 number += 1
                 if document := _row(f"{source.place}, row {number}", text, skipped):
                     yield document
-    except (*UNREADABLE, ValueError) as error:  # pyarrow's errors are of these
+    except (*UNREADABLE, ValueError, KeyError) as error:  # pyarrow's errors are of these
         if isinstance(error, DataError):
             raise
         raise unreadable(source.place, f" after row {number}", error) from None
+
+
+def _folder(source: Source) -> Path:
+    """That of the split, which is loaded alone: another one may be empty, which fails."""
+    place = Path(source.place)
+    if not (place / SPLITS).is_file():
+        return place
+    splits = json.loads((place / SPLITS).read_text())["splits"]
+    _check_has(source.place, "split", source.split, splits)
+    return place / source.split
 
 
 def _row(where: str, text: object, skipped: Skipped) -> list[str]:

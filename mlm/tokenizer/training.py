@@ -26,6 +26,7 @@ from mlm.tokenizer.model_proto import ModelProto
 
 THREADS = 16  # fixed: sums over threads are rounded, so that the model depends on their number
 MAX_LINE = 1024  # characters, at most 4096 bytes: sentencepiece drops lines of more than 4192
+LONGEST_WORD = 64  # characters that may be left out so that a word stays whole
 LARGE = 1 << 30  # bytes; for more, sentencepiece needs 64-bit indices
 SMALLEST = FIRST_PIECE + 2  # four special ids, a piece and <mask>
 RECORD = "training.json"  # how a tokenizer was made, beside it
@@ -116,7 +117,8 @@ def _text_bytes(documents: Iterable[list[str]]) -> int:
 
 
 def _sample(documents: Iterable[list[str]], quota: int, seed: int) -> Iterator[str]:
-    """Paragraphs of the documents with the smallest hashes that fill `quota` bytes, or of all."""
+    """Paragraphs of the documents with the smallest hashes that fill `quota` bytes, or of all; of
+    the last of these documents, only as much of its beginning as the others leave."""
     kept: list[tuple[int, int, int, list[str]]] = []  # the largest hash first
     total = 0
     for number, document in enumerate(documents):
@@ -125,8 +127,23 @@ def _sample(documents: Iterable[list[str]], quota: int, seed: int) -> Iterator[s
         total += size
         while total - kept[0][2] >= quota and len(kept) > 1:
             total -= heapq.heappop(kept)[2]
-    for _, _, _, document in sorted(kept, key=lambda row: row[1]):
-        yield from document
+    largest = kept[0][1] if kept else None
+    for _, number, size, document in sorted(kept, key=lambda row: row[1]):
+        above = total - quota if number == largest else 0
+        yield from _beginning(document, size - above) if above > 0 else document
+
+
+def _beginning(document: list[str], size: int) -> Iterator[str]:
+    """The first `size` bytes of a document, less what would be part of a word or a character."""
+    for paragraph in document:
+        raw = paragraph.encode()
+        if len(raw) > size:
+            part = raw[:size].decode(errors="ignore")
+            space = part.rfind(" ", max(1, len(part) - LONGEST_WORD))
+            yield part[:space] if space > 0 else part
+            return
+        yield paragraph
+        size -= len(raw)
 
 
 def _unigram(lines: Iterator[str], vocab_size: int, coverage: float, large: bool) -> bytes:

@@ -44,6 +44,31 @@ def test_saved_datasets_give_their_rows_as_documents(tmp_path):
     assert len(languages(path)["de"][0].digest()) == 128
 
 
+def test_saved_datasets_are_read_in_whatever_format_they_were_saved(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_dict({"text": ["one", "two"], "id": [1, 2]})
+    for number, format in enumerate(
+        ({"type": "arrow"}, {"type": "pandas"}, {"type": "numpy", "columns": ["id"]})
+    ):
+        made.with_format(**format).save_to_disk(str(tmp_path / str(number) / "de"))
+        assert read(tmp_path / str(number)) == [["one"], ["two"]]
+
+
+def test_saved_datasets_without_rows_are_refused_and_do_not_disturb_another_split(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_dict({"text": ["one"]})
+    empty = datasets.Dataset.from_dict({"text": []})
+    both = datasets.DatasetDict({"train": made, "test": empty})
+    empty.save_to_disk(str(tmp_path / "empty" / "de"))
+    both.save_to_disk(str(tmp_path / "both" / "de"))
+    assert read(tmp_path / "both") == [["one"]]
+    with pytest.raises(DataError, match=r"empty/de has no rows; save it again, or remove it$"):
+        read(tmp_path / "empty")
+    path = sources_file(tmp_path, de={"datasets": "both/de", "split": "test"})
+    with pytest.raises(DataError, match=r"both/de/test has no rows"):
+        read(path)
+
+
 def test_saved_datasets_report_or_skip_rows_without_text(tmp_path):
     datasets = pytest.importorskip("datasets")
     made = datasets.Dataset.from_dict({"text": ["one", None, "three"]})

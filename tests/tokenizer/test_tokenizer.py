@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 
 from mlm.errors import DataError, UserError
 from mlm.tokenizer.tokenizer import Tokenizer
-from mlm.tokenizer.training import MAX_LINE, _unigram, shares, split_paragraph, train
+from mlm.tokenizer.training import (
+    LONGEST_WORD,
+    MAX_LINE,
+    _unigram,
+    shares,
+    split_paragraph,
+    train,
+)
 from tests.places import ROOT
 from tests.text_fixtures import LANGUAGES, corpus, paragraphs, tokenizer, write_corpus
 
@@ -91,12 +98,26 @@ def test_train_samples_by_alpha_and_seed_up_to_sample_bytes(tmp_path):
     sizes = {name: row["bytes"] for name, row in made["languages"].items()}
     quotas = shares(sizes, 0.3, 20000)
     for name, row in made["languages"].items():
-        largest = max(1, row["bytes"] // 4)  # more than a document: `el` has six
-        assert min(row["bytes"], quotas[name]) <= row["sampled"] <= quotas[name] + largest
+        # Of the last document only a part is taken, less what would be part of a word.
+        expected = min(row["bytes"], quotas[name])
+        assert expected - 4 * LONGEST_WORD < row["sampled"] <= expected
     assert sizes["en"] > 5 * sizes["el"]
     assert made["languages"]["en"]["sampled"] < 2 * made["languages"]["el"]["sampled"]
     models = [(tmp_path / str(seed) / "sentencepiece.bpe.model").read_bytes() for seed in (1, 2)]
     assert models[0] != models[1]
+
+
+@pytest.mark.parametrize("language", ["en", "ja"])
+def test_train_takes_part_of_a_document_larger_than_the_share(tmp_path, language):
+    """One paragraph, and a document of many, a hundred times as large as the sample."""
+    line = " ".join(paragraphs(language, 40)) if language == "en" else "".join(paragraphs("ja", 40))
+    for name, text in (("one", line * 100), ("many", "\n".join([line] * 100))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{language}.txt").write_text(text)
+        train(tmp_path / name, tmp_path / f"{name}-out", 60, sample_bytes=len(line.encode()))
+        made = json.loads((tmp_path / f"{name}-out" / "training.json").read_text())
+        taken = made["languages"][language]["sampled"]
+        assert len(line.encode()) - 4 * LONGEST_WORD < taken <= len(line.encode())
 
 
 def test_train_takes_a_language_below_its_share_whole(tmp_path):
