@@ -23,7 +23,7 @@ class TokenizerConfig:
     )
     sample_bytes: int = setting(1_000_000_000, "most text to train on", ge=1)
     character_coverage: float = setting(
-        0.9995, "part of the characters that get an id of their own", gt=0, le=1
+        0.9995, "part of the characters that get an id of their own", ge=0.98, le=1
     )
     seed: int = setting(1, "of the sample")
     on_bad_line: Literal["stop", "skip"] = setting("stop", BAD_LINE)

@@ -7,6 +7,8 @@ from annotated_types import Ge, Gt, Interval
 
 from mlm.setting import setting
 
+SHORTEST = 8  # tokens of a sequence
+
 Part = Annotated[float, Interval(ge=0, le=1)]
 MaskRatio = Annotated[float, Interval(gt=0, lt=1)]
 
@@ -26,7 +28,10 @@ class DataConfig:
     vocab_size: int = setting(
         250002, "ids of a tokenizer that is trained from corpus, special ids included"
     )
-    seq_len: int = setting(512, "tokens of a sequence", ge=8)
+    character_coverage: float = setting(
+        0.9995, "of such a tokenizer: part of the characters with an id of their own", ge=0.98, le=1
+    )
+    seq_len: int = setting(512, "tokens of a sequence", ge=SHORTEST)
     alpha: float = setting(
         0.3, "languages are drawn in proportion to (their tokens)^alpha", ge=0, le=1
     )

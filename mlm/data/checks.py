@@ -9,7 +9,7 @@ from mlm.data.order.mix import Mix, limits
 from mlm.data.order.order import SampleOrder
 from mlm.data.reading.remote import cache_folder, check_room, is_url, open_index, tokenizer_beside
 from mlm.errors import DataError, UserError
-from mlm.tokenizer.tokenizer import Tokenizer
+from mlm.tokenizer.folder import open_for_training
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def check_data(config: TrainConfig) -> DataFacts:
     assert data.shards is not None
     assert data.tokenizer is not None
     index = open_index(data.shards, data.cache)
-    tokenizer = Tokenizer.load(Path(data.tokenizer))
+    tokenizer = open_for_training(Path(data.tokenizer))
     index.check_tokenizer(tokenizer)
     _check_shards(index, data.on_bad_shard == "skip", data.max_bad_shards)
     if asked is not None and asked < tokenizer.size:

@@ -18,6 +18,7 @@ from mlm.errors import UserError
 from mlm.files.locks import lock
 from mlm.text import corpus as texts
 from mlm.tokenizer import training
+from mlm.tokenizer.folder import open_for_training
 from mlm.tokenizer.ids import MODEL_FILE
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.tracking.progress import progress
@@ -38,11 +39,13 @@ def prepare(data: DataConfig, folder: Path, console: Console) -> DataConfig:
         TokenizerConfig(),
         vocab_size=data.vocab_size,
         alpha=data.alpha,
+        character_coverage=data.character_coverage,
         on_bad_line=data.on_bad_line,
     )
     options = Options(data.dedup, data.on_bad_line == "skip")
-    given = Tokenizer.load(Path(data.tokenizer)) if data.tokenizer else None
-    made_with = [given.hash] if given else [settings.vocab_size, settings.alpha]
+    given = open_for_training(Path(data.tokenizer)) if data.tokenizer else None
+    of_training = [settings.vocab_size, settings.alpha, settings.character_coverage]
+    made_with = [given.hash] if given else of_training
     made_with += [data.dedup, data.on_bad_line]
     with progress(console, f"Reading the corpus {data.corpus}") as show:
         key = corpus_key(corpus, made_with, show)
@@ -85,7 +88,7 @@ def write_shards(
     options: Options,
 ) -> None:
     """Writes shards with a copy of their tokenizer, so that training needs nothing else."""
-    loaded, record = Tokenizer.load(tokenizer), training.RECORD
+    loaded, record = open_for_training(tokenizer), training.RECORD
 
     def add_tokenizer(folder: Path) -> None:
         (folder / "tokenizer").mkdir(exist_ok=True)

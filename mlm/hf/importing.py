@@ -13,6 +13,7 @@ from mlm.errors import DataError, UserError
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.files.folders import check_absent, new_folder
 from mlm.hf.check import check_import
+from mlm.tokenizer.folder import AddedTokens
 from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.tokenizer.tokenizer_json import sentencepiece_model
@@ -25,7 +26,7 @@ from mlm.trained.opening import (
     open_hf_folder,
     open_trained,
 )
-from mlm.trained.published import AddedTokens, tokenizer_of
+from mlm.trained.published import tokenizer_of
 from mlm.weights.source import Weights
 
 NO_TOKENIZER = "none"  # in place of a tokenizer's folder

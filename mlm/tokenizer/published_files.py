@@ -100,13 +100,18 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[int, AddedToken]:
     return {id: token(text) for id, text in names.items()}
 
 
+def check_publishable(tokenizer: Tokenizer) -> None:
+    """Raises DataError for a model that a tokenizer.json cannot express."""
+    _sentencepiece_model(tokenizer)
+
+
 def _sentencepiece_model(tokenizer: Tokenizer) -> Any:
-    """The parsed model; raises DataError for one that tokenizer.json cannot express."""
+    """The parsed model; raises as `check_publishable`."""
     model = ModelProto.FromString(tokenizer.model)
     trained, normalised = model.trainer_spec, model.normalizer_spec
     pieces = model.pieces[FIRST_PIECE - SHIFT :]
     asked = {
-        "is not a unigram model": trained.model_type != trained.UNIGRAM,
+        "is not of the type unigram": trained.model_type != trained.UNIGRAM,
         "puts the space after a word": trained.treat_whitespace_as_suffix,
         "has pieces that are bytes, unused or user-defined": any(
             piece.type != piece.NORMAL for piece in pieces

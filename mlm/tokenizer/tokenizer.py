@@ -48,19 +48,14 @@ class Tokenizer:
                 f"({error.strerror}); give the folder that `mlm tokenizer` wrote"
             ) from None
         try:
-            if _begins_like_xlmr(model):
+            why = _unlike_xlmr(model)
+            if why is None:
                 return cls(model, path)
-            other = sentencepiece.SentencePieceProcessor()
-            other.load_from_serialized_proto(model)
         except (DecodeError, RuntimeError, ValueError):
             raise DataError(
                 f"{path} is not a sentencepiece model; give the folder that `mlm tokenizer` wrote"
             ) from None
-        first = (other.unk_id(), other.bos_id(), other.eos_id())
-        raise DataError(
-            f"{path} has <unk>, <s>, </s> at {first} and not at (0, 1, 2), where XLM-R's ids need "
-            f"them; train a tokenizer with `mlm tokenizer`"
-        )
+        raise DataError(f"{path} {why}; train a tokenizer with `mlm tokenizer`")
 
     @staticmethod
     def is_in(folder: Path) -> bool:
@@ -160,12 +155,24 @@ def _rules(model: bytes) -> tuple[Any, ...]:
     return pieces, spec.precompiled_charsmap, blanks
 
 
-def _begins_like_xlmr(model: bytes) -> bool:
-    first = ModelProto.FromString(model).pieces[:3]
-    kinds = [piece.type for piece in first]
-    if kinds != [ModelProto.SentencePiece.UNKNOWN, *2 * [ModelProto.SentencePiece.CONTROL]]:
-        return False
-    return [piece.piece for piece in first[1:]] == ["<s>", "</s>"]
+def _unlike_xlmr(model: bytes) -> str | None:
+    """What a model has otherwise than XLM-R's ids need it; None: nothing. Raises ValueError."""
+    pieces, kind = ModelProto.FromString(model).pieces, ModelProto.SentencePiece
+    if not pieces:
+        raise ValueError("other bytes may parse as an empty message")
+    first = [piece.piece for piece in pieces[:CONTROLS]]
+    kinds = [piece.type for piece in pieces[:CONTROLS]]
+    if kinds != [kind.UNKNOWN, kind.CONTROL, kind.CONTROL] or first[1:] != ["<s>", "</s>"]:
+        return f"begins with the pieces {', '.join(first)}, and XLM-R's with <unk>, <s>, </s>"
+    for id, piece in enumerate(pieces[CONTROLS:], CONTROLS):
+        if piece.type in (kind.UNKNOWN, kind.CONTROL):
+            return (
+                f"has the special piece {piece.piece} with the id {id}, and XLM-R's has none but "
+                f"<unk>, <s>, </s> (sentencepiece adds one for --pad_id or --control_symbols)"
+            )
+        if piece.piece in ("<pad>", "<mask>"):
+            return f"has {piece.piece} as a piece of text, with the id {id}, which is a special one"
+    return None
 
 
 def _numbered(model: bytes) -> bytes:

@@ -200,9 +200,10 @@ def _training_error(message: str, vocab_size: int, coverage: float) -> DataError
         )
     if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
         least = int(found[1]) + EXTRA
+        lower = ", or a smaller character_coverage, from 0.98 on" if coverage > 0.98 else ""
         return DataError(
             f"vocab_size={vocab_size} is too small for the characters of this text; choose "
-            f"{least} or more, or a character_coverage below {coverage}"
+            f"{least} or more{lower}"
         )
     if "sentences_.empty()" in message:
         return DataError("the corpus holds no text to train on; put text into its files")

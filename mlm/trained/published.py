@@ -8,39 +8,17 @@ from mlm.errors import DataError
 from mlm.family.config import FILE as HF_CONFIG
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.heads import HEADS, Head
-from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
+from mlm.tokenizer.folder import open_consistent
 from mlm.tokenizer.published_files import CONFIG, NO_LIMIT
 from mlm.tokenizer.tokenizer import Tokenizer
-
-
-class AddedTokens(DataError):
-    """A tokenizer has tokens that its user added."""
 
 
 def tokenizer_of(folder: Path) -> Tokenizer | None:
     """The tokenizer of a Hugging Face folder, None where it has none.
 
-    Raises DataError, also where its two files contradict each other, and AddedTokens where it has
-    tokens that are missing in its sentencepiece model.
+    Raises as `open_consistent`.
     """
-    if not Tokenizer.is_in(folder):
-        return None
-    tokenizer, file = Tokenizer.load(folder), folder / JSON_FILE
-    try:
-        added = json.loads(file.read_text("utf-8"))["added_tokens"]
-        found = {int(token["id"]): str(token["content"]) for token in added}
-    except (OSError, ValueError, KeyError, TypeError):
-        found = {}  # other faults of the file are reported below
-    known = tokenizer.special.values()
-    for id, text in sorted(found.items()):
-        if id not in known:
-            raise AddedTokens(
-                f"{file} has tokens beside those of its sentencepiece model, such as {text!r} with "
-                f"the id {id}, and they are unsupported; remove {JSON_FILE} from the folder, and "
-                f"keep {MODEL_FILE} in it, to continue without them"
-            )
-    tokenizer.check_beside(folder)
-    return tokenizer
+    return open_consistent(folder) if Tokenizer.is_in(folder) else None
 
 
 def model_max_length(folder: Path) -> int | None:

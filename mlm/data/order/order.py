@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from mlm.config.data import SHORTEST
 from mlm.data.draw import Shuffle, bits, chained, permutation, permutations
 from mlm.data.order.mix import ROUND, Mix
 from mlm.errors import DataError
@@ -180,8 +181,8 @@ def _places_by(drawn: np.ndarray) -> np.ndarray:
 def _check_blocks(tokens: Sequence[int], names: Sequence[str], seq_len: int) -> None:
     fewest, name = min(zip(tokens, names, strict=True))
     if fewest < seq_len - 1:
+        shorter = f"choose data.seq_len={fewest + 1} or less, " if fewest + 1 >= SHORTEST else ""
         raise DataError(
             f"the language {name} has {fewest} training tokens, and a block of data.seq_len="
-            f"{seq_len} takes {seq_len - 1}; choose data.seq_len={fewest + 1} or less, add text to "
-            f"this language, or remove it"
+            f"{seq_len} takes {seq_len - 1}; {shorter}add text to this language, or remove it"
         )
