@@ -60,7 +60,9 @@ def write_tokenizer(tokenizer: Tokenizer, max_tokens: int, folder: Path) -> None
         **ROLES,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_tokens,
-        "tokenizer_class": "XLMRobertaTokenizer",
+        # Not XLMRobertaTokenizer: for that name transformers makes a normaliser of its own, which
+        # gives other ids where a letter has several marks (Yoruba, Vietnamese).
+        "tokenizer_class": "PreTrainedTokenizerFast",
     }
     _write_json(folder / CONFIG, config)
     _write_json(folder / SPECIAL, {**ROLES, "mask_token": special[str(tokenizer.mask)]})

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import tokenizers
+import transformers
 
 from mlm.errors import DataError
 from mlm.tokenizer.ids import JSON_FILE, MODEL_FILE
@@ -14,7 +17,7 @@ from mlm.tokenizer.model_proto import ModelProto
 from mlm.tokenizer.published_files import write_tokenizer
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.trained.auto_tokenizer import AutoTokenizer
-from tests.tokenizer.tokenizer_fixtures import folder, ours
+from tests.tokenizer.tokenizer_fixtures import folder, ours, real_lines
 
 PADDING = {
     "strategy": "BatchLongest",
@@ -30,6 +33,24 @@ TRUNCATION = {"direction": "Left", "max_length": 9, "strategy": "LongestFirst", 
 @pytest.fixture
 def copied(tmp_path) -> Path:
     return shutil.copytree(folder(), tmp_path / "copied")
+
+
+MARKS = ["ọ́ ẹ̀ ṣọ́", "Ọ̀nà tí ó wà", "ệ ộ ữ", "q̣́ n̂ạ̈"]  # letters with marks
+
+
+@pytest.mark.parametrize("language", ["marks", "yo", "vi", "th", "hi"])
+def test_saved_tokenizer_opened_by_transformers_alone_gives_sentencepieces_ids(tmp_path, language):
+    """A folder with nothing else in it, so that no model says which class to use."""
+    found = [unicodedata.normalize(form, line) for line in MARKS for form in ("NFC", "NFD")]
+    lines = found if language == "marks" else real_lines(language, 300)
+    ours().save_pretrained(tmp_path / "saved")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved", local_files_only=True)
+    processor = sentencepiece.SentencePieceProcessor(str(tmp_path / "saved" / MODEL_FILE))
+    expected = [[id + 1 if id else 3 for id in ids] for ids in processor.encode(lines)]
+    assert theirs(lines, add_special_tokens=False)["input_ids"] == expected
+    theirs.save_pretrained(tmp_path / "again")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again", local_files_only=True)
+    assert again(lines, add_special_tokens=False)["input_ids"] == expected
 
 
 def test_attention_mask_is_omitted_on_request():

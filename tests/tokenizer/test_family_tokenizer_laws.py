@@ -261,7 +261,7 @@ def test_from_pretrained_refuses_a_folder_that_would_give_other_ids(tmp_path):
         DataError, match=r"tokenizer\.json holds no tokenizer like XLM-R's .it norm"
     ):
         AutoTokenizer.from_pretrained(path.parent)
-    path.unlink()
+    path.rename(path.with_name("config.json"))  # a folder of a model, without a tokenizer
     with pytest.raises(DataError, match=r"has no sentencepiece\.bpe\.model and no tokenizer\.json"):
         AutoTokenizer.from_pretrained(path.parent)
     with pytest.raises(UserError, match="is not a folder here, and nothing is downloaded"):

@@ -49,8 +49,6 @@ def folder() -> Path:
     train(sample_corpus(), made / "tokenizer", 4000)
     (made / "folder").mkdir()
     write_tokenizer(Tokenizer.load(made / "tokenizer"), LIMIT, made / "folder")
-    # Without a model type transformers would not use tokenizer.json as it is.
-    (made / "folder" / "config.json").write_text('{"model_type": "xlm-roberta-xl"}')
     return made / "folder"
 
 
