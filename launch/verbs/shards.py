@@ -14,10 +14,12 @@ def run(composed: Composed) -> None:
     from mlm.data.writing.drops import table
     from mlm.data.writing.shards import REPORT, Options
     from mlm.text.corpus import resolve
+    from mlm.text.sources import TextForm
 
     config = load(ShardsConfig, composed.settings)
     out, console = Path(config.out), plain_console()
-    options = Options(config.dedup, config.on_bad_line == "skip")
+    form = TextForm(config.field, config.document)
+    options = Options(config.dedup, config.on_bad_line == "skip", form)
     corpus, tokenizer = resolve(config.corpus), Path(config.tokenizer)
     write_shards(corpus, tokenizer, out, config.workers, console, options)
     console.print(table(json.loads((out / REPORT).read_text())))

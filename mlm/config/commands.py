@@ -6,6 +6,8 @@ from typing import Literal
 from mlm.setting import MISSING, STRICT, setting
 
 MODEL = "a run folder, a checkpoint, what `mlm import` wrote, or a Hugging Face folder"
+FIELD = "of the text in objects of JSON, and its column in parquet and saved datasets"
+DOCUMENT = "in plain text, a document ends at a blank line, or with each line"
 BAD_LINE = "what to do with lines that are not UTF-8, or not JSON with a text"
 
 
@@ -26,6 +28,8 @@ class TokenizerConfig:
         0.9995, "part of the characters that get an id of their own", ge=0.98, le=1
     )
     seed: int = setting(1, "of the sample")
+    field: str = setting("text", FIELD, min_length=1)
+    document: Literal["blank", "line"] = setting("blank", DOCUMENT)
     on_bad_line: Literal["stop", "skip"] = setting("stop", BAD_LINE)
 
 
@@ -40,6 +44,8 @@ class ShardsConfig:
     out: str = setting(MISSING, "folder to write")
     workers: int | None = setting(None, "processes; null: one per core", ge=1)
     dedup: bool = setting(False, "keep only the first of equal documents of a language")
+    field: str = setting("text", FIELD, min_length=1)
+    document: Literal["blank", "line"] = setting("blank", DOCUMENT)
     on_bad_line: Literal["stop", "skip"] = setting("stop", BAD_LINE)
 
 

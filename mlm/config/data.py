@@ -79,6 +79,12 @@ class DataConfig:
         None, "processes that prepare a corpus; null: one per core", ge=1, resume=True
     )
     dedup: bool = setting(False, "of a corpus: keep one of equal documents of a language")
+    field: str = setting(
+        "text", "of a corpus: name of the text in objects of JSON, column of tables", min_length=1
+    )
+    document: Literal["blank", "line"] = setting(
+        "blank", "of a corpus in plain text: a document ends at a blank line, or with each line"
+    )
     on_bad_line: Literal["stop", "skip"] = setting(
         "stop", "of a corpus: what to do with lines that are not UTF-8, or not JSON with a text"
     )

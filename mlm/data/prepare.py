@@ -17,6 +17,7 @@ from mlm.data.writing.shards import Options
 from mlm.errors import UserError
 from mlm.files.locks import lock
 from mlm.text import corpus as texts
+from mlm.text.sources import TextForm
 from mlm.tokenizer import training
 from mlm.tokenizer.folder import open_for_training
 from mlm.tokenizer.ids import MODEL_FILE
@@ -40,13 +41,16 @@ def prepare(data: DataConfig, folder: Path, console: Console) -> DataConfig:
         vocab_size=data.vocab_size,
         alpha=data.alpha,
         character_coverage=data.character_coverage,
+        field=data.field,
+        document=data.document,
         on_bad_line=data.on_bad_line,
     )
-    options = Options(data.dedup, data.on_bad_line == "skip")
+    form = TextForm(data.field, data.document)
+    options = Options(data.dedup, data.on_bad_line == "skip", form)
     given = open_for_training(Path(data.tokenizer)) if data.tokenizer else None
     of_training = [settings.vocab_size, settings.alpha, settings.character_coverage]
     made_with = [given.hash] if given else of_training
-    made_with += [data.dedup, data.on_bad_line]
+    made_with += [data.dedup, data.on_bad_line, data.field, data.document]
     with progress(console, f"Reading the corpus {data.corpus}") as show:
         key = corpus_key(corpus, made_with, show)
     place = folder / key
@@ -75,6 +79,7 @@ def train_tokenizer(
             seed=settings.seed,
             on_progress=show,
             skip_bad_lines=settings.on_bad_line == "skip",
+            form=TextForm(settings.field, settings.document),
         )
     return Tokenizer.load(out)
 

@@ -1,17 +1,18 @@
 """The documents of a source, each as its paragraphs: stripped, and never empty.
 
-Text has a paragraph per line and a blank line between documents (the layout of CC-100); JSON lines
-have an object per document, whose `text` holds a paragraph per line. In a tar each `.txt` and each
-`.json` is a document, and each `.jsonl` is some; in a saved dataset each row is one. Everything is
+Text has a paragraph per line and a blank line between documents (the layout of CC-100), or a
+document per line; JSON lines have an object per document, one field of which holds a paragraph per
+line. In a tar each `.txt` and each `.json` is a document, and each `.jsonl` is some; in parquet and
+in a saved dataset each row is one. Everything is
 UTF-8 and is read as a stream.
 """
 
 from collections.abc import Iterator
 
 from mlm.errors import DataError
-from mlm.text.lines import Lines, Skipped, json_lines, lines_of, split
-from mlm.text.saved_datasets import dataset_documents
+from mlm.text.lines import Lines, Skipped, json_lines, lines_of, split, stripped_lines
 from mlm.text.sources import Source, Sources
+from mlm.text.tables import dataset_documents, parquet_documents
 from mlm.text.tars import tar_documents
 
 MAX_DOCUMENT_CHARACTERS = 1 << 28  # a document is held in memory: this is about 1 GB of it
@@ -30,6 +31,8 @@ def documents(text: Sources, skipped: Skipped | None = None) -> Iterator[list[st
             yield from tar_documents(source, skipped)
         elif source.kind == "datasets":
             yield from dataset_documents(source, skipped)
+        elif source.kind == "parquet":
+            yield from parquet_documents(source, skipped)
         else:
             yield from _file(source, skipped)
 
@@ -51,8 +54,18 @@ def check_text(text: Sources, skipped: Skipped | None = None) -> Iterator[int]:
 
 def _file(source: Source, skipped: Skipped) -> Iterator[list[str]]:
     lines = lines_of(source, skipped)
-    place = source.place
-    return _blank_line(place, lines) if source.kind == "txt" else json_lines(place, lines, skipped)
+    if source.kind == "jsonl":
+        return json_lines(source.place, lines, source.field, skipped)
+    if source.form.document == "line":
+        return _by_line(lines)
+    return _blank_line(source.place, lines)
+
+
+def _by_line(groups: Lines) -> Iterator[list[str]]:
+    """A document for each line that is not blank."""
+    for _, text in groups:
+        for line in stripped_lines(split(text)):
+            yield [line]
 
 
 def _blank_line(place: str, groups: Lines) -> Iterator[list[str]]:
@@ -89,5 +102,5 @@ def _check_size(place: str, document: list[str], last: int) -> None:
             raise DataError(
                 f"{place}, line {last - len(document) + 1 + before}: the document that continues "
                 f"here is longer than {MAX_DOCUMENT_CHARACTERS} characters; put blank lines "
-                f"between documents"
+                f"between documents, or add document=line where each line is one"
             )

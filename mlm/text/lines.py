@@ -104,27 +104,28 @@ def split(text: str) -> list[str]:
     return lines
 
 
-def json_lines(place: str, groups: Lines, skipped: Skipped) -> Iterator[list[str]]:
+def json_lines(place: str, groups: Lines, field: str, skipped: Skipped) -> Iterator[list[str]]:
     for first, text in groups:
         for number, line in enumerate(split(text), first):
             if not line.strip():
                 continue
-            document = json_document(f"{place}, line {number}", line, skipped)
+            document = json_document(f"{place}, line {number}", line, field, skipped)
             if document:
                 yield document
 
 
-def json_document(where: str, line: str, skipped: Skipped) -> list[str]:
-    """The paragraphs of a JSON object; none where it is bad and skipped."""
+def json_document(where: str, line: str, field: str, skipped: Skipped) -> list[str]:
+    """The paragraphs of a field of a JSON object; none where it is bad and skipped."""
     try:
-        return paragraphs(json.loads(line)["text"])
+        return paragraphs(json.loads(line)[field])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         if skipped.bad_lines:
             skipped.add_line(line)
             return []
         raise DataError(
-            f"{where} is not a JSON object whose text is a string of valid Unicode; correct or "
-            f"remove this line, or add on_bad_line=skip"
+            f"{where} is not a JSON object whose {field} is a string of valid Unicode; correct or "
+            f"remove this line, give field=NAME where the text has another name, or add "
+            f"on_bad_line=skip"
         ) from None
 
 

@@ -12,31 +12,52 @@ from mlm.errors import DataError
 from mlm.text.compressed import FORMATS, READ
 from mlm.text.streams import UNREADABLE, is_remote, opened
 
-SourceKind = Literal["txt", "jsonl", "tar", "datasets"]
+SourceKind = Literal["txt", "jsonl", "parquet", "tar", "datasets"]
+DocumentEnd = Literal["blank", "line"]
 PACKED = rf"(\.(?P<packed>{'|'.join(FORMATS)}))?"
 MARKS = ("state.json", "dataset_dict.json")  # in what `datasets` saved: one of them
 
 # JSON lines that are compressed are often called .json.gz (C4, mC4); a .json is of one document.
 _FILE = re.compile(
     rf"(?P<stem>.*)\.((?P<kind>txt|jsonl|ndjson|tar){PACKED}"
-    rf"|json\.(?P<packed_json>{'|'.join(FORMATS)}))",
+    rf"|(?P<parquet>parquet)|json\.(?P<packed_json>{'|'.join(FORMATS)}))",
     re.DOTALL,
 )
+
+
+@dataclass(frozen=True)
+class TextForm:
+    """How documents are kept.
+
+    field: of the text in an object of JSON, and its column in parquet and saved datasets
+    document: in plain text, the lines up to a blank one, or each line
+    """
+
+    field: str = "text"
+    document: DocumentEnd = "blank"
+
+
+USUAL_FORM = TextForm()
 
 
 @dataclass(frozen=True)
 class Source:
     """A part of a language's text. `place` is a path, an http URL or `pipe:COMMAND`.
 
-    `split` and `column` are those of a saved dataset. `packed` is a key of `FORMATS`, or None where
-    it is not compressed.
+    `split` is that of a saved dataset; so is `column`, where the corpus gives one in place of the
+    field of `form`. `packed` is a key of `FORMATS`, or None where it is not compressed.
     """
 
     place: str
     kind: SourceKind
     packed: str | None = None
     split: str = "train"
-    column: str = "text"
+    column: str | None = None
+    form: TextForm = USUAL_FORM
+
+    @property
+    def field(self) -> str:
+        return self.column or self.form.field
 
     @property
     def name(self) -> str:
@@ -50,7 +71,7 @@ class Source:
     def fingerprint(self) -> list:
         """What changes when the source does, without reading its text: for files their names, sizes
         and times. A URL or a command is known by its text only."""
-        made = [self.place, self.kind, self.split, self.column]
+        made = [self.place, self.kind, self.split, self.field, self.form.document]
         if is_remote(self.place):
             return made
         stats = [(str(path), path.stat()) for path in self._files()]
@@ -67,7 +88,7 @@ class Source:
         except UNREADABLE as error:
             raise unreadable(self.place, "", error) from None
         if self.kind == "datasets":
-            hashed.update(f"\n{self.split}\n{self.column}".encode())
+            hashed.update(f"\n{self.split}\n{self.field}".encode())
         return hashed.hexdigest()
 
     def _files(self) -> list[Path]:
@@ -90,6 +111,8 @@ def source(place: str) -> Source | None:
     match = _match(urlsplit(place).path if is_remote(place) else place)
     if match is None:
         return None
+    if match["parquet"]:
+        return Source(place, "parquet")
     if match["packed_json"]:
         return Source(place, "jsonl", match["packed_json"])
     kind = "jsonl" if match["kind"] == "ndjson" else match["kind"]

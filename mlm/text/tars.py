@@ -44,7 +44,8 @@ def tar_documents(source: Source, skipped: Skipped) -> Iterator[list[str]]:
                     found, last = True, member.name
                     file = tar.extractfile(member)
                     assert file is not None
-                    yield from _member(f"{source.place}, {member.name}", file, skipped)
+                    where = f"{source.place}, {member.name}"
+                    yield from _member(where, file, source.field, skipped)
             # After its end a tar is padded with zeros; other bytes would never be read.
             while block := stream.read(READ):
                 if block.count(0) != len(block):
@@ -100,17 +101,17 @@ def _kind(name: str) -> tuple[str, str | None] | None:
     return match and (match["kind"], match["packed"])
 
 
-def _member(where: str, file: IO[bytes], skipped: Skipped) -> Iterator[list[str]]:
+def _member(where: str, file: IO[bytes], field: str, skipped: Skipped) -> Iterator[list[str]]:
     found = _kind(where)
     assert found is not None
     kind, packed = found
     groups = decoded(where, blocks_of(unpacked(file, packed)), skipped, [0])
     if kind in ("jsonl", "ndjson"):
-        yield from json_lines(where, groups, skipped)
+        yield from json_lines(where, groups, field, skipped)
         return
     lines = [line for _, text in groups for line in split(text)]
     if kind == "json":
-        document = json_document(where, "\n".join(lines), skipped) if lines else []
+        document = json_document(where, "\n".join(lines), field, skipped) if lines else []
     else:
         document = stripped_lines(lines)
     if document:

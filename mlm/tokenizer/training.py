@@ -20,7 +20,7 @@ from mlm.text.corpus import languages
 from mlm.text.documents import documents
 from mlm.text.hashing import text_hash
 from mlm.text.lines import Skipped
-from mlm.text.sources import Sources
+from mlm.text.sources import USUAL_FORM, Sources, TextForm
 from mlm.tokenizer.ids import EXTRA, FIRST_PIECE, MODEL_FILE
 from mlm.tokenizer.model_proto import ModelProto
 
@@ -44,6 +44,7 @@ def train(
     seed: int = 1,
     on_progress: Progress | None = None,
     skip_bad_lines: bool = False,
+    form: TextForm = USUAL_FORM,
 ) -> None:
     """Trains a unigram model of `vocab_size` ids, all special ones included, into the folder `out`.
 
@@ -54,7 +55,7 @@ def train(
     lines that are skipped) or is too short for so many ids, UserError for a folder that cannot be
     written; `out` is whole or absent.
     """
-    files = languages(corpus)
+    files = languages(corpus, form)
     if vocab_size < SMALLEST:
         raise DataError(
             f"vocab_size={vocab_size} leaves no id for a piece besides the special ones; "

@@ -272,7 +272,7 @@ def test_yaml_corpus_names_all_kinds_of_sources(tmp_path):
         ("de: a-*.txt", "gives de the source .*a-\\*.txt, which matches no file"),
         ("de: [http://x/b.txt, a-*.txt]", "gives de the source .*a-\\*.txt, which matches no file"),
         ("de: sources.yaml", "sources.yaml, which is of an unknown kind; give names that end in"),
-        ("de: http://x/a.parquet", "http://x/a.parquet, which is of an unknown kind"),
+        ("de: http://x/a.csv", "http://x/a.csv, which is of an unknown kind"),
         ("de: {dataset: a}", "which is not of the form {datasets: PATH, split: train"),
         ("de: {datasets: a, split: 3}", "which is not of the form"),
         ("de: a.txt\nsw: b.txt\nde: c.txt", r"\(de is given a second time in line 3\); correct"),
@@ -393,10 +393,11 @@ def test_source_kind_follows_the_name():
         "a.ndjson.bz2": ("jsonl", "bz2"),
         "c4-en.json.gz": ("jsonl", "gz"),
         "https://h/a.txt/b.jsonl.zst?c=d.tar#e": ("jsonl", "zst"),
+        "a.parquet": ("parquet", None),
         "pipe:zcat a.txt": ("tar", None),
     }
     for place, expected in kinds.items():
         found = source(place)
         assert found is not None
         assert (found.kind, found.packed) == expected
-    assert source("a.parquet") is source("a.json") is None
+    assert source("a.csv") is source("a.json") is None

@@ -22,7 +22,7 @@ from mlm.data.writing.tokenizing import TextBatches, tokenized
 from mlm.data.writing.workers import SMALL, JobProgress, Workers
 from mlm.files.folders import kept_folder
 from mlm.text.corpus import languages, name_skipped
-from mlm.text.sources import Sources
+from mlm.text.sources import USUAL_FORM, Sources, TextForm
 from mlm.tokenizer.tokenizer import Tokenizer
 
 OnProgress = Callable[[int, int | None], None]
@@ -33,11 +33,12 @@ REPORT = "report.json"
 
 @dataclass(frozen=True)
 class Options:
-    """Which text is dropped. A copy is a document with the paragraphs of an earlier one in its
-    language. A bad line is not UTF-8, or not a JSON object with a text."""
+    """How text is kept, and which is dropped. A copy is a document with the paragraphs of an
+    earlier one in its language. A bad line is not UTF-8, or not a JSON object with a text."""
 
     drop_copies: bool = False
     skip_bad_lines: bool = False
+    form: TextForm = USUAL_FORM
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def write(
     be written. `out` exists whole or not at all; after a kill or an error, finished shards stay
     beside it, and the same call resumes from them.
     """
-    sources, skipped = languages(corpus), name_skipped(corpus, say)
+    sources, skipped = languages(corpus, options.form), name_skipped(corpus, say)
     made_with = {
         "version": VERSION,
         "tokenizer": tokenizer.hash,

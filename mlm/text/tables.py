@@ -1,4 +1,4 @@
-"""Documents in folders that `save_to_disk` of the package datasets made."""
+"""Documents in rows of a table: of parquet files, and of what the package datasets saved."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -7,10 +7,10 @@ from pathlib import Path
 from mlm.errors import DataError
 from mlm.text.lines import Skipped, paragraphs
 from mlm.text.sources import Source, unreadable
-from mlm.text.streams import UNREADABLE
+from mlm.text.streams import UNREADABLE, is_remote
 
 SPLITS = "dataset_dict.json"
-ROWS = 1000  # of a saved dataset, at a time
+ROWS = 1000  # at a time
 
 
 def dataset_documents(source: Source, skipped: Skipped) -> Iterator[list[str]]:
@@ -30,14 +30,40 @@ def dataset_documents(source: Source, skipped: Skipped) -> Iterator[list[str]]:
         saved = load_from_disk(str(folder))
         assert isinstance(saved, Dataset), saved
         saved = saved.with_format(None)  # it may have been saved as arrow, or with some columns
-        _check_has(source.place, "column", source.column, saved.column_names)
-        for rows in saved.select_columns([source.column]).iter(ROWS):
+        _check_has(source.place, "column", source.field, saved.column_names)
+        for rows in saved.select_columns([source.field]).iter(ROWS):
             assert isinstance(rows, dict)
-            for text in rows[source.column]:
+            for text in rows[source.field]:
                 number += 1
                 if document := _row(f"{source.place}, row {number}", text, skipped):
                     yield document
     except (*UNREADABLE, ValueError, KeyError) as error:  # pyarrow's errors are of these
+        if isinstance(error, DataError):
+            raise
+        raise unreadable(source.place, f" after row {number}", error) from None
+
+
+def parquet_documents(source: Source, skipped: Skipped) -> Iterator[list[str]]:
+    """The rows of a parquet file, some of which are in memory at a time."""
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise DataError(
+            f"{source.place} is a parquet file, and the package pyarrow, which reads it, is not "
+            f"installed; run pip install 'polymlm[parquet]'"
+        ) from None
+    if is_remote(source.place):
+        raise DataError(f"{source.place} is a parquet file, read from its end; download it first")
+    number = 0
+    try:
+        with parquet.ParquetFile(source.place) as file:
+            _check_has(source.place, "column", source.field, file.schema_arrow.names)
+            for rows in file.iter_batches(ROWS, columns=[source.field]):
+                for text in rows.column(0).to_pylist():
+                    number += 1
+                    if document := _row(f"{source.place}, row {number}", text, skipped):
+                        yield document
+    except (*UNREADABLE, ValueError) as error:  # pyarrow's errors are of these
         if isinstance(error, DataError):
             raise
         raise unreadable(source.place, f" after row {number}", error) from None
@@ -59,7 +85,7 @@ def _row(where: str, text: object, skipped: Skipped) -> list[str]:
     if not skipped.bad_lines:
         raise DataError(
             f"{where} has {type(text).__name__} instead of text; give the column that holds "
-            f"text, correct the row, or add on_bad_line=skip"
+            f"text as field=NAME, correct the row, or add on_bad_line=skip"
         )
     skipped.add_line("" if text is None else str(text))
     return []
@@ -67,7 +93,8 @@ def _row(where: str, text: object, skipped: Skipped) -> list[str]:
 
 def _check_has(place: str, what: str, name: str, names: Sequence[object]) -> None:
     if name not in names:
+        remedy = f"{{datasets: {place}, split: {names[0]}}}" if what == "split" else "field=NAME"
         raise DataError(
             f"{place} has no {what} {name}, and it has {', '.join(map(str, names))}; give one of "
-            f"these as {{datasets: {place}, {what}: {names[0]}}}"
+            f"these as {remedy}"
         )
