@@ -22,14 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import mlm.config
-from launch import ROOT
 from launch.help import GROUPS
+from launch.overrides import from_home, readable, replace_home, texts_of
 from launch.verb import Composed
 from mlm.errors import UserError
 
 log = logging.getLogger(__name__)
 
-CONF = ROOT / "conf"
 EXCLUSIVE = ("run", "multirun", "cfg", "info", "shell_completion")  # Hydra does one of these
 
 
@@ -51,7 +50,8 @@ def compose(
     """
     settings_class = getattr(mlm.config, schema)
     defaults = mlm.config.defaults(settings_class)
-    arguments = [_expanded(text, defaults) for text in arguments]
+    texts = texts_of(settings_class)
+    arguments = readable(arguments, settings_class, defaults)
     parsed = _parse(verb, arguments)
     if parsed.multirun and verb != "train":
         raise UserError(f"-m is given to mlm {verb}, but only mlm train runs sweeps; omit it")
@@ -61,7 +61,7 @@ def compose(
     def collect(settings: DictConfig) -> float | None:
         job = HydraConfig.get()
         if job.mode == RunMode.MULTIRUN:
-            return _point(settings, job, task)
+            return _point(settings, job, task, texts)
         kept.append((settings, job))
         return None
 
@@ -74,7 +74,7 @@ def compose(
     with _one_sentence(verb, defaults):
         with _arguments(arguments), _sweep_folder(parsed.overrides):
             hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(collect)()
-        jobs = [_composed(settings, job, given) for settings, job in kept]
+        jobs = [_composed(settings, job, given, texts) for settings, job in kept]
     for composed in jobs:  # one or none; outside of Hydra, which would write about its errors
         task(composed)
 
@@ -103,24 +103,18 @@ def _parse(verb: str, arguments: Sequence[str]) -> Any:
     return parsed
 
 
-def _composed(settings: DictConfig, job: Any, given: dict[str, Any]) -> Composed:
+def _composed(
+    settings: DictConfig, job: Any, given: dict[str, Any], texts: frozenset[str]
+) -> Composed:
     plain = OmegaConf.to_container(settings, resolve=True, throw_on_missing=False)
     plain = cast(dict[str, Any], plain)
+    replace_home(plain, texts)
     for name, value in given.items():
         if any(text.startswith(f"{name}=") for text in job.overrides.task):
             raise UserError(f"{name} is given twice, as {value!r} and by {name}=...; omit one")
         plain[name] = value
     overrides = [re.sub(r"^(\w+)\.kind=", r"\1=", text) for text in job.overrides.task]
     return Composed(plain, overrides, job.runtime.choices.get("model"))
-
-
-def _expanded(override: str, defaults: dict[str, Any]) -> str:
-    """`schedule.kind=wsd` for `schedule=wsd`, unless that is a file of the group `schedule`."""
-    name, _, value = override.partition("=")
-    section = defaults.get(name)
-    if not isinstance(section, dict) or "kind" not in section or value.startswith("{"):
-        return override
-    return override if (CONF / name / f"{value}.yaml").is_file() else f"{name}.kind={value}"
 
 
 class PointFailed(UserError):
@@ -132,10 +126,13 @@ class PointFailed(UserError):
 
 
 def _point(
-    settings: DictConfig, job: Any, task: Callable[[Composed], float | None]
+    settings: DictConfig,
+    job: Any,
+    task: Callable[[Composed], float | None],
+    texts: frozenset[str],
 ) -> float | None:
     """A job of a sweep: its error is reported at once, as Hydra continues with the next point."""
-    composed = _composed(settings, job, {})
+    composed = _composed(settings, job, {}, texts)
     run = composed.settings["run"]
     folder = run["name"] or os.path.relpath(job.sweep.dir, run["dir"])
     composed = replace(composed, sweep=f"{folder}/{job.job.num:03d}")
@@ -166,7 +163,9 @@ def _sweep_folder(overrides: list[str]) -> Iterator[None]:
 
     def folder(run_dir: str, name: str | None, model: str | None) -> str:
         start = "sweep" if swept else model
-        folders.append(Path(run_dir) / (name or f"{start}-{datetime.now():%Y%m%d-%H%M%S}"))
+        folders.append(
+            Path(from_home(run_dir)) / (name or f"{start}-{datetime.now():%Y%m%d-%H%M%S}")
+        )
         return str(folders[-1])
 
     OmegaConf.register_new_resolver("sweep_folder", folder, use_cache=True, replace=True)

@@ -1,5 +1,6 @@
 """The run folder `<run.dir>/<name>/`: its name, whose it is, what the launcher writes into it."""
 
+import errno
 import json
 import os
 import shutil
@@ -181,6 +182,9 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{folder} cannot be written ({error.strerror}); choose another run.dir, or free space"
-    )
+    remedy = {
+        errno.ENAMETOOLONG: "choose a shorter run.name",
+        errno.ENOSPC: "free space, or choose another run.dir",
+        errno.EDQUOT: "free space, or choose another run.dir",
+    }.get(error.errno or 0, "choose another run.dir")
+    return UserError(f"{folder} cannot be written ({error.strerror}); {remedy}")

@@ -22,6 +22,7 @@ __all__ = ["corpus", "ranks"]  # fixtures
     [
         (["run.dir=/proc/runs"], 2, "/proc/runs"),
         (["run.dir=/dev/null"], 2, "/dev/null is not a folder"),
+        (["run.name=" + 300 * "x"], 2, "(File name too long); choose a shorter run.name"),
         (["run.name=../a"], 2, "run.name=../a is not a folder inside run.dir"),
         (["run.name=prepared"], 2, "run.name=prepared is where prepared data is kept"),
         (["train.steps=many"], 2, "train.steps='many' is not possible: it should be a valid"),
@@ -111,7 +112,9 @@ def test_train_leaves_no_run_on_a_full_disk_while_starting(corpus, ranks, monkey
     monkeypatch.setattr(Path, "write_text", full)
     assert train(f"data.corpus={corpus}", "run.name=a") == 2
     err = capfd.readouterr().err
-    assert "runs/a cannot be written (No space left on device); choose another run.dir" in err
+    assert (
+        "runs/a cannot be written (No space left on device); free space, or choose another" in err
+    )
     assert err.count("\n") == 1
     assert [path.name for path in (ranks / "runs").iterdir()] == ["prepared"]
 

@@ -5,8 +5,9 @@ import json
 import pytest
 import yaml
 
-from launch.compose import PointFailed, _expanded, compose
+from launch.compose import PointFailed, compose
 from launch.messages import show_messages
+from launch.overrides import _expanded
 from launch.verb import Composed
 from mlm.config import TrainConfig, as_dict, defaults, load
 from mlm.errors import DataError, UserError
@@ -90,7 +91,7 @@ def test_compose_takes_a_section_as_a_mapping():
 def test_compose_prefers_a_file_of_the_group_to_a_kind(tmp_path, monkeypatch):
     (tmp_path / "schedule").mkdir()
     (tmp_path / "schedule" / "mine.yaml").touch()
-    monkeypatch.setattr("launch.compose.CONF", tmp_path)
+    monkeypatch.setattr("launch.overrides.CONF", tmp_path)
     sections = defaults(TrainConfig)
     assert _expanded("schedule=mine", sections) == "schedule=mine"
     assert _expanded("schedule=wsd", sections) == "schedule.kind=wsd"
@@ -286,3 +287,28 @@ def test_compose_gives_plain_values():
     settings = composed("tracker.tags=[a,b]", "optim.betas=[0.8,0.9]").settings
     assert json.loads(json.dumps(settings)) == settings
     assert load(TrainConfig, settings | {"data": {"corpus": "x"}}).optim.betas == (0.8, 0.9)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["20240101", "1e5", "1_000", "007", "0.5", ".5", "-3", "inf", "nan", "true", "False", "~x"],
+)
+def test_compose_takes_a_text_that_looks_like_another_value_as_text(text):
+    assert composed(f"run.name={text}", f"data.corpus={text}").settings["run"]["name"] == text
+    made = composed(f"corpus={text}", verb="tokenizer", schema="TokenizerConfig")
+    assert made.settings["corpus"] == text
+
+
+def test_compose_keeps_null_numbers_and_lists_where_they_are_meant():
+    made = composed("run.name=null", "seed=7", "parallel.dp=2", "tracker=[wandb,none]").settings
+    assert (made["run"]["name"], made["seed"], made["parallel"]["dp"]) == (None, 7, 2)
+    assert made["tracker"]["kind"] == ["wandb", "none"]
+    assert composed("run.name='2024'").settings["run"]["name"] == "2024"
+
+
+def test_compose_replaces_the_users_own_folder_in_paths(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = composed("run.dir=~/runs", "data.corpus=~", 'data.shards="~/a b"').settings
+    assert made["run"]["dir"] == f"{tmp_path}/runs"
+    assert (made["data"]["corpus"], made["data"]["shards"]) == (str(tmp_path), f"{tmp_path}/a b")
+    assert composed('run.name="a~b"').settings["run"]["name"] == "a~b"
