@@ -48,6 +48,7 @@ def check_train(config: TrainConfig) -> None:
             f"model.max_position_embeddings={model.max_position_embeddings} gives positions to; "
             f"choose a seq_len up to {model.max_tokens}, or more positions"
         )
+    _check_schedule(config)
     try:
         degrees.check_model(
             model.num_attention_heads, model.intermediate_size, model.num_hidden_layers
@@ -58,6 +59,33 @@ def check_train(config: TrainConfig) -> None:
             degrees.grad_accum_steps(train.global_batch_size, train.micro_batch_size)
     except LayoutError as error:
         raise UserError(str(error)) from None
+
+
+def _check_schedule(config: TrainConfig) -> None:
+    """A schedule that the run cannot follow would be followed with other slopes."""
+    schedule, train, lr = config.schedule, config.train, config.optim.lr
+    steps, warmup, decay = schedule.steps or train.steps, schedule.warmup_steps, 0
+    length = "train.steps" if schedule.steps is None else "schedule.steps"
+    longer = "choose fewer, or a larger schedule.steps, of which this run then has the beginning"
+    if train.steps > steps:
+        raise UserError(
+            f"train.steps={train.steps} is more than schedule.steps={steps}, after which there is "
+            f"no learning rate; choose at most {steps} steps, or a longer schedule"
+        )
+    if warmup is not None and warmup > steps:
+        raise UserError(f"schedule.warmup_steps={warmup} is more than {length}={steps}; {longer}")
+    if schedule.kind == "wsd" and schedule.decay_steps is not None:
+        decay = schedule.decay_steps
+        if (warmup or 0) + decay > steps:
+            raise UserError(
+                f"schedule.decay_steps={decay} and the {warmup or 0} steps of warm-up are more "
+                f"than {length}={steps}; {longer}"
+            )
+    if schedule.end_lr > lr:
+        raise UserError(
+            f"schedule.end_lr={schedule.end_lr:g} is above the peak, optim.lr={lr:g}, so that the "
+            f"rate would rise; choose {lr:g} or less"
+        )
 
 
 def _check_points(name: str, points: Sequence[tuple[int, float]]) -> None:

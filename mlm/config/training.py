@@ -46,7 +46,8 @@ class TrainSection:
 class OptimConfig:
     lr: float = setting(5e-4, "peak learning rate", ge=0)
     betas: tuple[Beta, Beta] = setting((0.9, 0.98), "AdamW betas")
-    eps: float = setting(1e-6, "AdamW epsilon", ge=0)
+    # What is 0 in fp32 divides 0 by 0 for a row that no token of a step uses.
+    eps: float = setting(1e-6, "AdamW epsilon", ge=1e-37)
     weight_decay: float = setting(0.01, "AdamW weight decay, not of biases and layer norms", ge=0)
     clip: float = setting(1.0, "gradients are scaled down to this norm; 0: no clipping", ge=0)
 
@@ -55,12 +56,15 @@ class OptimConfig:
 class ScheduleConfig:
     kind: str = setting("polynomial", "the learning-rate schedule, from the table SCHEDULES")
     warmup_steps: int | None = setting(
-        None, "steps over which the rate rises; null: 6 % of train.steps", ge=0
+        None, "steps over which the rate rises; null: 6 % of the schedule's steps", ge=0
+    )
+    steps: int | None = setting(
+        None, "of the schedule, of which a shorter run has the beginning; null: train.steps", ge=1
     )
     end_lr: float = setting(0.0, "learning rate at the last step", ge=0)
     power: float = setting(1.0, "of the polynomial", ge=0)
     decay_steps: int | None = setting(
-        None, "steps of the last phase of wsd; null: 20 % of train.steps", ge=0
+        None, "steps of the last phase of wsd; null: 20 % of the schedule's steps", ge=0
     )
 
 

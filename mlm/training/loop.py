@@ -259,6 +259,12 @@ class Loop:
         scores = self.task.evaluate(self.engine, lambda: self.watchdog.enter("evaluate"))
         self.progress.eval_loss = scores.loss
         done = self.progress.step
+        if not math.isfinite(scores.loss):
+            raise NumbersError(
+                f"the held-out loss after step {done} is {scores.loss}, so the weights hold "
+                f"numbers that are not finite; begin a new run with a lower optim.lr or more "
+                f"schedule.warmup_steps"
+            )
         self.report.evaluation(done, done * self.task.tokens_per_step, scores)
 
     def _save(self) -> None:

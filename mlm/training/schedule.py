@@ -45,12 +45,12 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 def learning_rate(step: int, steps: int, peak: float, settings: ScheduleConfig) -> float:
-    """The learning rate of optimizer step `step`, counted from 0, of `steps`.
+    """The learning rate of optimizer step `step`, counted from 0, of a run of `steps`.
 
     It rises linearly to `peak` over the warm-up, which counts from 1, so that the first step
     trains; then it follows the schedule that `settings.kind` names.
     """
-    warmup = warmup_steps(steps, settings)
+    steps, warmup = settings.steps or steps, warmup_steps(steps, settings)
     if step < warmup:
         return peak * (step + 1) / warmup
     schedule = entry(SCHEDULES, "schedule.kind", settings.kind)
@@ -58,9 +58,9 @@ def learning_rate(step: int, steps: int, peak: float, settings: ScheduleConfig) 
 
 
 def warmup_steps(steps: int, settings: ScheduleConfig) -> int:
-    """Steps of warm-up; 6 % of the run where none are given, as RoBERTa-like runs have it."""
+    """Steps of warm-up; 6 % of the schedule where none are given, as RoBERTa-like runs have it."""
     given = settings.warmup_steps
-    return min(steps, round(0.06 * steps) if given is None else given)
+    return round(0.06 * (settings.steps or steps)) if given is None else given
 
 
 def _left(step: int, steps: int, warmup: int) -> float:

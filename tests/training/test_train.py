@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ import mlm.training.loop
 from mlm import checkpoint
 from mlm.data.index import Index
 from mlm.data.reading.reader import TokenReader
-from mlm.errors import CONFIG, DATA, DONE, FAILED, REQUEUE
+from mlm.errors import CONFIG, DATA, DONE, FAILED, NUMBERS, REQUEUE
 from mlm.health.outcome import make_room, write_outcome
 from mlm.model.flops import training_flops_per_token
 from mlm.tasks.pretraining.losses import LossTally
+from mlm.tasks.pretraining.task import Pretraining
 from mlm.tracking.report import Report
 from mlm.tracking.tracker import Tracker
 from mlm.tracking.trackers import TRACKERS
@@ -259,6 +261,19 @@ def test_outcome_is_written_on_a_full_disk(small_disk: Path):
     assert json.loads((small_disk / "outcome.json").read_text())["sentence"] == "the disk is full"
     names = sorted(path.name for path in small_disk.iterdir())
     assert names == ["filler", "more", "outcome.json"]
+
+
+def test_train_fails_where_the_held_out_loss_is_not_finite(tmp_path, monkeypatch):
+    """As where the last step has ruined the weights, so that no step's loss shows it."""
+    real = Pretraining.evaluate
+
+    def evaluate(self, engine, on_progress):
+        return replace(real(self, engine, on_progress), loss=float("nan"))
+
+    monkeypatch.setattr(Pretraining, "evaluate", evaluate)
+    ended = run(tmp_path, config(train={"steps": 2}))
+    assert ended["code"] == NUMBERS
+    assert "the held-out loss after step 2 is nan, so the weights hold numbers" in ended["sentence"]
 
 
 def test_wandb_keeps_its_id_across_a_resume(tmp_path, monkeypatch):
