@@ -132,8 +132,8 @@ FORMATS: dict[str, Callable[[IO[bytes]], Any]] = {
 }
 
 
-def unpacked(file: io.BufferedReader, packed: str | None) -> IO[bytes]:
-    """The plain bytes of a file of format `packed`; None: it is not compressed.
+def unpacked(file: Any, packed: str | None) -> IO[bytes]:
+    """The plain bytes of a buffered reader, of format `packed`; None: it is not compressed.
 
     Raises one of `ERRORS`, here or when it is read, where the file is damaged or cut short.
     """

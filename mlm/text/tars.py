@@ -4,7 +4,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 from mlm.errors import DataError
 from mlm.text.compressed import READ, unpacked
@@ -35,7 +35,8 @@ def tar_documents(source: Source, skipped: Skipped) -> Iterator[list[str]]:
         with opened(source.place, source.packed) as stream:
             with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar:
                 while (member := tar.next()) is not None:
-                    tar.members = []  # or all of them stay in memory
+                    # Or all of them stay in memory; undocumented, and what webdataset does.
+                    tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
                     if member.isdir():
                         continue
                     if why := _no_text(member):
@@ -68,7 +69,7 @@ class _Header(tarfile.TarInfo):
     """
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Header":
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> "_Header":
         if not buf:
             raise tarfile.ReadError("it is cut short: the blocks that mark its end are missing")
         if len(buf) != tarfile.BLOCKSIZE:
