@@ -52,6 +52,8 @@ def config(**sections: Any) -> TrainConfig:
             settings[section] |= values
         else:
             settings[section] = values
+    warmup, steps = settings["schedule"]["warmup_steps"], settings["train"]["steps"]
+    settings["schedule"]["warmup_steps"] = min(warmup, steps)
     return load(TrainConfig, settings)
 
 

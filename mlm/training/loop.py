@@ -84,6 +84,12 @@ class Loop:
             with Prefetcher(self.run.micro_batches, self.progress.step) as feed:
                 self._train_from(feed)
         self._evaluate()
+        if not math.isfinite(loss := self.progress.eval_loss or 0.0):  # before it is saved
+            raise NumbersError(
+                f"the held-out loss after the last step is {loss}, so the weights hold numbers "
+                f"that are not finite; begin a new run with a lower optim.lr or more "
+                f"schedule.warmup_steps"
+            )
         self._save()
         self.saver.wait()
 
@@ -259,12 +265,6 @@ class Loop:
         scores = self.task.evaluate(self.engine, lambda: self.watchdog.enter("evaluate"))
         self.progress.eval_loss = scores.loss
         done = self.progress.step
-        if not math.isfinite(scores.loss):
-            raise NumbersError(
-                f"the held-out loss after step {done} is {scores.loss}, so the weights hold "
-                f"numbers that are not finite; begin a new run with a lower optim.lr or more "
-                f"schedule.warmup_steps"
-            )
         self.report.evaluation(done, done * self.task.tokens_per_step, scores)
 
     def _save(self) -> None:

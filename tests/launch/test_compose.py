@@ -193,7 +193,7 @@ def test_compose_reports_errors_of_hydra_in_one_sentence(argument, sentence, cap
         ("train.steps=0", "train.steps=0 is below 1"),
         ("optim.lr=nan", "optim.lr=nan is not a finite number; give 0 or more"),
         ("optim.lr=inf", "optim.lr=inf is not a finite number"),
-        ("optim.eps=-1", "optim.eps=-1 is below 0"),
+        ("optim.eps=-1", "optim.eps=-1 is below 1e-37"),
         ("optim.betas=[0.9]", "optim.betas=[0.9] has too few values; give it 2 or more"),
         ("optim.betas=[0.9,0.9,0.9]", "is not possible: it should have at most 2 items"),
         ("optim.betas=[0.9,1.5]", "optim.betas.1=1.5 is not below 1; give a number below 1"),
