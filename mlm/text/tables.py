@@ -15,58 +15,61 @@ ROWS = 1000  # at a time
 
 def dataset_documents(source: Source, skipped: Skipped) -> Iterator[list[str]]:
     """The rows of a folder that `save_to_disk` of the package datasets made."""
-    try:
-        from datasets import Dataset, load_from_disk
-    except ImportError:
-        raise DataError(
-            f"{source.place} is a saved dataset, and the package datasets, which reads it, is not "
-            f"installed; run pip install 'polymlm[datasets]'"
-        ) from None
+    return _documents(source, _dataset_texts(source), skipped)
+
+
+def parquet_documents(source: Source, skipped: Skipped) -> Iterator[list[str]]:
+    """The rows of a parquet file, some of which are in memory at a time."""
+    return _documents(source, _parquet_texts(source), skipped)
+
+
+def _documents(source: Source, texts: Iterator[object], skipped: Skipped) -> Iterator[list[str]]:
     number = 0
     try:
-        folder = _folder(source)
-        if not json.loads((folder / "state.json").read_text())["_data_files"]:
-            raise DataError(f"{folder} has no rows; save it again, or remove it")
-        saved = load_from_disk(str(folder))
-        assert isinstance(saved, Dataset), saved
-        saved = saved.with_format(None)  # it may have been saved as arrow, or with some columns
-        _check_has(source.place, "column", source.field, saved.column_names)
-        for rows in saved.select_columns([source.field]).iter(ROWS):
-            assert isinstance(rows, dict)
-            for text in rows[source.field]:
-                number += 1
-                if document := _row(f"{source.place}, row {number}", text, skipped):
-                    yield document
+        for number, text in enumerate(texts, 1):
+            if document := _row(f"{source.place}, row {number}", text, skipped):
+                yield document
     except (*UNREADABLE, ValueError, KeyError) as error:  # pyarrow's errors are of these
         if isinstance(error, DataError):
             raise
         raise unreadable(source.place, f" after row {number}", error) from None
 
 
-def parquet_documents(source: Source, skipped: Skipped) -> Iterator[list[str]]:
-    """The rows of a parquet file, some of which are in memory at a time."""
+def _dataset_texts(source: Source) -> Iterator[object]:
+    try:
+        from datasets import Dataset, load_from_disk
+    except ImportError:
+        raise _not_installed(source, "a saved dataset", "datasets", "datasets") from None
+    folder = _folder(source)
+    if not json.loads((folder / "state.json").read_text())["_data_files"]:
+        raise DataError(f"{folder} has no rows; save it again, or remove it")
+    saved = load_from_disk(str(folder))
+    assert isinstance(saved, Dataset), saved
+    saved = saved.with_format(None)  # it may have been saved as arrow, or with some columns
+    _check_has(source.place, "column", source.field, saved.column_names)
+    for rows in saved.select_columns([source.field]).iter(ROWS):
+        assert isinstance(rows, dict)
+        yield from rows[source.field]
+
+
+def _parquet_texts(source: Source) -> Iterator[object]:
     try:
         from pyarrow import parquet
     except ImportError:
-        raise DataError(
-            f"{source.place} is a parquet file, and the package pyarrow, which reads it, is not "
-            f"installed; run pip install 'polymlm[parquet]'"
-        ) from None
+        raise _not_installed(source, "a parquet file", "pyarrow", "parquet") from None
     if is_remote(source.place):
         raise DataError(f"{source.place} is a parquet file, read from its end; download it first")
-    number = 0
-    try:
-        with parquet.ParquetFile(source.place) as file:
-            _check_has(source.place, "column", source.field, file.schema_arrow.names)
-            for rows in file.iter_batches(ROWS, columns=[source.field]):
-                for text in rows.column(0).to_pylist():
-                    number += 1
-                    if document := _row(f"{source.place}, row {number}", text, skipped):
-                        yield document
-    except (*UNREADABLE, ValueError) as error:  # pyarrow's errors are of these
-        if isinstance(error, DataError):
-            raise
-        raise unreadable(source.place, f" after row {number}", error) from None
+    with parquet.ParquetFile(source.place) as file:
+        _check_has(source.place, "column", source.field, file.schema_arrow.names)
+        for rows in file.iter_batches(ROWS, columns=[source.field]):
+            yield from rows.column(0).to_pylist()
+
+
+def _not_installed(source: Source, what: str, package: str, extra: str) -> DataError:
+    return DataError(
+        f"{source.place} is {what}, and the package {package}, which reads it, is not installed; "
+        f"run pip install 'polymlm[{extra}]'"
+    )
 
 
 def _folder(source: Source) -> Path:

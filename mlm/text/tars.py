@@ -33,7 +33,9 @@ def tar_documents(source: Source, skipped: Skipped) -> Iterator[list[str]]:
     last, found = "", False
     try:
         with opened(source.place, source.packed) as stream:
-            with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as tar:
+            # In single blocks, so that nothing after the end is read and dropped.
+            size = tarfile.BLOCKSIZE
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=size, tarinfo=_Header) as tar:
                 while (member := tar.next()) is not None:
                     # Or all of them stay in memory; undocumented, and what webdataset does.
                     tar.members = []  # pyright: ignore[reportAttributeAccessIssue]

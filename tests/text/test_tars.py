@@ -130,6 +130,17 @@ def test_tars_that_are_cut_or_joined_are_refused(tmp_path):
         read(tmp_path)
 
 
+def test_tars_that_are_joined_without_padding_are_refused(tmp_path):
+    """Both are within the 10,240 bytes that tarfile reads at once by default."""
+    path = write_tar(tmp_path / "de.tar", {"a.txt": b"one"})
+    short = path.read_bytes()[: 512 + 512 + 1024]
+    path.write_bytes(short)
+    assert read(tmp_path) == [["one"]]
+    path.write_bytes(short + short)
+    with pytest.raises(DataError, match=r"de.tar cannot be read after a.txt: something is after"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("member", range(4))
 @pytest.mark.parametrize("damage", ["no end", "cut in a header", "checksum", "no magic"])
 def test_tars_with_damage_in_any_header_are_refused(tmp_path, member, damage):
