@@ -195,7 +195,7 @@ def test_commands_that_fail_are_reported(tmp_path):
     with pytest.raises(DataError, match=r"cannot be read after .*2.txt: .* exit code 7; make"):
         read(sources_file(tmp_path, de=f"pipe:cat {path}; exit 7"))
     # Without its final zeros a tar that breaks off after a document would look whole.
-    with pytest.raises(DataError, match=r"cannot be read: .* exit code 7; make"):
+    with pytest.raises(DataError, match=r"cannot be read after a/00000.txt: .* exit code 7"):
         read(sources_file(tmp_path, de=f"pipe:head -c 2048 {path}; exit 7"))
 
 
