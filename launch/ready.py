@@ -40,11 +40,12 @@ def check(composed: Composed) -> Job:
         from mlm.model.kernels import KERNELS
 
         entry({"auto": None, **KERNELS}, "train.attention", config.train.attention)
-    data = config.data
-    if data.corpus and data.shards:
-        raise UserError(
-            f"data.corpus={data.corpus} and data.shards={data.shards} are both given; omit one"
-        )
+    for name, given in (("data", config.data), ("eval", config.eval)):
+        if given.corpus and given.shards:
+            raise UserError(
+                f"{name}.corpus={given.corpus} and {name}.shards={given.shards} are both given; "
+                f"omit one"
+            )
     return Job(composed, config, notes)
 
 
@@ -81,13 +82,15 @@ def _with_data(
     """The config with its data prepared and its vocabulary known, and the data's hashes."""
     from mlm.console import plain_console
     from mlm.data.checks import check_data, with_tokenizer
-    from mlm.data.prepare import prepare
+    from mlm.data.prepare import prepare, prepare_evaluation
 
+    prepared, console = Path(config.run.dir) / run_folder.PREPARED, plain_console()
     if config.data.shards is None:
-        data = prepare(config.data, Path(config.run.dir) / run_folder.PREPARED, plain_console())
+        data = prepare(config.data, prepared, console)
     else:
         data = with_tokenizer(config.data)
     config = replace(config, data=data)
+    config = replace(config, eval=prepare_evaluation(config, prepared, console))
     facts = check_data(config)
     _check_size(config, overrides)
     try:

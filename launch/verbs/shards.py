@@ -19,7 +19,7 @@ def run(composed: Composed) -> None:
     config = load(ShardsConfig, composed.settings)
     out, console = Path(config.out), plain_console()
     form = TextForm(config.field, config.document)
-    options = Options(config.dedup, config.on_bad_line == "skip", form)
+    options = Options(config.dedup, config.on_bad_line == "skip", form, config.heldout)
     corpus, tokenizer = resolve(config.corpus), Path(config.tokenizer)
     write_shards(corpus, tokenizer, out, config.workers, console, options)
     console.print(table(json.loads((out / REPORT).read_text())))

@@ -43,6 +43,9 @@ class ShardsConfig:
     tokenizer: str = setting(MISSING, "folder of the tokenizer")
     out: str = setting(MISSING, "folder to write")
     workers: int | None = setting(None, "processes; null: one per core", ge=1)
+    heldout: float = setting(
+        0.01, "part of each language's text to evaluate on; 1: all of it", ge=0, le=1
+    )
     dedup: bool = setting(False, "keep only the first of equal documents of a language")
     field: str = setting("text", FIELD, min_length=1)
     document: Literal["blank", "line"] = setting("blank", DOCUMENT)

@@ -78,6 +78,9 @@ class DataConfig:
     workers: int | None = setting(
         None, "processes that prepare a corpus; null: one per core", ge=1, resume=True
     )
+    heldout: float = setting(
+        0.01, "of a corpus: part of each language's text to evaluate on", ge=0, le=0.5
+    )
     dedup: bool = setting(False, "of a corpus: keep one of equal documents of a language")
     field: str = setting(
         "text", "of a corpus: name of the text in objects of JSON, column of tables", min_length=1

@@ -29,6 +29,11 @@ def check_train(config: TrainConfig) -> None:
             "neither data.corpus nor data.shards is given, so there is nothing to train on; add "
             "data.corpus=DIR (or data.corpus=sample for the corpus in the package)"
         )
+    if data.corpus and not (data.heldout or config.eval.corpus or config.eval.shards):
+        raise UserError(
+            "data.heldout=0 leaves nothing to evaluate on; add eval.corpus=DIR, or give a part of "
+            "the text, such as 0.01"
+        )
     for name, fixed in IDS.items():
         if (value := getattr(model, name)) != fixed:
             raise UserError(

@@ -71,6 +71,15 @@ class ScheduleConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     every: int = setting(500, "steps between evaluations; 0: only at the end", ge=0)
+    corpus: str | None = setting(
+        None,
+        "text to evaluate on: a folder or a YAML file; null: what data.heldout holds out",
+        min_length=1,
+        resume=True,
+    )
+    shards: str | None = setting(
+        None, "shards whose held-out text is evaluated on", min_length=1, resume=True
+    )
     blocks_per_language: int = setting(
         16, "held-out sequences of each language; 0: all of them", ge=0
     )

@@ -10,6 +10,7 @@ from mlm.data.order.order import SampleOrder
 from mlm.data.reading.remote import cache_folder, check_room, is_url, open_index, tokenizer_beside
 from mlm.errors import DataError, UserError
 from mlm.tokenizer.folder import open_for_training
+from mlm.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,23 @@ def check_data(config: TrainConfig) -> DataFacts:
             f"{data.tokenizer}; leave it null, or give {tokenizer.padded_size}"
         )
     sample_order(config, index)
+    _check_evaluation(config, index, tokenizer)
     used = [n for n, name in enumerate(index.languages) if data.weights.get(name, 1.0)]
     check_room(index, used, data.seq_len - 1, data.shuffle_window, data.cache_gb)
     return DataFacts(index.hash, tokenizer.hash, asked or tokenizer.padded_size)
+
+
+def _check_evaluation(config: TrainConfig, index: Index, tokenizer: Tokenizer) -> None:
+    """Raises UserError unless there is text to evaluate on."""
+    if config.eval.shards:
+        index = open_index(config.eval.shards, config.data.cache)
+        index.check_tokenizer(tokenizer)
+        _check_shards(index, skip=False, max_bad=0)
+    if not any(index.heldout_tokens):
+        raise DataError(
+            f"no language of {index.folder} has held-out text to evaluate on; write the shards "
+            f"again from more text, or give text of your own as eval.corpus=DIR"
+        )
 
 
 def _check_shards(index: Index, skip: bool, max_bad: int) -> None:

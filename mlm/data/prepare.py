@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mlm.config import DataConfig, TokenizerConfig
+from mlm.config import DataConfig, EvalConfig, TokenizerConfig, TrainConfig
+from mlm.data.reading.remote import is_url
 from mlm.data.writing import shards
 from mlm.data.writing.shards import Options
 from mlm.errors import UserError
@@ -24,7 +25,7 @@ from mlm.tokenizer.ids import MODEL_FILE
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.tracking.progress import progress
 
-FORMAT = 4  # increased when the same text and settings give other tokens or shards
+FORMAT = 5  # increased when the same text and settings give other tokens or shards
 
 
 def prepare(data: DataConfig, folder: Path, console: Console) -> DataConfig:
@@ -46,11 +47,11 @@ def prepare(data: DataConfig, folder: Path, console: Console) -> DataConfig:
         on_bad_line=data.on_bad_line,
     )
     form = TextForm(data.field, data.document)
-    options = Options(data.dedup, data.on_bad_line == "skip", form)
+    options = Options(data.dedup, data.on_bad_line == "skip", form, data.heldout)
     given = open_for_training(Path(data.tokenizer)) if data.tokenizer else None
     of_training = [settings.vocab_size, settings.alpha, settings.character_coverage]
     made_with = [given.hash] if given else of_training
-    made_with += [data.dedup, data.on_bad_line, data.field, data.document]
+    made_with += [data.dedup, data.on_bad_line, data.field, data.document, data.heldout]
     with progress(console, f"Reading the corpus {data.corpus}") as show:
         key = corpus_key(corpus, made_with, show)
     place = folder / key
@@ -62,6 +63,21 @@ def prepare(data: DataConfig, folder: Path, console: Console) -> DataConfig:
             write_shards(corpus, tokenizer, place / "shards", data.workers, console, options)
     tokenizer, made = tokenizer.resolve(), (place / "shards").resolve()
     return replace(data, tokenizer=str(tokenizer), shards=str(made))
+
+
+def prepare_evaluation(config: TrainConfig, folder: Path, console: Console) -> EvalConfig:
+    """Makes shards of `eval.corpus`, all of it held out, with the run's tokenizer.
+
+    Returns the settings with an absolute `shards`, which is None where they have neither. Raises
+    UserError.
+    """
+    given = config.eval
+    if given.corpus:
+        data = replace(config.data, corpus=given.corpus, shards=None, heldout=1.0, dedup=False)
+        return replace(given, shards=prepare(data, folder, console).shards)
+    if given.shards and not is_url(given.shards):
+        return replace(given, shards=str(Path(given.shards).resolve()))
+    return given
 
 
 def train_tokenizer(

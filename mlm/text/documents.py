@@ -37,21 +37,6 @@ def documents(text: Sources, skipped: Skipped | None = None) -> Iterator[list[st
             yield from _file(source, skipped)
 
 
-def check_text(text: Sources, skipped: Skipped | None = None) -> Iterator[int]:
-    """Reads all of the text and raises what `documents` raises, except for the size of documents.
-
-    Yields numbers of characters as they are read, with or without line ends.
-    """
-    skipped = skipped or Skipped()
-    for source in text:
-        if source.kind == "txt":
-            for _, lines in lines_of(source, skipped):
-                yield len(lines)
-        else:
-            for document in documents((source,), skipped):
-                yield sum(map(len, document))
-
-
 def _file(source: Source, skipped: Skipped) -> Iterator[list[str]]:
     lines = lines_of(source, skipped)
     if source.kind == "jsonl":

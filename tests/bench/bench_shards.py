@@ -29,7 +29,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlm.data.writing import shards, staging
-from mlm.data.writing.heldout import first_pass
+from mlm.data.writing.first_pass import first_pass
+from mlm.data.writing.heldout import choose
 from mlm.data.writing.tars import TokenTars
 from mlm.data.writing.tokenizing import TextBatch, TextBatches, encoded
 from mlm.text.corpus import languages, sample_corpus
@@ -73,11 +74,13 @@ def cpu(call: Callable[[], None]) -> float:
 
 def compare(text: Sources, tokenizer: Tokenizer, holder: Path, rounds: int) -> None:
     """Times all on one core, in alternation."""
-    found = first_pass("all", text, OneCore())
+    share = shards.Options().heldout
+    found = first_pass("all", text, OneCore(), share)
+    rule = choose([found.text], share)["all"]
     batches: list[TextBatch] = []
 
     def read() -> None:  # each time: strings that were encoded once keep their UTF-8
-        batches[:] = TextBatches(text, found, [0, 0])
+        batches[:] = TextBatches(text, found, rule, [0, 0])
 
     def theirs(**options) -> None:
         for batch in batches:
@@ -98,7 +101,10 @@ def compare(text: Sources, tokenizer: Tokenizer, holder: Path, rounds: int) -> N
         (folder / staging.WORK).mkdir()
         options = shards.Options()
         found = shards._first_pass(OneCore(), folder, "all", text, options)
-        shards._write_language(OneCore(), folder, "all", text, options, found, tokenizer.model_path)
+        rule = choose([found.text], share)["all"]
+        shards._write_language(
+            OneCore(), folder, "all", text, options, found, rule, tokenizer.model_path
+        )
 
     calls = {
         "numpy": lambda folder: theirs(out_type="numpy"),

@@ -1,120 +1,29 @@
-"""The first pass over a language's text: what is held out of training, and what occurs twice.
+"""Which text of a corpus is held out of training: about a given share of each language's text.
 
-About 1 % of the documents are held out, chosen by their text alone: those whose hash falls below a
-hundredth of its range, or the one with the smallest hash where none does. With fewer than 20
-different documents, paragraphs are chosen in the same way, at least one and at most a tenth of
-them. Text that occurs twice is always in one split.
+Text is held out in units: documents, or paragraphs in a language most of whose text is in documents
+that are longer than its share. The choice is by hash: a unit is held out if its hash is in that
+part of the range of hashes, in every language alike. Where this gives a language less than half of
+its share, the units with the next hashes are added; where it gives more than one and a half, or one
+unit is longer than that, those with the largest hashes are removed. All languages follow all of
+these exceptions, so that text that several languages have is on one side in all of them.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-import xxhash
 
 from mlm.errors import DataError
-from mlm.text.documents import check_text, documents
 from mlm.text.hashing import HASH_BITS, bytes_hash, text_hash
-from mlm.text.lines import Skipped
-from mlm.text.sources import Sources, name_sources
-from mlm.text.streams import is_remote
 
 PURPOSE = "heldout"
-THRESHOLD = (1 << HASH_BITS) // 100
-FEW_DOCUMENTS = 20
-REPORTED = 1 << 20  # characters between two reports of progress
+MOST = 1.5  # times its share that a language may hold out
+LEAST = 0.5
 
 
-@dataclass(frozen=True)
-class HeldOutRule:
-    """The rule of one language: units of text whose hash is at most `cutoff` are held out."""
-
-    paragraphs: bool  # whether the unit is a paragraph; else it is a document
-    cutoff: int
-
-    def holds(self, text: bytes) -> bool:
-        """Whether a unit of text, with a line end after each paragraph, is held out."""
-        return bytes_hash(text, PURPOSE) <= self.cutoff
-
-    def split(self, document: list[str]) -> tuple[list[str], list[str]]:
-        """The paragraphs of `document` that are trained on, and those that are held out."""
-        assert self.paragraphs, "documents are held out as a whole"
-        splits: tuple[list[str], list[str]] = ([], [])
-        for paragraph in document:
-            splits[text_hash([paragraph], PURPOSE) <= self.cutoff].append(paragraph)
-        return splits
-
-
-@dataclass(frozen=True)
-class FirstPass:
-    """What is known of a language's text before any of it is tokenized.
-
-    repeated: the numbers of documents that occurred before, (repeated documents,) int64, ascending,
-    counted from 0 as they are read; empty unless they were searched for
-    characters: approximately
-    digest: of all documents in order, where only this shows that a second reading is the same; else
-    0
-    """
-
-    rule: HeldOutRule
-    repeated: np.ndarray
-    characters: int
-    digest: int = 0
-
-
-def first_pass(
-    language: str,
-    text: Sources,
-    report: Callable[[int], None],
-    find_repeated: bool = False,
-    skip_bad_lines: bool = False,
-) -> FirstPass:
-    """Reads all of a language's text. Raises DataError where all of it is one paragraph.
-
-    `report(characters)` is called from time to time, and may raise to stop the pass.
-    """
-    remote = any(is_remote(source.place) for source in text)
-    read_all, count = find_repeated or remote, _Count(report)
-    few: set[int] = set()
-    smallest, digests, digest = 1 << HASH_BITS, bytearray(), xxhash.xxh3_64()
-    for document in documents(text, Skipped(skip_bad_lines)):
-        count.add(sum(map(len, document)) if read_all else 0)
-        raw = joined(document).encode()
-        hashed = bytes_hash(raw, PURPOSE)
-        smallest = min(smallest, hashed)
-        if len(few) < FEW_DOCUMENTS:
-            few.add(hashed)
-        if remote:
-            digest.update(raw)
-        if find_repeated:
-            digests += xxhash.xxh3_128_digest(raw)
-        if not read_all and len(few) == FEW_DOCUMENTS and smallest < THRESHOLD:
-            break  # the documents that follow cannot change the rule
-    for characters in () if read_all else check_text(text, Skipped(skip_bad_lines)):
-        count.add(characters)
-    if len(few) == FEW_DOCUMENTS:
-        rule = HeldOutRule(paragraphs=False, cutoff=max(smallest, THRESHOLD - 1))
-    else:
-        rule = _paragraph_rule(language, text, skip_bad_lines)
-    return FirstPass(
-        rule, _repeated(digests), count.characters, digest.intdigest() if remote else 0
-    )
-
-
-class _Count:
-    """Counts characters, and reports many at a time."""
-
-    def __init__(self, report: Callable[[int], None]) -> None:
-        self.characters = self._reported = 0
-        self._report = report
-
-    def add(self, characters: int) -> None:
-        self.characters += characters
-        new = self.characters - self._reported
-        new = new if new >= REPORTED else 0
-        self._reported += new
-        self._report(new)  # also 0, since the report may ask to stop
+def hash_cutoff(share: float) -> int:
+    """The largest hash of the units that are held out where a language has no exceptions."""
+    return round(share * (1 << HASH_BITS)) - 1
 
 
 def joined(document: list[str]) -> str:
@@ -122,26 +31,204 @@ def joined(document: list[str]) -> str:
     return "\n".join(document) + "\n"
 
 
-def _paragraph_rule(language: str, text: Sources, skip_bad_lines: bool) -> HeldOutRule:
-    read = documents(text, Skipped(skip_bad_lines))
-    paragraphs = (text_hash([paragraph], PURPOSE) for paragraph in chain.from_iterable(read))
-    # As an array of uint64, the hashes of a large file fit in memory.
-    hashes = np.unique(np.fromiter(paragraphs, dtype=np.uint64))
-    if len(hashes) < 2:
-        raise DataError(
-            f"the language {language} ({name_sources(text)}) has {len(hashes)} different "
-            f"paragraphs, and one to train on and one to hold out are needed; "
-            f"add text to the file or remove it"
-        )
-    below = int(np.searchsorted(hashes, np.uint64(THRESHOLD)))
-    count = min(max(below, 1), max(len(hashes) // 10, 1))
-    return HeldOutRule(paragraphs=True, cutoff=int(hashes[count - 1]))
+@dataclass(frozen=True)
+class Units:
+    """Different units of text, by ascending hash.
+
+    hashes: (units,) uint64; characters: of all occurrences of each, (units,) int64
+    """
+
+    hashes: np.ndarray
+    characters: np.ndarray
+
+    @staticmethod
+    def of(hashes: np.ndarray, characters: np.ndarray, once: bool = False) -> "Units":
+        """hashes, characters: of each occurrence, in any order; once: only one of them counts"""
+        different, first, where = np.unique(hashes, return_index=True, return_inverse=True)
+        if once:
+            return Units(different, characters[first])
+        counts = np.zeros(len(different), np.int64)
+        np.add.at(counts, where, characters)
+        return Units(different, counts)
 
 
-def _repeated(digests: bytearray) -> np.ndarray:
-    """The indices of 128-bit hashes that occurred before, ascending."""
-    low, high = np.frombuffer(digests, "<u8").reshape(-1, 2).T
-    order = np.lexsort((low, high))  # stable, so the first of equal hashes stays first
-    low, high = low[order], high[order]
-    equal = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
-    return np.sort(order[1:][equal])
+@dataclass(frozen=True)
+class Paragraphs:
+    """Paragraphs in the order of the text.
+
+    hashes: (paragraphs,) uint64; characters: (paragraphs,) int64; documents: the hash of the
+    document of each, (paragraphs,) uint64
+    """
+
+    hashes: np.ndarray
+    characters: np.ndarray
+    documents: np.ndarray
+
+
+@dataclass(frozen=True)
+class LanguageText:
+    """What the choice knows of a language.
+
+    paragraphs: None where its units are documents
+    complete: whether these are all; of very many, there are those that may be chosen
+    """
+
+    name: str
+    characters: int
+    documents: Units
+    paragraphs: Paragraphs | None
+    complete: bool = True
+
+
+@dataclass(frozen=True)
+class HeldOutRule:
+    """What of a language is held out.
+
+    cutoff: units with a hash up to this one are held out, unless they are `removed`
+    added: hashes of units that are held out, too
+    divided: hashes of documents that are divided into paragraphs; `paragraphs`: all are
+    """
+
+    cutoff: int
+    added: frozenset[int] = frozenset()
+    removed: frozenset[int] = frozenset()
+    divided: frozenset[int] = frozenset()
+    paragraphs: bool = False
+
+    def facts(self) -> list:
+        """For JSON."""
+        exceptions = (sorted(each) for each in (self.added, self.removed, self.divided))
+        return [self.cutoff, *exceptions, self.paragraphs]
+
+    def of(self, text: LanguageText) -> "HeldOutRule":
+        """The same rule for a language, without the exceptions that do not occur in it."""
+        rule = replace(self, paragraphs=text.paragraphs is not None)
+        if not text.complete:
+            return rule
+        units = set(text.documents.hashes.tolist())
+        rule = replace(rule, divided=self.divided & units)
+        if text.paragraphs is not None:
+            units.update(text.paragraphs.hashes.tolist())
+        elif rule.divided:
+            return rule  # any paragraph may be in these documents
+        return replace(rule, added=self.added & units, removed=self.removed & units)
+
+    def holds(self, hashed: int) -> bool:
+        """Whether the unit with this hash is held out."""
+        return (hashed <= self.cutoff and hashed not in self.removed) or hashed in self.added
+
+    def split(self, document: list[str], raw: bytes) -> tuple[list[str], list[str]]:
+        """The paragraphs of a document that are trained on, and those that are held out.
+
+        raw: the document as `joined`, in UTF-8
+        """
+        hashed = bytes_hash(raw, PURPOSE)
+        if self.holds(hashed):
+            return [], document
+        if not self.paragraphs and hashed not in self.divided:
+            return document, []
+        splits: tuple[list[str], list[str]] = ([], [])
+        for paragraph in document:
+            splits[self.holds(text_hash([paragraph], PURPOSE))].append(paragraph)
+        return splits
+
+
+def choose(texts: Iterable[LanguageText], share: float) -> dict[str, HeldOutRule]:
+    """The rule of each language; share: of its text, from 0 to 1 (all of it).
+
+    Raises DataError for a language that is one paragraph.
+    """
+    ordered = sorted(texts, key=lambda text: (text.characters, text.name))
+    if share in (0, 1):
+        return {text.name: HeldOutRule(hash_cutoff(share)) for text in ordered}
+    removed: set[int] = set()
+    while True:
+        choice = _Choice(max(hash_cutoff(share), 0), share, set(removed))
+        for text in ordered:
+            choice.add(text)
+        if choice.removed <= removed:
+            break
+        removed |= choice.removed  # a language chosen before may have counted on some of them
+    rule = HeldOutRule(
+        choice.cutoff,
+        frozenset(choice.added),
+        frozenset(choice.removed),
+        frozenset(choice.divided),
+    )
+    return {text.name: rule.of(text) for text in ordered}
+
+
+@dataclass
+class _Choice:
+    """The exceptions, language after language, the smallest first."""
+
+    cutoff: int
+    share: float
+    removed: set[int]
+    added: set[int] = field(default_factory=set)
+    divided: set[int] = field(default_factory=set)
+
+    def add(self, text: LanguageText) -> None:
+        wanted, parts = self.share * text.characters, text.paragraphs
+        total = self._remove_what_exceeds(text.documents, 0, wanted)
+        if parts is None:
+            self._add_what_lacks(text.documents, total, wanted)
+            return
+        documents = text.documents.hashes
+        rest = ~np.isin(parts.documents, documents[self._held(documents)])
+        paragraphs = Units.of(parts.hashes[rest], parts.characters[rest])
+        total = self._remove_what_exceeds(paragraphs, total, wanted)
+        total = self._add_what_lacks(paragraphs, total, wanted)
+        if not total:
+            self._add_one(text, paragraphs)
+        self.divided.update(parts.documents[rest & self._held(parts.hashes)].tolist())
+
+    def _remove_what_exceeds(self, units: Units, total: int, wanted: float) -> int:
+        """Adds the units that are held out by now to `total`, which is returned."""
+        held = self._held(units.hashes)
+        hashes, characters = units.hashes[held], units.characters[held]
+        if total + characters.sum() <= MOST * wanted:
+            return total + int(characters.sum())
+        for hashed, size in zip(hashes.tolist(), characters.tolist(), strict=True):
+            if total + size <= MOST * wanted:
+                total += size
+            else:
+                self.removed.add(hashed)
+                self.added.discard(hashed)
+        return total
+
+    def _add_what_lacks(self, units: Units, total: int, wanted: float) -> int:
+        if total >= LEAST * wanted:
+            return total
+        for hashed, size in zip(units.hashes.tolist(), units.characters.tolist(), strict=True):
+            if total >= wanted:
+                break
+            known = hashed <= self.cutoff or hashed in self.added or hashed in self.removed
+            if not known and hashed not in self.divided and total + size <= MOST * wanted:
+                self.added.add(hashed)
+                total += size
+        return total
+
+    def _add_one(self, text: LanguageText, paragraphs: Units) -> None:
+        """Of a language whose paragraphs are all longer than its share."""
+        hashes, characters = paragraphs.hashes, paragraphs.characters
+        if len(hashes) < 2:
+            raise DataError(
+                f"the language {text.name} has {len(hashes)} different paragraphs, and one to "
+                f"train on and one to hold out are needed; add text to it, remove it, or hold "
+                f"nothing out (heldout=0)"
+            )
+        short = np.flatnonzero(characters <= text.characters // 10)
+        hashed = int(hashes[short[0] if len(short) else np.argmin(characters)])
+        self.removed.discard(hashed)
+        self.added.add(hashed)
+
+    def _held(self, hashes: np.ndarray) -> np.ndarray:
+        """Which units are held out by now, as booleans."""
+        held = hashes <= np.uint64(self.cutoff)
+        held &= ~np.isin(hashes, _array(self.removed))
+        return held | np.isin(hashes, _array(self.added))
+
+
+def _array(hashes: set[int]) -> np.ndarray:
+    return np.array(sorted(hashes), np.uint64)

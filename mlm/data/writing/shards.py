@@ -1,7 +1,8 @@
 """Token shards: WebDataset tars of ids, and their index, from a corpus and a tokenizer.
 
-A language is one job: a first pass decides what is held out, a second one tokenizes and writes. The
-bytes depend on text and tokenizer alone: any number of workers and restarts writes the same.
+A language is a job of two passes. The first finds what may be held out, which is then chosen for
+all languages together; the second tokenizes and writes. The bytes depend on text, tokenizer and
+options alone: any number of workers and restarts writes the same.
 """
 
 import json
@@ -15,7 +16,8 @@ import numpy as np
 from mlm.data.index import SAMPLE_FIELDS, SHARD, SPLITS, Totals, write_index
 from mlm.data.writing import staging, tars
 from mlm.data.writing.drops import report_of, skipped_members
-from mlm.data.writing.heldout import FirstPass, first_pass
+from mlm.data.writing.first_pass import FirstPass, first_pass
+from mlm.data.writing.heldout import HeldOutRule, choose
 from mlm.data.writing.journal import ReadCounts, SplitCounts
 from mlm.data.writing.tars import TokenTars
 from mlm.data.writing.tokenizing import TextBatches, tokenized
@@ -27,18 +29,22 @@ from mlm.tokenizer.tokenizer import Tokenizer
 
 OnProgress = Callable[[int, int | None], None]
 SHARD_FIELD, START_FIELD = SAMPLE_FIELDS.index("shard"), SAMPLE_FIELDS.index("start")
-VERSION = 2  # of a staging folder's content; increased when older content cannot be resumed from
+VERSION = 3  # of a staging folder's content; increased when older content cannot be resumed from
 REPORT = "report.json"
 
 
 @dataclass(frozen=True)
 class Options:
     """How text is kept, and which is dropped. A copy is a document with the paragraphs of an
-    earlier one in its language. A bad line is not UTF-8, or not a JSON object with a text."""
+    earlier one in its language. A bad line is not UTF-8, or not a JSON object with a text.
+
+    heldout: the part of each language's text that is not trained on; 1: all of it
+    """
 
     drop_copies: bool = False
     skip_bad_lines: bool = False
     form: TextForm = USUAL_FORM
+    heldout: float = 0.01
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def write(
         if staging.has_finished_shards(folder):
             say(f"Resuming from the shards that an earlier command left in {folder}")
         try:
-            written = _languages(sources, known, tokenizer, folder, workers, on_progress, options)
+            written = _languages(sources, known, stage, tokenizer, workers, on_progress, options)
             stage.check_unchanged(sources)
             _write_index(folder, tokenizer, written)
             report = report_of({name: (of.read, of.added) for name, of in written.items()})
@@ -108,8 +114,8 @@ def write(
 def _languages(
     sources: dict[str, Sources],
     known: dict[str, FirstPass],
+    stage: staging.Staging,
     tokenizer: Tokenizer,
-    folder: Path,
     workers: int | None,
     on_progress: OnProgress | None,
     options: Options,
@@ -121,15 +127,17 @@ def _languages(
     sizes = {language: _size(text) for language, text in sources.items()}
     with Workers(workers, len(sources), sum(sizes.values())) as pool:
         jobs = {
-            language: (folder, language, sources[language], options)
+            language: (stage.folder, language, sources[language], options)
             for language in sorted(sources, key=lambda language: -sizes[language])
         }
         new = {language: job for language, job in jobs.items() if language not in known}
         first = None if on_progress is None else lambda done: on_progress(done, None)
         found = known | pool.each(_first_pass, new, first)
+        rules = choose((each.text for each in found.values()), options.heldout)
+        stage.match_rules(rules)
         total = sum(each.characters for each in found.values())
         jobs = {
-            language: (*jobs[language], found[language], tokenizer.model_path)
+            language: (*jobs[language], found[language], rules[language], tokenizer.model_path)
             for language in sorted(jobs, key=lambda language: -found[language].characters)
         }
         second = None if on_progress is None else lambda done: on_progress(done, total)
@@ -162,7 +170,9 @@ def _write_index(folder: Path, tokenizer: Tokenizer, written: dict[str, Language
 def _first_pass(
     progress: JobProgress, folder: Path, language: str, text: Sources, options: Options
 ) -> FirstPass:
-    found = first_pass(language, text, progress, options.drop_copies, options.skip_bad_lines)
+    found = first_pass(
+        language, text, progress, options.heldout, options.drop_copies, options.skip_bad_lines
+    )
     staging.save_first_pass(folder / staging.WORK, language, found)
     return found
 
@@ -174,6 +184,7 @@ def _write_language(
     text: Sources,
     options: Options,
     found: FirstPass,
+    rule: HeldOutRule,
     model_path: Path,
 ) -> LanguageShards:
     work = folder / staging.WORK
@@ -191,7 +202,7 @@ def _write_language(
             progress(found.characters)
         else:
             tokenizer = Tokenizer.load(model_path.parent)
-            read, digest = _add_all(progress, text, found, options, tokenizer, writers)
+            read, digest = _add_all(progress, text, found, rule, options, tokenizer, writers)
             if found.digest and digest != found.digest:
                 staging.forget(work, language)
                 raise staging.changed(language, text)
@@ -214,6 +225,7 @@ def _add_all(
     progress: JobProgress,
     text: Sources,
     found: FirstPass,
+    rule: HeldOutRule,
     options: Options,
     tokenizer: Tokenizer,
     writers: list[TokenTars],
@@ -223,7 +235,8 @@ def _add_all(
     Returns the counts of what was read, and the digest of all of it.
     """
     starts = [writer.start for writer in writers]
-    read, left = TextBatches(text, found, starts, options.skip_bad_lines), found.characters
+    read = TextBatches(text, found, rule, starts, options.skip_bad_lines)
+    left = found.characters
     with closing(tokenized(read, tokenizer, progress.threads)) as batches:
         for characters, by_split in batches:
             for writer, ids in zip(writers, by_split, strict=True):

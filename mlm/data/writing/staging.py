@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from mlm.data.index import SPLITS, shard_name
-from mlm.data.writing.heldout import FirstPass, HeldOutRule
+from mlm.data.writing.first_pass import FirstPass
+from mlm.data.writing.heldout import HeldOutRule, LanguageText, Paragraphs, Units
 from mlm.data.writing.journal import Journal, ReadCounts
 from mlm.errors import DataError
 from mlm.text.sources import Sources, name_sources
 
 WORK = ".work"  # the subfolder of journals
+WRITTEN = (*(f"{split}.jsonl" for split in SPLITS), "read", "rule")  # of a language, in WORK
 STATE = "state.json"
 
 
@@ -75,6 +77,18 @@ class Staging:
             path.write_text(fingerprint)
         return known
 
+    def match_rules(self, rules: dict[str, HeldOutRule]) -> None:
+        """Deletes the shards of languages of which other text was held out than is now.
+
+        This depends on the text of all languages, of which one may have changed.
+        """
+        for language, rule in rules.items():
+            path, facts = self._work / f"{language}.rule", json.dumps(rule.facts())
+            if path.is_file() and path.read_text() != facts:
+                self._say(f"Other text of {language} is held out now, so it is written again")
+                self._delete(language, WRITTEN)
+            path.write_text(facts)
+
     def check_unchanged(self, sources: dict[str, Sources]) -> None:
         """Raises DataError where a language's text has changed since `match`."""
         for language, text in sources.items():
@@ -82,13 +96,17 @@ class Staging:
                 raise changed(language, text)
 
     def clear(self, language: str) -> None:
-        """Deletes what was written of a language."""
+        """Deletes all of a language."""
+        # The fingerprint comes last, so that a kill in between is noticed.
+        self._delete(language, (*WRITTEN, "npz", "fingerprint"))
+
+    def _delete(self, language: str, endings: tuple[str, ...]) -> None:
+        """Deletes a language's tars, then its files in WORK."""
         names = re.compile(rf"{re.escape(language)}(\.heldout)?-\d{{6,}}\.tar")
         for path in list(self.folder.iterdir()):
             if names.fullmatch(path.name):
                 path.unlink()
-        # The fingerprint comes last, so that a kill in between is noticed.
-        for ending in (*(f"{split}.jsonl" for split in SPLITS), "read", "npz", "fingerprint"):
+        for ending in endings:
             (self._work / f"{language}.{ending}").unlink(missing_ok=True)
 
     def _whole(self, language: str) -> bool:
@@ -124,10 +142,16 @@ def journal(work: Path, language: str, split: str) -> Journal:
 
 def save_first_pass(work: Path, language: str, found: FirstPass) -> None:
     """Saves the result of a language's first pass, whole or not at all."""
-    rule, aside = found.rule, work / f"{language}.partial"
-    facts = [rule.paragraphs, rule.cutoff, found.characters, found.digest]
+    text, aside = found.text, work / f"{language}.partial"
+    arrays = {"repeated": found.repeated} | {
+        f"{kind}.{name}": array
+        for kind, units in (("documents", text.documents), ("paragraphs", text.paragraphs))
+        if units is not None
+        for name, array in vars(units).items()
+    }
+    facts = [text.characters, text.complete, found.characters, found.digest]
     with aside.open("wb") as file:
-        np.savez(file, facts=np.array(facts, np.uint64), repeated=found.repeated)
+        np.savez(file, facts=np.array(facts, np.uint64), **arrays)
     aside.replace(work / f"{language}.npz")
 
 
@@ -137,9 +161,21 @@ def load_first_pass(work: Path, language: str) -> FirstPass | None:
     if not path.is_file():
         return None
     with np.load(path) as saved:
-        paragraphs, cutoff, characters, digest = saved["facts"].tolist()
-        rule = HeldOutRule(bool(paragraphs), cutoff)
-        return FirstPass(rule, saved["repeated"], characters, digest)
+        characters, complete, of_all, digest = saved["facts"].tolist()
+        units: dict[str, dict[str, np.ndarray]] = {"documents": {}, "paragraphs": {}}
+        for name in saved.files:
+            kind, _, column = name.partition(".")
+            if column:
+                units[kind][column] = saved[name]
+        documents, paragraphs = Units(**units["documents"]), units["paragraphs"]
+        text = LanguageText(
+            language,
+            characters,
+            documents,
+            Paragraphs(**paragraphs) if paragraphs else None,
+            bool(complete),
+        )
+        return FirstPass(text, saved["repeated"], of_all, digest)
 
 
 def save_read(work: Path, language: str, read: ReadCounts) -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import xxhash
 
 from mlm.data.prefetch import Prefetcher
-from mlm.data.writing.heldout import FirstPass, joined
+from mlm.data.writing.first_pass import FirstPass
+from mlm.data.writing.heldout import HeldOutRule, joined
 from mlm.data.writing.journal import ReadCounts, SplitCounts
 from mlm.data.writing.tars import SplitIds
 from mlm.text.documents import documents
@@ -51,16 +52,21 @@ class TextBatches:
     """
 
     def __init__(
-        self, text: Sources, found: FirstPass, starts: list[int], skip_bad_lines: bool = False
+        self,
+        text: Sources,
+        found: FirstPass,
+        rule: HeldOutRule,
+        starts: list[int],
+        skip_bad_lines: bool = False,
     ) -> None:
         """starts: the first document of each split that is to be tokenized"""
-        self._text, self._found, self._starts = text, found, starts
+        self._text, self._found, self._rule, self._starts = text, found, rule, starts
         self._skipped = Skipped(skip_bad_lines)
         self.counts, self.digest = ReadCounts(), xxhash.xxh3_64()
 
     def __iter__(self) -> Iterator[TextBatch]:
         """Batches of many lines, since sentencepiece is fast on many in one call."""
-        rule, read, (train_start, heldout_start) = self._found.rule, self.counts, self._starts
+        read = self.counts
         repeated = iter(self._found.repeated.tolist())
         next_repeated = next(repeated, -1)
         batch = TextBatch(0)
@@ -73,17 +79,13 @@ class TextBatches:
                 next_repeated = next(repeated, -1)
                 read.repeated_documents += 1
                 read.repeated_characters += characters
-            elif rule.paragraphs:
-                for lines, split, start in zip(
-                    rule.split(document), batch.splits, self._starts, strict=True
-                ):
-                    if lines and number >= start:
+            else:
+                by_split = self._rule.split(document, raw)
+                for lines, split, start in zip(by_split, batch.splits, self._starts, strict=True):
+                    if lines is document and number >= start:
+                        split.add(document, size, characters)
+                    elif lines and number >= start:
                         split.add(lines, len("".join(lines).encode()), sum(map(len, lines)))
-            elif rule.holds(raw):
-                if number >= heldout_start:
-                    batch.splits[1].add(document, size, characters)
-            elif number >= train_start:
-                batch.splits[0].add(document, size, characters)
             batch.characters += characters
             read.documents = number + 1
             if batch.characters >= BATCH_CHARACTERS:

@@ -9,7 +9,7 @@ from mlm.data.batches.words import Words
 from mlm.data.checks import sample_order
 from mlm.data.index import Index
 from mlm.data.reading.reader import TokenReader
-from mlm.data.reading.remote import open_store
+from mlm.data.reading.remote import open_index, open_store
 from mlm.tokenizer.tokenizer import Tokenizer
 
 
@@ -27,6 +27,14 @@ def training_batches(config: TrainConfig, index: Index, micro_batch_size: int) -
         config.train.global_batch_size,
         config.data.isolate_documents,
     )
+
+
+def held_out_reader(config: TrainConfig, training: TokenReader) -> TokenReader:
+    """Of the shards that are evaluated on: those of `eval`, or those of training."""
+    if config.eval.shards is None:
+        return training
+    index = open_index(config.eval.shards, config.data.cache)
+    return TokenReader(index, open_store(index, config.data.cache_gb))
 
 
 def masking(config: TrainConfig, index: Index) -> Masking:

@@ -13,6 +13,9 @@ from mlm.batch.micro_batch import IGNORED, MicroBatch
 from mlm.tasks.task import Tally
 from parallel.engine.interface import Engine, Outputs
 
+FEW = 100  # masked tokens; a loss that is a mean of fewer is off by a quarter of a nat
+NAMED = 5
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -32,6 +35,19 @@ class Losses:
         """Of the languages that have masked tokens."""
         rows = zip(self.languages, self.sums, self.counts, strict=True)
         return {name: total / count for name, total, count in rows if count}
+
+
+def few_tokens(losses: Losses) -> str:
+    """Names the languages whose loss is of few masked tokens; empty where there are none."""
+    few = [
+        f"{name} ({count})"
+        for name, count in zip(losses.languages, losses.counts, strict=True)
+        if count < FEW
+    ]
+    if not few:
+        return ""
+    more = f" and {len(few) - NAMED} more languages" if len(few) > NAMED else ""
+    return f"; of fewer than {FEW} masked tokens, and so inexact: {', '.join(few[:NAMED])}{more}"
 
 
 class LossTally(Tally):

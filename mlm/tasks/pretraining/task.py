@@ -16,8 +16,8 @@ from mlm.model.flops import training_flops_per_token
 from mlm.model.kernels import KERNELS
 from mlm.model.masked_lm import masked_lm_layers
 from mlm.plugins import entry
-from mlm.tasks.pretraining.batches import training_batches
-from mlm.tasks.pretraining.losses import LossTally
+from mlm.tasks.pretraining.batches import held_out_reader, training_batches
+from mlm.tasks.pretraining.losses import LossTally, few_tokens
 from mlm.tasks.task import OnProgress, Task, evaluated
 from mlm.tracking.scores import Scores
 from parallel.engine.interface import Engine
@@ -38,7 +38,7 @@ class Pretraining(Task):
         self.data_hash = self.index.hash
         self.training = training_batches(config, self.index, train.micro_batch_size)
         self.heldout = HeldOutBatches(
-            self.training.reader,
+            held_out_reader(config, self.training.reader),
             self.training.masking,
             data.seq_len,
             train.micro_batch_size,
@@ -76,7 +76,7 @@ class Pretraining(Task):
 
     def evaluate(self, engine: Engine, on_progress: OnProgress) -> Scores:
         """The loss on held-out text, beside the entropy of the same tokens as unigrams."""
-        tally = self.tally(engine.device)
+        tally = LossTally(self.heldout.reader.index.languages, engine.device)
         batches = evaluated(engine, len(self.heldout), self.heldout.micro_batch, on_progress)
         for batch, outputs in batches:
             if engine.grid.is_last_stage:
@@ -91,7 +91,7 @@ class Pretraining(Task):
                 "eval_loss_by_language": losses.by_language,
             },
             f"held-out loss {losses.mean:.4f} nats a token; the unigram entropy of these tokens is "
-            f"{entropy:.4f}",
+            f"{entropy:.4f}" + few_tokens(losses),
             {
                 "eval_unigram_entropy_by_language": by_language,
                 "eval_tokens_by_language": dict(zip(losses.languages, losses.counts, strict=True)),

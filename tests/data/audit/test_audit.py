@@ -188,7 +188,8 @@ def test_audit_shows_a_batch_as_it_was_trained_on(whole, capsys):
         read = re.sub(r"\[(.*?)(=|:[^\]]*)?\]", r"\1", text).replace("</s>", "")
         start = int(blocks[row]) * 31
         ids = TokenReader(audit.index).read("train", int(languages[row]), start, 31)
-        assert read.replace(" ", "") == tokenizer().decode(ids.tolist()).replace(" ", "")
+        decoded = tokenizer().decode(ids.tolist())  # it writes `<unk>` as " ⁇ "
+        assert read.replace(" ", "").replace("<unk>", "⁇") == decoded.replace(" ", "")
 
 
 @pytest.mark.ranks

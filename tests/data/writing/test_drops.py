@@ -5,6 +5,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -12,7 +13,8 @@ from launch.cli import main
 from mlm.data.index import Index
 from mlm.data.writing import shards, tars, tokenizing
 from mlm.data.writing.drops import table
-from mlm.data.writing.heldout import first_pass
+from mlm.data.writing.first_pass import FirstPass, first_pass
+from mlm.data.writing.heldout import LanguageText, Units, choose
 from mlm.data.writing.shards import REPORT, Options
 from mlm.data.writing.tokenizing import TextBatches
 from mlm.errors import DataError
@@ -129,9 +131,10 @@ def test_text_batches_skip_paragraphs_of_each_split_by_itself(tmp_path):
     """As after a kill at which one split of a language was finished, and the other was not."""
     write_text(tmp_path / "en.txt", [paragraphs("en", 60), paragraphs("el", 60)])
     text = (Source(str(tmp_path / "en.txt"), "txt"),)
-    found = first_pass("en", text, lambda amount: None)
-    assert found.rule.paragraphs
-    batches = (iter(TextBatches(text, found, starts)) for starts in ([0, 0], [9, 0], [0, 9]))
+    found = first_pass("en", text, lambda amount: None, 0.01)
+    rule = choose([found.text], 0.01)["en"]
+    assert rule.paragraphs
+    batches = (iter(TextBatches(text, found, rule, starts)) for starts in ([0, 0], [9, 0], [0, 9]))
     splits = [next(batch).splits for batch in batches]
     (train, heldout), (no_train, same), (same_train, no_heldout) = splits
     assert (no_train.lines, same.lines) == ([], heldout.lines)
@@ -227,7 +230,9 @@ def test_shards_are_equal_for_any_number_of_threads(tmp_path, monkeypatch):
 
 def test_shards_raise_an_error_of_the_background(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizing, "BATCH_CHARACTERS", 2000)
-    monkeypatch.setattr("mlm.data.writing.heldout.check_text", lambda text, bad: iter([1]))
+    nothing = LanguageText("en", 1, Units(*np.zeros((2, 0), np.int64)), None)
+    found = FirstPass(nothing, np.zeros(0, np.int64), 1)
+    monkeypatch.setattr(shards, "_first_pass", lambda *arguments: found)
     (tmp_path / "text").mkdir()
     write_text(tmp_path / "text" / "en.txt", [[line] for line in paragraphs("en", 4000)])
     (tmp_path / "text" / "de.csv").touch()
