@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from parallel.engine.deepspeed_adapter.buffers import buffer_sizes
 from parallel.engine.deepspeed_adapter.engine import PipelinedEngine, PlainEngine
 from parallel.engine.interface import Engine, EngineSettings, MakeOptimizer
 from parallel.groups import ProcessGrid
@@ -18,7 +19,6 @@ from parallel.pipeline.cut import cut
 from parallel.pipeline.stages import StageLayer, WholeModel, canonical_name
 
 NEVER = 10**12  # steps between two lines that DeepSpeed prints
-MOST_BUCKET_ELEMENTS = 500_000_000  # DeepSpeed's default, whatever the model
 
 
 def build(
@@ -41,7 +41,8 @@ def build(
         order, mpu = model.ordered, None
     else:
         model, order = WholeModel(layers, settings.recompute), layers
-        mpu = _ModelParallelUnit(PipelineParallelGrid(topology=topology))
+        with redirect_stdout(io.StringIO()):  # it prints the topology
+            mpu = _ModelParallelUnit(PipelineParallelGrid(topology=topology))
     model = model.to(settings.dtype)
     named = [(canonical_name(order, name), p) for name, p in model.named_parameters()]
     optimizer = make_optimizer(named)
@@ -49,7 +50,7 @@ def build(
         engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
-            config=_config(settings, layout.zero, sum(p.numel() for _, p in named)),
+            config=_config(settings, layout.zero, [p.numel() for _, p in named]),
             mpu=mpu,
             dist_init_required=False,
         )
@@ -74,10 +75,8 @@ def start_deepspeed() -> None:
         )
 
 
-def _config(settings: EngineSettings, zero: int, parameters: int) -> dict[str, Any]:
-    """DeepSpeed's configuration. Buckets are no larger than the model: the default of 5e8 elements
-    takes up to 2 GB, which a small model wastes."""
-    bucket = min(MOST_BUCKET_ELEMENTS, max(parameters + parameters % 2, 2))  # odd ones are refused
+def _config(settings: EngineSettings, zero: int, sizes: Sequence[int]) -> dict[str, Any]:
+    """DeepSpeed's configuration. sizes: of the parameters of this rank"""
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": settings.micro_batch_size,
         "gradient_accumulation_steps": settings.grad_accum_steps,
@@ -85,8 +84,7 @@ def _config(settings: EngineSettings, zero: int, parameters: int) -> dict[str, A
         "steps_per_print": NEVER,
         "zero_optimization": {
             "stage": zero,
-            "reduce_bucket_size": bucket,
-            "allgather_bucket_size": bucket,
+            **buffer_sizes(zero, sizes),
         },
         "zero_allow_untested_optimizer": True,
     }

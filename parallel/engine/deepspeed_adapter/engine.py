@@ -8,6 +8,7 @@ and in bf16 it takes another optimizer.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ class DeepSpeedEngine(Engine):
         self.inner: Any = inner  # its `step` is replaced
         self._order = order
         self.zero = _zero_optimizer(deepspeed.optimizer, inner, grid.layout.zero, dtype)
+        if dtype == torch.float32:
+            self.zero.share_masters()
         self._refused_by: int | None = None
         self._judged = False  # the step in progress
         self._loss = self._local_norm = 0.0  # its mean loss; the norm of this rank's gradients
@@ -175,6 +178,11 @@ class PipelinedEngine(DeepSpeedEngine):
 
         deepspeed._INSTRUCTION_MAP = {**deepspeed._INSTRUCTION_MAP, ForwardPass: numbered_forward}
         self._next = 0  # number of the micro-batch of the next forward pass
+        # In bf16 DeepSpeed sums gradients in buckets of its own, of 5e8 elements.
+        deepspeed._bf16_reduce_grads = partial(
+            deepspeed.buffered_allreduce_fallback,
+            elements_per_buffer=deepspeed.zero_reduce_bucket_size(),
+        )
 
     @property
     def local_layers(self) -> Sequence[StageLayer]:

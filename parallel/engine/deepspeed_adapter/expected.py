@@ -10,7 +10,13 @@ from typing import Any
 VERSION = "0.19.8"
 
 PIPELINE_MODULE = ("_partition_layers", "_set_bounds", "_topo", "forward_funcs", "tied_modules")
-PIPELINE_ENGINE = ("_INSTRUCTION_MAP", "total_loss", "using_bf16_optimizer")
+PIPELINE_ENGINE = (
+    "_INSTRUCTION_MAP",
+    "_bf16_reduce_grads",
+    "buffered_allreduce_fallback",
+    "total_loss",
+    "using_bf16_optimizer",
+)
 # Of the optimizers that DeepSpeed wraps around ours.
 ZERO_1_BF16 = (
     "_hp_optimizer_states_linked",
@@ -24,6 +30,7 @@ ZERO_1_BF16 = (
 ZERO_1_AND_2 = (
     "_hp_optimizer_states_linked",
     "_lazy_init_hp_params_optimizer_state",
+    "_link_all_hp_params",
     "averaged_gradients",
     "overflow",
     "parallel_partitioned_bit16_groups",
@@ -34,6 +41,7 @@ ZERO_3 = (
     "_get_param_partition_rank",
     "_reassign_or_swap_out_partitioned_parameters",
     "averaged_gradients",
+    "fp16_partitioned_groups_flat",
     "fp32_partitioned_groups_flat",
     "get_local_fp32_param",
     "overflow",
