@@ -12,3 +12,8 @@ def key(*parts: int | str) -> int:
     for part in parts:
         digest.update(repr(part).encode() + b"\0")
     return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def subkey(parent: int | None, *parts: int | str) -> int | None:
+    """`key(parent, *parts)`; without a parent there is none: torch's own generator is used."""
+    return None if parent is None else key(parent, *parts)

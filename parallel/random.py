@@ -1,11 +1,12 @@
 """Randomness that does not depend on the layout: keyed initial weights and keyed dropout."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
 from parallel.groups import group_rank, group_size
-from parallel.keys import key
+from parallel.keys import key, subkey
 from parallel.sharding import shard_of, slice_of
 
 
@@ -25,17 +26,22 @@ def normal_(parameter: Tensor, std: float, seed: int, name: str) -> None:
         parameter.copy_(slice_of(full, shard))
 
 
-def dropout(x: Tensor, probability: float, dropout_key: int) -> Tensor:
+def dropout(x: Tensor, probability: float, dropout_key: int | None) -> Tensor:
     """Dropout whose mask is a function of `dropout_key` and the shape of `x` alone.
 
-    Where `x` is split over tensor-parallel ranks, the caller puts the rank into the key.
+    Where `x` is split over tensor-parallel ranks, the caller puts the rank into the key. Without a
+    key torch's generator draws the mask: in a compiled pass, which cannot make generators.
     """
-    return x if probability == 0.0 else _Dropout.apply(x, probability, dropout_key)
+    if probability == 0.0:
+        return x
+    if dropout_key is None:
+        return F.dropout(x, probability)
+    return _Dropout.apply(x, probability, dropout_key)
 
 
-def sharded_key(dropout_key: int, site: str, group) -> int:
+def sharded_key(dropout_key: int | None, site: str, group) -> int | None:
     """The key of a site whose activations are split over `group`: each rank has its own."""
-    return key(dropout_key, site, group_rank(group))
+    return subkey(dropout_key, site, group_rank(group))
 
 
 class _Dropout(Function):

@@ -31,6 +31,12 @@ def shard_of(parameter: Tensor) -> Shard | None:
     return getattr(parameter, "shard", None)
 
 
+def group_of(parameter: Tensor) -> Group:
+    """The group that holds a parameter together; None where a process holds all of it."""
+    shard = shard_of(parameter)
+    return None if shard is None else shard.group
+
+
 def slice_of(full: Tensor, shard: Shard | None) -> Tensor:
     """This rank's slice of a full tensor."""
     if shard is None:

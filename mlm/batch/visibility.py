@@ -1,8 +1,9 @@
 """What the tokens of a micro-batch may attend to, and which positions they have."""
 
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, reduce
+from functools import reduce
 from operator import and_
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Visibility:
     mask: (rows, keys) or (rows, queries, keys) bool or None, as a user gave it; a 3-D one says
         everything, order included
     has_masked_rows: whether some query may attend to no key: it attends to all alike; None: not
-        known, since the mask is on a device whose values are not read
+        known, since the values of the mask were not read
     device: where the tensors lie
     """
 
@@ -36,12 +37,18 @@ class Visibility:
     mask: Tensor | None = None
     has_masked_rows: bool | None = False
     device: torch.device = CPU
-    _numbers: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
+    # In place of cached properties, whose locks a compiler cannot enter.
+    _made: dict[Any, Tensor | None] = field(default_factory=dict, init=False, repr=False)
 
-    @cached_property
+    @property
     def allowed(self) -> Tensor | None:
         """(rows or 1, 1, queries or 1, keys) bool, true where a query may attend to a key; None
-        where each may attend to all."""
+        where each may attend to all. Made once."""
+        if "allowed" not in self._made:
+            self._made["allowed"] = self._allowed()
+        return self._made["allowed"]
+
+    def _allowed(self) -> Tensor | None:
         _, queries, keys = self.shape
         conditions: list[Tensor] = []
         if self.document_starts is not None:
@@ -61,10 +68,11 @@ class Visibility:
     def added(self, dtype: torch.dtype) -> Tensor | None:
         """The same as numbers to add to scores: 0 where allowed, else the lowest finite number, so
         that a query that may attend to no key attends to all alike."""
-        if self.allowed is not None and dtype not in self._numbers:
-            zeros = torch.zeros(self.allowed.shape, dtype=dtype, device=self.device)
-            self._numbers[dtype] = zeros.masked_fill_(~self.allowed, torch.finfo(dtype).min)
-        return self._numbers.get(dtype)
+        allowed = self.allowed
+        if allowed is not None and dtype not in self._made:
+            zeros = torch.zeros(allowed.shape, dtype=dtype, device=self.device)
+            self._made[dtype] = zeros.masked_fill_(~allowed, torch.finfo(dtype).min)
+        return self._made.get(dtype)
 
     def positions(self, input_ids: Tensor, pad: int) -> Tensor:
         """Positions of whole rows of tokens, (rows, seq_len) -> the same int64: as in
@@ -95,12 +103,15 @@ def masked_by(
     shape: tuple[int, int, int],
     causal: bool = False,
     device: torch.device = CPU,
+    read: bool = True,
 ) -> Visibility:
     """The visibility by a mask that a user gave as the argument `name`.
 
     given: (rows, keys) or (rows, queries, keys), 1 where a key may be attended to, 0 where not;
         None: all ones
     shape: (rows, queries, keys); device: where the attention runs
+    read: whether the values, where they are checked, also decide what is computed: of a batch that
+        is made once they may; in a forward pass, which may be recorded for other values, not
     Raises ValueError for a mask of another shape, or of other values where these are checked.
     """
     if given is None:
@@ -113,15 +124,16 @@ def masked_by(
             f"a token may be attended to"
         )
     mask = given.bool()
-    if not values_checked(given):
-        return Visibility(
-            shape, causal=causal, mask=mask.to(device), has_masked_rows=None, device=device
-        )
-    if given.dtype != torch.bool and not bool((given == mask).all()):
+    checked = values_checked(given)
+    if checked and given.dtype != torch.bool and not bool((given == mask).all()):
         wrong = given[(given != 0) & (given != 1)].flatten()[0].item()
         raise ValueError(
             f"{name} holds {wrong:g}, and a mask is of 1 where a token may be attended to and 0 "
             f"where not; give it so (what is added to scores is made of it)"
+        )
+    if not (checked and read):
+        return Visibility(
+            shape, causal=causal, mask=mask.to(device), has_masked_rows=None, device=device
         )
     if bool(mask.all()) and not (causal and mask.dim() == 3):
         return Visibility(shape, causal=causal, device=device)

@@ -1,17 +1,22 @@
 """What every model of the family is: a config, a group, weights with a seed, a key per pass."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from mlm.batch.checks import traced
 from mlm.family.config import XLMRobertaXLConfig
+from mlm.family.joining import JoiningModel
+from mlm.family.outputs import ModelOutput
 from mlm.model.initial import initialise
 from parallel.groups import Group
 
 KEYS = 2**62
 
 
-class FamilyModel(nn.Module):
+class FamilyModel(JoiningModel):
     """A model over the tensor-parallel ranks of `group`, or on this process alone.
 
     A subclass makes its modules between `super().__init__` and `finish`.
@@ -21,7 +26,7 @@ class FamilyModel(nn.Module):
     config_class = XLMRobertaXLConfig
 
     def __init__(self, config: XLMRobertaXLConfig, group: Group):
-        super().__init__()
+        nn.Module.__init__(self)  # that of transformers would ask for its own config
         config.shape()  # refuses what does not fit before anything is allocated
         self.config, self.group = config, group
         self.gradient_checkpointing = config.gradient_checkpointing
@@ -41,12 +46,16 @@ class FamilyModel(nn.Module):
     def tie_weights(self) -> None:
         """Makes tied parameters one again, after they were replaced; here there are none."""
 
-    def as_object(self, return_dict: bool | None) -> bool:
-        """Whether a pass returns an object: as it is asked, or else as the config says."""
-        return self.config.return_dict if return_dict is None else return_dict
+    def returned(self, out: ModelOutput, return_dict: bool | None) -> Any:
+        """What a pass returns, an object or a tuple: as it is asked, or else as the config says."""
+        as_object = self.config.return_dict if return_dict is None else return_dict
+        return out if as_object else out.to_tuple()
 
-    def dropout_key(self) -> int:
-        """The key of this pass's dropout masks, drawn from torch's generator where any drops."""
+    def dropout_key(self) -> int | None:
+        """The key of this pass's dropout masks, drawn from torch's generator where any drops; None
+        in a recorded pass of one process, where that generator draws the masks themselves."""
+        if self.group is None and traced():
+            return None
         return _drawn(self.group, self.group_device()) if self.training else 0
 
     def group_device(self) -> torch.device:

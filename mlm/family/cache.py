@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 Layers = tuple[tuple[Tensor, ...], ...]
@@ -30,6 +31,14 @@ class KeyValues(tuple):
         """The cache of the batch's `rows` (new batch,), in that order."""
         layers = tuple(tuple(tensor[rows] for tensor in layer) for layer in self)
         return KeyValues(layers, None if self.tokens is None else self.tokens[rows])
+
+
+pytree.register_pytree_node(
+    KeyValues,
+    lambda cache: ([tuple(cache), cache.tokens], None),
+    lambda children, _: KeyValues(*children),
+    serialized_type_name=f"{KeyValues.__module__}.{KeyValues.__name__}",
+)
 
 
 def checked(

@@ -9,7 +9,7 @@ from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.inputs import check_tensors
 from mlm.family.labels import check_classes
 from mlm.family.model import Headed
-from mlm.family.outputs import ModelOutput, returned
+from mlm.family.outputs import HeadOutput
 from mlm.model.heads import ClassificationHead, LinearHead
 from mlm.model.losses import (
     PROBLEMS,
@@ -59,15 +59,14 @@ class LabelledModel(DownstreamModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple[Any, ...]:
+    ) -> HeadOutput | tuple[Any, ...]:
         """Inputs as in `XLMRobertaXLModel`, labels as the class says.
 
         Returns `loss`, `logits`, `hidden_states` and `attentions`.
         """
         check_tensors(labels=labels)
         dropout_key = self.dropout_key()
-        out = self.roberta.encode(
-            dropout_key,
+        out = self.roberta(
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -76,19 +75,21 @@ class LabelledModel(DownstreamModel):
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
+            dropout_key=dropout_key,
         )
         logits = self.head(out.last_hidden_state, dropout_key)
         loss = None
         if labels is not None:
             self.check_labels(self.config, labels, attention_mask)
             loss = self.loss(self.config, logits, labels, attention_mask)
-        return returned(
-            self.as_object(return_dict),
+        made = HeadOutput(
             loss=loss,
             logits=logits,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
+        return self.returned(made, return_dict)
 
     @staticmethod
     def loss(
@@ -196,7 +197,7 @@ class XLMRobertaXLForMultipleChoice(DownstreamModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple[Any, ...]:
+    ) -> HeadOutput | tuple[Any, ...]:
         """Inputs as in `XLMRobertaXLModel` with choices after the batch, (batch, choices, ...);
         labels: (batch,) int64, the right choices.
 
@@ -214,11 +215,12 @@ class XLMRobertaXLForMultipleChoice(DownstreamModel):
         some = input_ids if input_ids is not None else inputs_embeds
         _check_choices(rows, some)
         dropout_key = self.dropout_key()
-        out = self.roberta.encode(
-            dropout_key,
+        out = self.roberta(
             head_mask=head_mask,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
+            dropout_key=dropout_key,
             **{name: None if x is None else x.flatten(0, 1) for name, x in rows.items()},
         )
         assert some is not None
@@ -228,13 +230,13 @@ class XLMRobertaXLForMultipleChoice(DownstreamModel):
             labels = one_of_each(labels, len(logits))
             self.check_labels(self.config, labels, choices=logits.shape[1])
             loss = mean_cross_entropy(logits, labels, self.config.label_smoothing)
-        return returned(
-            self.as_object(return_dict),
+        made = HeadOutput(
             loss=loss,
             logits=logits,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
+        return self.returned(made, return_dict)
 
 
 def _check_choices(rows: dict[str, Tensor | None], some: Tensor | None) -> None:

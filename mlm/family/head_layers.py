@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlm.batch.labelled_batch import LabelledBatch
 from mlm.batch.micro_batch import IGNORED
@@ -14,7 +14,7 @@ from mlm.model.heads import MaskedLMHead, Pooler
 from mlm.model.masked_lm import lm_head_layers
 from parallel.groups import Group
 from parallel.pipeline.stages import StageLayer
-from parallel.tensor.layers import VocabParallelEmbedding
+from parallel.sharding import group_of
 from parallel.tensor.loss import linear_cross_entropy
 
 
@@ -86,17 +86,17 @@ def _language_layers(settings: HeadSettings, shifted: bool) -> list[StageLayer]:
         )
 
     def features(head: MaskedLMHead, x: Tensor, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
-        return head.features(x), head.bias
+        return head(x)
 
     def loss(
-        words: VocabParallelEmbedding, head: tuple[Tensor, Tensor], batch: LabelledBatch
+        words: nn.Embedding, head: tuple[Tensor, Tensor], batch: LabelledBatch
     ) -> tuple[Tensor, dict[str, Tensor]]:
         x, bias = head
         labels = batch.labels
         if shifted:
             x, labels = x[:, :-1], labels[:, 1:]
         total, losses = linear_cross_entropy(
-            x.flatten(0, 1), words.weight, bias, labels.reshape(-1), words.group
+            x.flatten(0, 1), words.weight, bias, labels.reshape(-1), group_of(words.weight)
         )
         counted = (labels != IGNORED).sum().clamp(min=1)
         return total / counted * batch.loss_scale, {"losses": losses.view_as(labels)}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mlm.batch.checks import values_checked
+from mlm.batch.checks import traced, values_checked
 from mlm.batch.visibility import position_ids
 from mlm.family.cache import KeyValues
 from mlm.family.config import XLMRobertaXLConfig
@@ -155,6 +155,8 @@ def positions(
     tokens = before + real
     if asked.position_ids is not None:
         return asked.position_ids, tokens
+    if traced():  # for other lengths, too; the table has rows for no more
+        return counted, tokens
     # Relative positions have a vector for every distance, and need no row for a position.
     absolute = config.position_embedding_type == "absolute"
     most = config.max_position_embeddings - (pad + 1 if absolute else 0)

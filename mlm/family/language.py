@@ -1,6 +1,7 @@
 """Language models of the family: of masked tokens, and of the next token."""
 
 import warnings
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from mlm.family.generation import Generation
 from mlm.family.inputs import check_tensors
 from mlm.family.labels import check_classes
 from mlm.family.model import Headed
-from mlm.family.outputs import ModelOutput, returned
+from mlm.family.outputs import CausalOutput, HeadOutput
 from mlm.model.heads import LMHead
 from mlm.model.losses import mean_cross_entropy, next_token_loss
 
@@ -20,13 +21,21 @@ class LanguageModel(Headed):
 
     head_name = "lm_head"
     lm_head: LMHead
+    all_tied_weights_keys = MappingProxyType(
+        {
+            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+            "lm_head.decoder.bias": "lm_head.bias",
+        }
+    )
+    _tied_weights_keys = all_tied_weights_keys
+    _keys_to_ignore_on_save = tuple(all_tied_weights_keys)
 
     def new_head(self) -> LMHead:
-        return LMHead(self.config.shape(), self.roberta.embeddings.word_embeddings)
+        return LMHead(self.config.shape(), self.group, self.get_input_embeddings().weight)
 
     def tie_weights(self) -> None:
         """Makes the decoder's parameters the word embeddings' and the head's bias again."""
-        self.lm_head.tie(self.roberta.embeddings.word_embeddings)
+        self.lm_head.tie(self.get_input_embeddings().weight)
 
     @classmethod
     def check_labels(
@@ -54,15 +63,14 @@ class XLMRobertaXLForMaskedLM(LanguageModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple[Any, ...]:
+    ) -> HeadOutput | tuple[Any, ...]:
         """Inputs as in `XLMRobertaXLModel`; labels: (batch, seq_len) ids, -100 where none counts.
 
         Returns `loss` (the mean over the labels), `logits` (batch, seq_len, vocab_size),
         `hidden_states` and `attentions`.
         """
         check_tensors(labels=labels)
-        out = self.roberta.encode(
-            self.dropout_key(),
+        out = self.roberta(
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -71,22 +79,23 @@ class XLMRobertaXLForMaskedLM(LanguageModel):
             inputs_embeds=inputs_embeds,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
-            use_cache=None,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
+            dropout_key=self.dropout_key(),
         )
-        logits = self.lm_head.logits(out.last_hidden_state)
+        logits = self.lm_head(out.last_hidden_state)
         loss = None
         if labels is not None:
             self.check_labels(self.config, labels)
             loss = mean_cross_entropy(logits, labels, self.config.label_smoothing)
-        return returned(
-            self.as_object(return_dict),
+        made = HeadOutput(
             loss=loss,
             logits=logits,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
+        return self.returned(made, return_dict)
 
 
 class XLMRobertaXLForCausalLM(LanguageModel, Generation):
@@ -116,7 +125,7 @@ class XLMRobertaXLForCausalLM(LanguageModel, Generation):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-    ) -> ModelOutput | tuple[Any, ...]:
+    ) -> CausalOutput | tuple[Any, ...]:
         """Inputs as in `XLMRobertaXLModel`; labels: (batch, seq_len) ids, not shifted, -100 where
         none counts; logits_to_keep: of how many last positions (0: all), or which.
 
@@ -132,8 +141,7 @@ class XLMRobertaXLForCausalLM(LanguageModel, Generation):
                 f"logits; leave one of them out"
             )
         check_tensors(labels=labels)
-        out = self.roberta.encode(
-            self.dropout_key(),
+        out = self.roberta(
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -146,14 +154,15 @@ class XLMRobertaXLForCausalLM(LanguageModel, Generation):
             use_cache=use_cache,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
+            dropout_key=self.dropout_key(),
         )
-        logits = self.lm_head.logits(_kept(out.last_hidden_state, logits_to_keep))
+        logits = self.lm_head(_kept(out.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             self.check_labels(self.config, labels)
             loss = next_token_loss(logits, labels, self.config.label_smoothing)
-        return returned(
-            self.as_object(return_dict),
+        made = CausalOutput(
             loss=loss,
             logits=logits,
             past_key_values=out.past_key_values,
@@ -161,6 +170,7 @@ class XLMRobertaXLForCausalLM(LanguageModel, Generation):
             attentions=out.attentions,
             cross_attentions=out.cross_attentions,
         )
+        return self.returned(made, return_dict)
 
 
 def _kept(x: Tensor, positions: int | Tensor) -> Tensor:

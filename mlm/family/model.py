@@ -1,22 +1,24 @@
 """The encoder of the family, or its decoder: what all heads stand on."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mlm.batch.visibility import masked_by
+from mlm.batch.visibility import Visibility, masked_by
 from mlm.family import inputs
 from mlm.family.cache import KeyValues, checked
 from mlm.family.config import XLMRobertaXLConfig
-from mlm.family.outputs import ModelOutput
+from mlm.family.outputs import EncoderOutput
 from mlm.family.pretrained import Pretrained
-from mlm.model.attention import AttentionInputs
+from mlm.model.attention import AttentionInputs, AttentionRecord
 from mlm.model.embeddings import PositionEmbeddings
 from mlm.model.encoder import word_embeddings
-from mlm.model.heads import FinalNorm, Pooler
-from mlm.model.layer import EncoderLayer, LayerOutputs
+from mlm.model.heads import LinearHead, Pooler
+from mlm.model.layer import EncoderLayer, Pass
 from parallel.groups import Group
 from parallel.tensor.collectives import gather_from_group
 
@@ -28,15 +30,112 @@ class Embeddings(PositionEmbeddings):
         super().__init__(config.shape(), config.position_embedding_type == "absolute")
         self.word_embeddings = word_embeddings(config.shape(), group)
 
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        positions: Tensor,
+        token_type_ids: Tensor | None,
+        dropout_key: int | None,
+    ) -> Tensor:
+        """Of ids, or of vectors in place of those of the words -> (batch, seq_len, hidden_size)"""
+        if inputs_embeds is None:
+            words = self.word_embeddings(input_ids)
+        else:
+            words = inputs_embeds.to(self.token_type_embeddings.weight.dtype)
+        if token_type_ids is None:
+            token_type_ids = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
+        return self.add(words, positions, token_type_ids, dropout_key)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a pass through the layers is given besides hidden states, and asked for.
+
+    source: (batch, keys, hidden_size) of cross attention, and its visibility `seen`
+    past: keys and values of earlier tokens; head_mask: (layers, heads)
+    recompute: whether layers keep only their inputs for the backward pass
+    """
+
+    source: Tensor | None = None
+    seen: Visibility | None = None
+    past: KeyValues | None = None
+    head_mask: Tensor | None = None
+    cache: bool = False
+    weights: bool = False
+    states: bool = False
+    recompute: bool = False
+
 
 class Encoder(nn.Module):
     def __init__(self, config: XLMRobertaXLConfig, group: Group, attention: str):
         super().__init__()
         shape, options = config.shape(), config.layer_options(attention)
+        self.group = group
         self.layer = nn.ModuleList(
             EncoderLayer(shape, index, group, options) for index in range(shape.num_hidden_layers)
         )
-        self.LayerNorm = FinalNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+        self.LayerNorm = nn.LayerNorm(shape.hidden_size, eps=shape.layer_norm_eps)
+
+    def forward(self, x: Tensor, given: Pass, asked: Asked = Asked()) -> EncoderOutput:
+        """x: (batch, seq_len, hidden_size); the cache is of the layers alone, as a tuple."""
+        states, records = [x], []
+        recorded = asked.cache or asked.weights
+        for number, layer in enumerate(self.layer):
+            own, crossed = (AttentionRecord(), AttentionRecord()) if recorded else (None, None)
+            past = (None,) * 4 if asked.past is None else asked.past[number]
+            factor = None if asked.head_mask is None else asked.head_mask[number].to(x)
+            extras = AttentionInputs(_pair(past[:2]), None, factor, asked.weights, own)
+            cross = None
+            if asked.source is not None and asked.seen is not None:
+                before = _pair(past[2:])
+                inputs = AttentionInputs(before, asked.source, factor, asked.weights, crossed)
+                cross = (asked.seen, inputs)
+            if asked.recompute:
+                # But for fused dropout on CUDA, torch's generator draws only without a key.
+                drawn = x.device.type != "cpu" or given.dropout_key is None
+                options: Any = {"use_reentrant": False, "preserve_rng_state": drawn}
+                x = checkpoint(layer, x, given, extras, cross, **options)
+            else:
+                x = layer(x, given, extras, cross)
+            states.append(x)
+            records.append((own, crossed))
+        states[-1] = x = self.LayerNorm(x)
+        return EncoderOutput(
+            last_hidden_state=x,
+            past_key_values=_cached(records) if asked.cache else None,
+            hidden_states=tuple(states) if asked.states else None,
+            attentions=self._whole([own for own, _ in records]) if asked.weights else None,
+            cross_attentions=self._whole([crossed for _, crossed in records])
+            if asked.weights and asked.source is not None
+            else None,
+        )
+
+    def _whole(self, records: list[AttentionRecord]) -> tuple[Tensor, ...]:
+        """Attention weights of all heads, on every rank."""
+        weights = [record.weights for record in records if record.weights is not None]
+        if self.group is None:
+            return tuple(weights)
+        return tuple(
+            gather_from_group(w.movedim(1, -1), self.group).movedim(-1, 1) for w in weights
+        )
+
+
+def _pair(past: Sequence[Tensor | None]) -> tuple[Tensor, Tensor] | None:
+    return None if not past or past[0] is None else (past[0], past[1])  # pyright: ignore
+
+
+def _cached(records: list[tuple[AttentionRecord, AttentionRecord]]) -> Any:
+    """Of each layer (key, value), and those of its cross attention where it had one."""
+    return tuple(
+        tuple(
+            tensor
+            for record in layer
+            for tensor in (record.keys, record.values)
+            if tensor is not None
+        )
+        for layer in records
+    )
 
 
 class XLMRobertaXLModel(Pretrained):
@@ -80,21 +179,24 @@ class XLMRobertaXLModel(Pretrained):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple[Any, ...]:
+        *,
+        dropout_key: int | None = None,
+    ) -> EncoderOutput | tuple[Any, ...]:
         """input_ids, token_type_ids, position_ids: (batch, seq_len); inputs_embeds: (batch,
         seq_len, hidden_size) in place of input_ids; attention_mask: (batch, earlier + seq_len) or
         (batch, seq_len, earlier + seq_len), the latter as it stands for a decoder, too; head_mask:
         (heads,) or (layers, heads), numbers that attention weights are multiplied by;
         encoder_hidden_states: (batch, encoder_len, hidden_size) with its mask. Vectors of another
-        dtype than the weights' are cast to that.
+        dtype than the weights' are cast to that. dropout_key: that of a head's pass.
 
         Returns `last_hidden_state` (batch, seq_len, hidden_size), `pooler_output` (batch,
         hidden_size), `past_key_values` (a `KeyValues`), `hidden_states` (layers + 1 of them, the
         last one normed), `attentions` and `cross_attentions` (each layer's (batch, heads, queries,
         keys)). Raises ValueError for what does not fit together or is unsupported.
         """
-        out = self.encode(
-            self.dropout_key(),
+        key = self.dropout_key() if dropout_key is None else dropout_key
+        given = inputs.checked(
+            self.config,
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -108,86 +210,56 @@ class XLMRobertaXLModel(Pretrained):
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
         )
-        return out if self.as_object(return_dict) else out.to_tuple()
-
-    def encode(self, dropout_key: int, **given: Any) -> ModelOutput:
-        """`forward` of the arguments `given` with the pass's dropout key, for heads to share."""
-        config = self.config
-        asked = inputs.checked(config, **given)
-        rows, length = asked.batch, asked.length
-        layers: list[EncoderLayer] = list(self.encoder.layer)  # pyright: ignore
-        past = checked(
-            given.get("past_key_values"),
-            rows,
-            [(layer.attention.self.heads, self._crossing_heads(layer)) for layer in layers],
-            config.hidden_size // config.num_attention_heads,
-            source=None if asked.encoder_states is None else asked.encoder_states.shape[1],
+        past = self._past(past_key_values, given)
+        positions, tokens = inputs.positions(self.config, given, past)
+        x = self.embeddings(given.ids, given.embeds, positions, given.token_types, key)
+        visibility, asked = self._asked(given, past, x)
+        out: Any = self.encoder(x, Pass(visibility, key), asked)
+        made = EncoderOutput(
+            last_hidden_state=out.last_hidden_state,
+            pooler_output=None if self.pooler is None else self.pooler(out.last_hidden_state),
+            past_key_values=KeyValues(out.past_key_values, tokens) if given.cache else None,
+            hidden_states=out.hidden_states,
+            attentions=out.attentions,
+            cross_attentions=out.cross_attentions,
         )
+        return self.returned(made, return_dict)
+
+    def _past(self, past: Any, given: inputs.Inputs) -> KeyValues | None:
+        """`past_key_values`, checked against the layers."""
+        source = given.encoder_states
+        return checked(
+            past,
+            given.batch,
+            [_heads(layer) for layer in self.encoder.layer],
+            self.config.hidden_size // self.config.num_attention_heads,
+            source=None if source is None else source.shape[1],
+        )
+
+    def _asked(
+        self, given: inputs.Inputs, past: KeyValues | None, x: Tensor
+    ) -> tuple[Visibility, Asked]:
+        """What the tokens of x may attend to, and what else the layers are given."""
+        rows, length, device = given.batch, given.length, x.device
         earlier = 0 if past is None else past.get_seq_length()
-        positions, tokens = inputs.positions(config, asked, past)
-        if asked.embeds is None:
-            words = self.embeddings.word_embeddings(asked.ids)
-        else:
-            words = asked.embeds.to(self.dtype)
-        x = self.embeddings.add(words, positions, asked.token_types, dropout_key)
-        shape = (rows, length, earlier + length)
-        causal = config.is_decoder
-        visibility = masked_by("attention_mask", asked.mask, shape, causal, x.device)
+        shape, causal = (rows, length, earlier + length), self.config.is_decoder
+        visibility = masked_by("attention_mask", given.mask, shape, causal, device, read=False)
         source, seen = None, None
-        if asked.encoder_states is not None:
-            source = asked.encoder_states.to(self.dtype)
+        if given.encoder_states is not None:
+            source = given.encoder_states.to(x.dtype)
             shape = (rows, length, source.shape[1])
             name = "encoder_attention_mask"
-            seen = masked_by(name, asked.encoder_mask, shape, device=x.device)
-        states, weights, cross_weights, cached = [x], [], [], []
-        for number, layer in enumerate(layers):
-            earlier_keys = None if past is None else past[number]
-            factor = None if asked.head_mask is None else asked.head_mask[number].to(x)
-            extras = AttentionInputs(earlier_keys and earlier_keys[:2], None, factor, asked.weights)
-            cross = None
-            if source is not None:
-                past_cross = earlier_keys and earlier_keys[2:]
-                cross = (seen, AttentionInputs(past_cross, source, factor, asked.weights))
-            out = self._run(layer, x, visibility, dropout_key, extras, cross)
-            x = out.x
-            states.append(x)
-            weights.append(out.weights)
-            cross_weights.append(out.cross_weights)
-            cached.append(out.past)
-        states[-1] = x = nn.LayerNorm.forward(self.encoder.LayerNorm, x)
-        return ModelOutput(
-            last_hidden_state=x,
-            pooler_output=None if self.pooler is None else self.pooler(x),
-            past_key_values=KeyValues(tuple(cached), tokens) if asked.cache else None,
-            hidden_states=tuple(states) if asked.states else None,
-            attentions=self._whole(weights) if asked.weights else None,
-            cross_attentions=self._whole(cross_weights) if asked.weights and seen else None,
+            seen = masked_by(name, given.encoder_mask, shape, device=device, read=False)
+        recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
+        return visibility, Asked(
+            source, seen, past, given.head_mask, given.cache, given.weights, given.states, recompute
         )
 
-    @staticmethod
-    def _crossing_heads(layer: EncoderLayer) -> int:
-        cross = getattr(layer, "crossattention", None)
-        return 0 if cross is None else cross.self.heads
 
-    def _run(self, layer: EncoderLayer, x: Tensor, *given: Any) -> LayerOutputs:
-        if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
-            return layer.run(x, *given)
-        # Only fused attention dropout on CUDA draws from the generator; all else is keyed.
-        return checkpoint(
-            layer.run,
-            x,
-            *given,
-            use_reentrant=False,
-            preserve_rng_state=x.device.type != "cpu",
-        )
-
-    def _whole(self, weights: list[Tensor]) -> tuple[Tensor, ...]:
-        """Attention weights of all heads, on every rank."""
-        if self.group is None:
-            return tuple(weights)
-        return tuple(
-            gather_from_group(w.movedim(1, -1), self.group).movedim(-1, 1) for w in weights
-        )
+def _heads(layer: Any) -> tuple[int, int]:
+    """Of a layer's attention and cross attention on this rank."""
+    cross = getattr(layer, "crossattention", None)
+    return layer.attention.self.heads, 0 if cross is None else cross.self.heads
 
 
 class Headed(Pretrained):
@@ -209,7 +281,10 @@ class Headed(Pretrained):
         self.roberta = XLMRobertaXLModel(
             config, self.pooled, group=group, seed=seed, attention=attention
         )
-        self.add_module(self.head_name, self.new_head())
+        head = self.new_head()
+        if isinstance(head, LinearHead):
+            self.dropout = head.dropout  # where transformers has it
+        self.add_module(self.head_name, head)
         self.finish(seed)
 
     @property

@@ -5,10 +5,11 @@ import warnings
 from collections.abc import Iterable, Mapping
 from inspect import signature
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mlm.family import options, resizing, saving
 from mlm.family.base import FamilyModel
@@ -26,6 +27,10 @@ class Pretrained(FamilyModel):
     """A model of the family; with a `group`, every rank of it makes the same calls."""
 
     supports_gradient_checkpointing = True
+    # What transformers, accelerate and peft read: the layers that are wrapped whole, and names that
+    # a saved state lacks since they are tied to others.
+    _no_split_modules = ("Embeddings", "EncoderLayer")
+    all_tied_weights_keys: Mapping[str, str] = MappingProxyType({})
 
     def finish(self, seed: int | None) -> None:
         """Prunes the heads that the config names, then gives the initial weights."""
@@ -143,6 +148,7 @@ class Pretrained(FamilyModel):
         self,
         save_directory: str | Path,
         is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
         max_shard_size: int | str = "5GB",
         **unsupported: Any,
     ) -> None:
@@ -150,10 +156,18 @@ class Pretrained(FamilyModel):
 
         Every rank of the group calls it and the first one writes, a whole tensor in memory at a
         time. is_main_process: whether this group writes at all, where several hold the same model.
+        state_dict: whole tensors by name in place of the model's own, as FSDP gathers them.
         A new folder is there whole or not at all; in one that holds files the new ones take their
         places when all are written. Raises ValueError on every rank where that fails.
         """
-        options.refuse("save_pretrained", unsupported)
+        changeless = {"safe_serialization": True, "push_to_hub": False}  # as it is done anyway
+        given = {k: v for k, v in unsupported.items() if changeless.get(k) != v}
+        options.refuse("save_pretrained", given)
+        if state_dict is not None and self.group is not None:
+            raise ValueError(
+                "state_dict is given with a model that is split by `group`, which gathers its own "
+                "weights; leave it out"
+            )
         config = copy.deepcopy(self.config)
         config.architectures = [type(self).__name__]
         named = str(self.dtype).removeprefix("torch.")
@@ -161,7 +175,9 @@ class Pretrained(FamilyModel):
         config.to_dict()  # what cannot be written raises here, on every rank
         size = options.shard_bytes(max_shard_size)
         if is_main_process:
-            saving.save(self, Path(save_directory), config, size)
+            tied = self.all_tied_weights_keys
+            given = {k: v for k, v in (state_dict or {}).items() if k not in tied} or None
+            saving.save(self, Path(save_directory), config, size, given)
 
     @property
     def base_model(self) -> Any:
@@ -269,6 +285,31 @@ class Pretrained(FamilyModel):
                     f"reentrant here; leave it out"
                 )
         self.base_model.gradient_checkpointing = True
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """transformers' newer name of `gradient_checkpointing_enable`; each layer is kept so, and
+        none is moved off its device."""
+        for name, value, only in (
+            ("every_n_layers", every_n_layers, 1),
+            ("offload", offload, False),
+        ):
+            if value != only:
+                raise ValueError(
+                    f"{name}={value!r} is unsupported for gradient checkpointing; leave it out"
+                )
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs)
+
+    def activation_checkpointing_disable(self) -> None:
+        self.gradient_checkpointing_disable()
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        return self.is_gradient_checkpointing
 
     def gradient_checkpointing_disable(self) -> None:
         self.base_model.gradient_checkpointing = False

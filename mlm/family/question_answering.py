@@ -8,7 +8,7 @@ from mlm.batch.labelled_batch import LabelledBatch
 from mlm.family.classification import DownstreamModel
 from mlm.family.config import XLMRobertaXLConfig
 from mlm.family.inputs import check_tensors
-from mlm.family.outputs import ModelOutput, returned
+from mlm.family.outputs import SpanOutput
 from mlm.model.heads import LinearHead
 from mlm.model.losses import (
     span_loss,
@@ -48,7 +48,7 @@ class XLMRobertaXLForQuestionAnswering(DownstreamModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-    ) -> ModelOutput | tuple[Any, ...]:
+    ) -> SpanOutput | tuple[Any, ...]:
         """Inputs as in `XLMRobertaXLModel`; start_positions, end_positions: (batch,) int64, both
         or none. A place after the input leaves the loss, a negative one counts as 0.
 
@@ -62,8 +62,7 @@ class XLMRobertaXLForQuestionAnswering(DownstreamModel):
             )
         check_tensors(start_positions=start_positions, end_positions=end_positions)
         dropout_key = self.dropout_key()
-        out = self.roberta.encode(
-            dropout_key,
+        out = self.roberta(
             input_ids=input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
@@ -72,6 +71,8 @@ class XLMRobertaXLForQuestionAnswering(DownstreamModel):
             inputs_embeds=inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=True,
+            dropout_key=dropout_key,
         )
         logits = self.head(out.last_hidden_state, dropout_key)
         starts, ends = (part.squeeze(-1).contiguous() for part in logits.split(1, dim=-1))
@@ -79,11 +80,11 @@ class XLMRobertaXLForQuestionAnswering(DownstreamModel):
         if start_positions is not None and end_positions is not None:
             smoothing = self.config.label_smoothing
             loss = span_loss(starts, ends, start_positions, end_positions, smoothing)
-        return returned(
-            self.as_object(return_dict),
+        made = SpanOutput(
             loss=loss,
             start_logits=starts,
             end_logits=ends,
             hidden_states=out.hidden_states,
             attentions=out.attentions,
         )
+        return self.returned(made, return_dict)

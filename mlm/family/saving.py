@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from mlm.errors import UserError
 from mlm.family.config import XLMRobertaXLConfig
@@ -22,15 +22,22 @@ from parallel.sharding import shard_of
 WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 
 
-def save(model: Any, folder: Path, config: XLMRobertaXLConfig, shard_bytes: int) -> None:
+def save(
+    model: Any,
+    folder: Path,
+    config: XLMRobertaXLConfig,
+    shard_bytes: int,
+    given: Mapping[str, Tensor] | None = None,
+) -> None:
     """The first rank of the model's group writes; every rank calls it. Raises UserError on all.
 
     A folder that is not there, or empty, becomes the model's at the end or stays as it was. In one
     that holds files the new ones take their places when all of them are written, and weights of
-    another form, which would be read in their stead, go.
+    another form, which would be read in their stead, go. given: weights in place of the model's
     """
     group, device = model.group, model.group_device()
-    parameters, shapes = dict(model.named_parameters()), full_shapes(model)
+    parameters: dict[str, Any] = dict(model.named_parameters() if given is None else given)
+    shapes = full_shapes(model) if given is None else {k: tuple(v.shape) for k, v in given.items()}
     waiting = iter(shapes)
 
     def read(name: str) -> Tensor:
@@ -57,7 +64,7 @@ def save(model: Any, folder: Path, config: XLMRobertaXLConfig, shard_bytes: int)
 
 
 def whole(
-    parameter: nn.Parameter, group: Group, device: torch.device, everywhere: bool = False
+    parameter: Tensor, group: Group, device: torch.device, everywhere: bool = False
 ) -> Tensor:
     """A parameter as it is without a group, on the CPU; a collective where it is split. On other
     ranks than the first it is some slice, unless it is wanted `everywhere`.

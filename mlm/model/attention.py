@@ -8,15 +8,26 @@ from torch import Tensor, nn
 
 from mlm.batch.visibility import Visibility
 from mlm.model.config import ModelConfig
+from mlm.model.dropout import Dropout
 from mlm.model.kernels import Call, check_name, choose
 from mlm.model.options import LayerOptions
 from mlm.model.relative import RelativePositions
 from parallel.groups import Group, group_rank, group_size
-from parallel.keys import key
-from parallel.random import dropout, sharded_key
+from parallel.random import sharded_key
 from parallel.sharding import mark_sharded, shard_of
 from parallel.tensor.collectives import copy_to_group
-from parallel.tensor.layers import ColumnParallelLinear, RowParallelLinear
+from parallel.tensor.layers import column_linear, row_linear
+from parallel.tensor.region import Region
+
+
+@dataclass
+class AttentionRecord:
+    """What an attention computes besides its output, (batch, heads / group, ...): keys and values
+    as those of a `past`, and its weights (..., queries, keys) where they are asked for."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+    weights: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -28,26 +39,17 @@ class AttentionInputs:
         with `past`, which holds them already, it is not read
     head_mask: (heads of the whole layer,), what the weights of each are multiplied by
     weights: whether the attention weights are wanted, too
+    record: where the keys, values and weights are put; None: nowhere
     """
 
     past: tuple[Tensor, Tensor] | None = None
     source: Tensor | None = None
     head_mask: Tensor | None = None
     weights: bool = False
+    record: AttentionRecord | None = None
 
 
 DEFAULT_INPUTS = AttentionInputs()
-
-
-@dataclass(frozen=True)
-class AttentionResult:
-    """x: (batch, queries, hidden_size / group), or whole after the output projection;
-    weights: (batch, heads / group, queries, keys), where asked for; keys, values: as `past`."""
-
-    x: Tensor
-    weights: Tensor | None
-    keys: Tensor
-    values: Tensor
 
 
 class Attention(nn.Module):
@@ -62,12 +64,10 @@ class Attention(nn.Module):
         self.head_size = config.head_size
         first = group_rank(group) * self.heads
         self.kept = list(range(first, first + self.heads))  # this rank's, numbered in the layer
-        self.dropout = config.attention_probs_dropout_prob
+        self.dropout = Dropout(config.attention_probs_dropout_prob)  # a kernel applies it
         for name in ("query", "key", "value"):
-            projection = ColumnParallelLinear(
-                config.hidden_size, config.hidden_size, group, region=None
-            )
-            self.add_module(name, projection)
+            hidden = config.hidden_size
+            self.add_module(name, column_linear(hidden, hidden, group, region=None))
         self.relative = options.positions != "absolute"
         if self.relative:
             self.distance_embedding = RelativePositions(
@@ -78,14 +78,17 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         visibility: Visibility,
-        dropout_key: int,
+        dropout_key: int | None,
         extras: AttentionInputs = DEFAULT_INPUTS,
-    ) -> AttentionResult:
-        """x: (batch, queries, hidden_size)"""
+    ) -> tuple[Tensor, Tensor | None]:
+        """x: (batch, queries, hidden_size) -> (batch, queries, hidden_size / group), and the
+        weights where they are asked for"""
         x = self.region.enter(x, self.group)  # once for the three projections
         query = self._heads("query", x)
         keys, values = self._keys_and_values(x, extras)
-        probability = self.dropout if self.training else 0.0
+        if extras.record is not None:
+            extras.record.keys, extras.record.values = keys, values
+        probability = self.dropout.p if self.training else 0.0
         factors = None
         if extras.head_mask is not None:  # its gradient is the sum over the ranks' heads
             factors = copy_to_group(extras.head_mask, self.group)[self.kept]
@@ -102,7 +105,7 @@ class Attention(nn.Module):
         )
         mixed, weights = choose(self.kernel, call).run(call)
         mixed = mixed.transpose(1, 2).reshape(*x.shape[:-1], self.heads * self.head_size)
-        return AttentionResult(mixed, weights if extras.weights else None, keys, values)
+        return mixed, weights if extras.weights else None
 
     def _heads(self, name: str, x: Tensor) -> Tensor:
         """(batch, length, hidden_size) -> (batch, heads / group, length, head_size)"""
@@ -121,11 +124,29 @@ class Attention(nn.Module):
         return keys, values
 
 
-class AttentionOutput(nn.Module):
-    def __init__(self, config: ModelConfig, group: Group, options: LayerOptions):
+class ResidualOutput(nn.Module):
+    """`residual + dropout(W x + b)`: the end of both blocks of a layer.
+
+    width: features of x on all ranks; site: of the dropout within the layer
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden_size: int,
+        probability: float,
+        site: str,
+        group: Group,
+        region: Region,
+    ):
         super().__init__()
-        hidden = config.hidden_size
-        self.dense = RowParallelLinear(hidden, hidden, group, region=options.region)
+        self.site = site
+        self.dense = row_linear(width, hidden_size, group, region=region)
+        self.dropout = Dropout(probability)
+
+    def forward(self, x: Tensor, residual: Tensor, dropout_key: int | None) -> Tensor:
+        """x: (..., width / group), residual: (..., hidden_size)"""
+        return residual + self.dropout(self.dense(x), dropout_key, self.site)
 
 
 class AttentionBlock(nn.Module):
@@ -133,25 +154,24 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, config: ModelConfig, group: Group, options: LayerOptions):
         super().__init__()
-        self.dropout = config.hidden_dropout_prob
-        self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        hidden, probability = config.hidden_size, config.hidden_dropout_prob
+        self.self_attn_layer_norm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
         self.self = Attention(config, group, options)
-        self.output = AttentionOutput(config, group, options)
+        self.output = ResidualOutput(
+            hidden, hidden, probability, "attention output", group, options.region
+        )
         self.pruned: set[int] = set()  # on all ranks
 
     def forward(
         self,
         x: Tensor,
         visibility: Visibility,
-        dropout_key: int,
+        dropout_key: int | None,
         extras: AttentionInputs = DEFAULT_INPUTS,
-    ) -> AttentionResult:
-        """x: (batch, queries, hidden_size) -> the same shape"""
-        attended = self.self(self.self_attn_layer_norm(x), visibility, dropout_key, extras)
-        y = self.output.dense(attended.x)
-        if self.training and self.dropout:
-            y = dropout(y, self.dropout, key(dropout_key, "attention output"))
-        return AttentionResult(x + y, attended.weights, attended.keys, attended.values)
+    ) -> tuple[Tensor, Tensor | None]:
+        """x: (batch, queries, hidden_size) -> the same shape, and the weights where asked for"""
+        y, weights = self.self(self.self_attn_layer_norm(x), visibility, dropout_key, extras)
+        return self.output(y, x, dropout_key), weights
 
     def check_pruning(self, heads: Iterable[int]) -> None:
         """Raises ValueError, on every rank, where pruning `heads` would leave a rank of the group

@@ -9,20 +9,19 @@ from mlm.batch.micro_batch import MicroBatch
 from mlm.model.config import ModelConfig
 from mlm.model.embeddings import PositionEmbeddings
 from mlm.model.flops import layer_flops
-from mlm.model.heads import FinalNorm
 from mlm.model.layer import EncoderLayer
 from mlm.model.options import PRETRAINING, LayerOptions
 from parallel.groups import Group
 from parallel.pipeline.stages import StageLayer
-from parallel.tensor.layers import VocabParallelEmbedding
+from parallel.tensor.layers import vocab_embedding
 
 WORDS = "roberta.embeddings.word_embeddings"
 
 SetWeights = Callable[[nn.Module, str], nn.Module]  # gives a module, by its name, its first weights
 
 
-def word_embeddings(config: ModelConfig, group: Group) -> VocabParallelEmbedding:
-    return VocabParallelEmbedding(
+def word_embeddings(config: ModelConfig, group: Group) -> nn.Module:
+    return vocab_embedding(
         config.padded_vocab_size(), config.hidden_size, group, padding_idx=config.pad_token_id
     )
 
@@ -46,7 +45,7 @@ def encoder_layers(
         return set_weights(PositionEmbeddings(config, absolute), "roberta.embeddings")
 
     layers = [
-        words_layer(config, group, set_weights, 0.0, _embed, tied="words" if tied else None),
+        words_layer(config, group, set_weights, 0.0, _alone, tied="words" if tied else None),
         StageLayer(
             "roberta.embeddings",
             embed_positions,
@@ -67,9 +66,9 @@ def encoder_layers(
     norm = "roberta.encoder.LayerNorm"
 
     def final() -> nn.Module:
-        return set_weights(FinalNorm(config.hidden_size, eps=config.layer_norm_eps), norm)
+        return set_weights(nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps), norm)
 
-    layers.append(StageLayer(norm, final, 2 * config.hidden_size, 0.0))
+    layers.append(StageLayer(norm, final, 2 * config.hidden_size, 0.0, _alone))
     return layers
 
 
@@ -98,5 +97,5 @@ def count(make: Callable[[], nn.Module]) -> int:
         return sum(parameter.numel() for parameter in make().parameters())
 
 
-def _embed(words: VocabParallelEmbedding, ids: Tensor, batch: MicroBatch) -> Tensor:
-    return words(ids)
+def _alone(module: nn.Module, x: Tensor, batch: MicroBatch) -> Tensor:
+    return module(x)

@@ -6,21 +6,12 @@ from torch import Tensor, nn
 
 from mlm.batch.micro_batch import MicroBatch
 from mlm.model.config import ModelConfig
-from mlm.model.layer import ACTIVATIONS, Dense
+from mlm.model.dropout import Dropout
+from mlm.model.layer import ACTIVATIONS
 from parallel.groups import Group
-from parallel.keys import key
-from parallel.random import dropout
-from parallel.sharding import mark_sharded, split
+from parallel.sharding import group_of, mark_sharded, split
 from parallel.tensor.collectives import copy_to_group, gather_from_group
-from parallel.tensor.layers import VocabParallelEmbedding
 from parallel.tensor.loss import linear_cross_entropy
-
-
-class FinalNorm(nn.LayerNorm):
-    """The layer norm after the last layer."""
-
-    def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return super().forward(x)
 
 
 class MaskedLMHead(nn.Module):
@@ -41,24 +32,28 @@ class MaskedLMHead(nn.Module):
         """(..., hidden_size) -> the same: what the decoder is applied to."""
         return self.layer_norm(ACTIVATIONS["gelu"](self.dense(x)))
 
-    def forward(self, x: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """x: (micro_batch, seq_len, hidden_size) -> features of the masked positions
-        (micro_batch * masked, hidden_size), and the bias."""
-        rows, seq_len, hidden = x.shape
-        starts = torch.arange(rows, device=x.device).unsqueeze(1) * seq_len
-        masked = x.reshape(-1, hidden).index_select(0, (starts + batch.positions).flatten())
-        return self.features(masked), self.bias
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., hidden_size) -> features of the same shape, and the bias"""
+        return self.features(x), self.bias
+
+
+def at_masked(head: MaskedLMHead, x: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """x: (micro_batch, seq_len, hidden_size) -> what the head gives at the masked positions,
+    features (micro_batch * masked, hidden_size) and the bias."""
+    rows, seq_len, hidden = x.shape
+    starts = torch.arange(rows, device=x.device).unsqueeze(1) * seq_len
+    return head(x.reshape(-1, hidden).index_select(0, (starts + batch.positions).flatten()))
 
 
 def masked_lm_loss(
-    embeddings: VocabParallelEmbedding, head: tuple[Tensor, Tensor], batch: MicroBatch
+    embeddings: nn.Embedding, head: tuple[Tensor, Tensor], batch: MicroBatch
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The scaled sum of the losses of the masked tokens, a scalar, and as `losses` those of each
     token, (micro_batch, masked) fp32, 0 where there is no target."""
     features, bias = head
-    targets = batch.targets.flatten()
+    weight, targets = embeddings.weight, batch.targets.flatten()
     total, losses = linear_cross_entropy(
-        features, embeddings.weight, bias, targets, embeddings.group, batch.loss_scale
+        features, weight, bias, targets, group_of(weight), batch.loss_scale
     )
     return total, {"losses": losses.view_as(batch.targets)}
 
@@ -70,16 +65,20 @@ class LMHead(MaskedLMHead):
     state dict under their published names, too, as in transformers.
     """
 
-    def __init__(self, config: ModelConfig, words: VocabParallelEmbedding):
-        super().__init__(config, words.group)
-        self.decoder = Decoder(words.group)
+    def __init__(self, config: ModelConfig, group: Group, words: nn.Parameter):
+        super().__init__(config, group)
+        if group is None:
+            vocab = config.padded_vocab_size()
+            self.decoder = nn.Linear(config.hidden_size, vocab, device="meta")
+        else:
+            self.decoder = Decoder(group)
         self.tie(words)
 
-    def tie(self, words: VocabParallelEmbedding) -> None:
-        """Makes the decoder's parameters the embeddings' and this head's."""
-        self.decoder.weight, self.decoder.bias = words.weight, self.bias
+    def tie(self, words: nn.Parameter) -> None:
+        """Makes the decoder's parameters the embeddings' `words` and this head's."""
+        self.decoder.weight, self.decoder.bias = words, self.bias
 
-    def logits(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(batch, seq_len, hidden_size) -> (batch, seq_len, vocab_size), whole on every rank."""
         return self.decoder(self.features(x))
 
@@ -102,15 +101,17 @@ class Decoder(nn.Module):
         return gather_from_group(local, self.group)
 
 
-class Pooler(Dense):
+class Pooler(nn.Module):
     """`tanh(W x + b)` of each row's first token."""
 
     def __init__(self, config: ModelConfig):
-        super().__init__(nn.Linear(config.hidden_size, config.hidden_size))
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = nn.Tanh()
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, seq_len, hidden_size) -> (batch, hidden_size)"""
-        return torch.tanh(self.dense(x[:, 0]))
+        return self.activation(self.dense(x[:, 0]))
 
 
 class ClassificationHead(nn.Module):
@@ -118,18 +119,15 @@ class ClassificationHead(nn.Module):
 
     def __init__(self, config: ModelConfig, labels: int, probability: float):
         super().__init__()
-        self.probability = probability
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = Dropout(probability)
         self.out_proj = nn.Linear(config.hidden_size, labels)
 
-    def forward(self, x: Tensor, dropout_key: int) -> Tensor:
+    def forward(self, x: Tensor, dropout_key: int | None) -> Tensor:
         """(batch, seq_len, hidden_size) -> (batch, labels)"""
-        x = self._drop(x[:, 0], dropout_key, "head input")
+        x = self.dropout(x[:, 0], dropout_key, "head input")
         x = torch.tanh(self.dense(x))
-        return self.out_proj(self._drop(x, dropout_key, "head hidden"))
-
-    def _drop(self, x: Tensor, dropout_key: int, site: str) -> Tensor:
-        return dropped(x, self.probability if self.training else 0.0, dropout_key, site)
+        return self.out_proj(self.dropout(x, dropout_key, "head hidden"))
 
 
 class LinearHead(nn.Linear):
@@ -137,13 +135,8 @@ class LinearHead(nn.Linear):
 
     def __init__(self, config: ModelConfig, labels: int, probability: float):
         super().__init__(config.hidden_size, labels)
-        self.probability = probability
+        self.dropout = Dropout(probability)
 
-    def forward(self, x: Tensor, dropout_key: int) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, x: Tensor, dropout_key: int | None) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """(..., hidden_size) -> (..., labels)"""
-        probability = self.probability if self.training else 0.0
-        return super().forward(dropped(x, probability, dropout_key, "head input"))
-
-
-def dropped(x: Tensor, probability: float, dropout_key: int, site: str) -> Tensor:
-    return dropout(x, probability, key(dropout_key, site)) if probability else x
+        return super().forward(self.dropout(x, dropout_key, "head input"))

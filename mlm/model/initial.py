@@ -7,7 +7,7 @@ from torch import nn
 from mlm.model.config import ModelConfig
 from parallel.groups import group_rank
 from parallel.random import normal_
-from parallel.tensor.layers import VocabParallelEmbedding
+from parallel.sharding import group_of
 
 
 def initialise(
@@ -25,28 +25,18 @@ def initialise(
     known = {id(parameter) for parameter in filled}
     for local, parameter in module.named_parameters():
         if not parameter.is_meta and id(parameter) not in known:
-            _fill(module, local, f"{name}.{local}" if name else local, parameter, config, seed)
+            _fill(f"{name}.{local}" if name else local, parameter, config, seed)
     return module
 
 
-def _fill(
-    module: nn.Module,
-    local: str,
-    name: str,
-    parameter: nn.Parameter,
-    config: ModelConfig,
-    seed: int,
-) -> None:
-    if local.endswith("bias"):
+def _fill(name: str, parameter: nn.Parameter, config: ModelConfig, seed: int) -> None:
+    if name.endswith("bias"):
         nn.init.zeros_(parameter)
     elif "norm" in name.lower().rsplit(".", 2)[-2]:
         nn.init.ones_(parameter)
     else:
         normal_(parameter, config.initializer_range, seed, name)
     if name.endswith(("word_embeddings.weight", "position_embeddings.weight")):
-        owner = module.get_submodule(local.rpartition(".")[0])
-        row = config.pad_token_id
-        if isinstance(owner, VocabParallelEmbedding):
-            row -= group_rank(owner.group) * parameter.shape[0]
+        row = config.pad_token_id - group_rank(group_of(parameter)) * parameter.shape[0]
         if 0 <= row < parameter.shape[0]:
             parameter.data[row].zero_()

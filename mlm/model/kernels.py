@@ -7,13 +7,13 @@ chooses it.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mlm.batch.checks import traced_by_jit
 from mlm.batch.visibility import Visibility
 from mlm.model.relative import RelativePositions
 from parallel.random import dropout
@@ -30,7 +30,8 @@ class Call:
 
     query: (batch, heads, queries, head_size); keys, values: (batch, heads, keys, head_size)
     visibility: what may be attended to
-    probability: of dropping an attention weight; dropout_key: of the mask of these heads
+    probability: of dropping an attention weight; dropout_key: of the mask of these heads, None:
+        from torch's generator
     positions: what is added to the scores by distance, or None
     head_factors: (heads,), what the weights of each head are multiplied by, or None
     weights: whether the weights are wanted, too
@@ -41,13 +42,13 @@ class Call:
     values: Tensor
     visibility: Visibility
     probability: float = 0.0
-    dropout_key: int = 0
+    dropout_key: int | None = 0
     positions: RelativePositions | None = None
     head_factors: Tensor | None = None
     weights: bool = False
 
-    @cached_property
-    def needs(self) -> set[Ability]:
+    @property
+    def needs(self) -> set[Any]:
         """The abilities beyond plain attention that a kernel must have for it."""
         needed: dict[Ability, bool] = {
             "relative positions": self.positions is not None,
@@ -56,6 +57,18 @@ class Call:
             "fully masked rows": self.visibility.has_masked_rows is True,
         }
         return {ability for ability, is_needed in needed.items() if is_needed}
+
+    @property
+    def prefers(self) -> set[Any]:
+        """What it needs, or would where rows turn out to be fully masked: `fused` gives these the
+        right outputs, but no gradients of their scores. On a GPU a matrix of weights is too dear
+        for that."""
+        if self.visibility.has_masked_rows is not None or self.query.device.type != "cpu":
+            return self.needs
+        trained = torch.is_grad_enabled() and self.query.requires_grad
+        if not trained or traced_by_jit():  # which records a pass for both
+            return self.needs
+        return self.needs.union({"fully masked rows"})
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,10 @@ def attention_weights(
         scores = scores + positions(query, keys, scale)
     if visibility.has_masked_rows is not False:
         added = visibility.added(scores.dtype)
-        scores = scores if added is None else scores + added
+        if added is not None:
+            # Sums below the least number, which fp16 has, must not become -inf: a row of them
+            # would have no softmax.
+            scores = (scores + added).clamp(min=torch.finfo(scores.dtype).min)
     elif visibility.allowed is not None:
         scores = scores.masked_fill(~visibility.allowed, float("-inf"))
     return scores.softmax(dim=-1)  # a bf16 softmax is fp32 inside
@@ -157,7 +173,7 @@ def choose(requested: str, call: Call) -> Kernel:
             f"attention={requested} runs on {', '.join(kernel.devices)}, not on {device}; choose "
             f"auto"
         )
-    if not missing:
+    if not missing and (kernel.otherwise is None or call.prefers <= kernel.abilities):
         return kernel
     if kernel.otherwise is None:
         raise ValueError(

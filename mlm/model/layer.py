@@ -1,7 +1,8 @@
 """One encoder layer: pre-norm attention and feed-forward, each with its residual."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -9,13 +10,17 @@ from torch import Tensor, nn
 
 from mlm.batch.micro_batch import MicroBatch
 from mlm.batch.visibility import Visibility
-from mlm.model.attention import DEFAULT_INPUTS, AttentionBlock, AttentionInputs
+from mlm.model.attention import (
+    DEFAULT_INPUTS,
+    AttentionBlock,
+    AttentionInputs,
+    ResidualOutput,
+)
 from mlm.model.config import ModelConfig
 from mlm.model.options import PRETRAINING, LayerOptions
 from parallel.groups import Group
-from parallel.keys import key
-from parallel.random import dropout
-from parallel.tensor.layers import ColumnParallelLinear, RowParallelLinear
+from parallel.keys import subkey
+from parallel.tensor.layers import column_linear
 
 
 def _gelu_new(x: Tensor) -> Tensor:
@@ -30,23 +35,37 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Dense(nn.Module):
-    """A module that holds nothing but `dense`: the published names ask for it."""
+class Activation(nn.Module):
+    """A function as a module: a user may watch or replace what it gives."""
 
-    def __init__(self, dense: nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
-        self.dense = dense
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
-@dataclass(frozen=True)
-class LayerOutputs:
-    """x: (batch, seq_len, hidden_size); weights and cross_weights: (batch, heads / group, queries,
-    keys), where asked for; past: keys and values of the attention, and of the cross attention."""
+class Intermediate(nn.Module):
+    """`activation(W x + b)`: the first half of the feed-forward block."""
 
-    x: Tensor
-    weights: Tensor | None
-    cross_weights: Tensor | None
-    past: tuple[Tensor, ...]
+    def __init__(self, config: ModelConfig, group: Group, options: LayerOptions):
+        super().__init__()
+        hidden, inner = config.hidden_size, config.intermediate_size
+        self.dense = column_linear(hidden, inner, group, region=options.region)
+        given = options.activation or ACTIVATIONS[config.hidden_act]
+        self.intermediate_act_fn = given if isinstance(given, nn.Module) else Activation(given)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., hidden_size) -> (..., intermediate_size / group)"""
+        return self.intermediate_act_fn(self.dense(x))
+
+
+class Pass(NamedTuple):
+    """What a layer reads of a micro-batch, for models that are called without one."""
+
+    visibility: Visibility
+    dropout_key: int | None
 
 
 class EncoderLayer(nn.Module):
@@ -62,49 +81,38 @@ class EncoderLayer(nn.Module):
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
         self.index, self.causal = index, options.causal
-        self.activation = options.activation or ACTIVATIONS[config.hidden_act]
-        self.dropout = config.hidden_dropout_prob if config.output_dropout else 0.0
         self.attention = AttentionBlock(config, group, options)
         if options.cross_attention:  # positions in another text have no distance
             without = replace(options, positions="absolute")
             self.crossattention = AttentionBlock(config, group, without)
         self.LayerNorm = nn.LayerNorm(hidden, eps=config.layer_norm_eps)
-        region = options.region
-        self.intermediate = Dense(ColumnParallelLinear(hidden, inner, group, region=region))
-        self.output = Dense(RowParallelLinear(inner, hidden, group, region=region))
+        self.intermediate = Intermediate(config, group, options)
+        probability = config.hidden_dropout_prob if config.output_dropout else 0.0
+        self.output = ResidualOutput(inner, hidden, probability, "output", group, options.region)
 
-    def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        batch: MicroBatch | Pass,
+        extras: AttentionInputs = DEFAULT_INPUTS,
+        cross: tuple[Visibility, AttentionInputs] | None = None,
+    ) -> Tensor:
+        """extras: what else the attention is given and asked for; cross: the visibility of the
+        cross attention and its extras, which have a `source`"""
         visibility = batch.visibility
         if visibility.causal != self.causal:
             raise ValueError(
                 f"the model has is_decoder={self.causal} and the batch causal={visibility.causal}; "
                 f"make batches with the causal of the model"
             )
-        return self.run(x, visibility, batch.dropout_key).x
-
-    def run(
-        self,
-        x: Tensor,
-        visibility: Visibility,
-        dropout_key: int,
-        extras: AttentionInputs = DEFAULT_INPUTS,
-        cross: tuple[Visibility, AttentionInputs] | None = None,
-    ) -> LayerOutputs:
-        """The layer with all that its attention can be asked for.
-
-        cross: the same two of the cross attention, whose extras have a `source`
-        """
-        dropout_key = key(dropout_key, "layer", self.index) if self.training else 0
-        attended = self.attention(x, visibility, dropout_key, extras)
-        x, past = attended.x, (attended.keys, attended.values)
-        cross_weights = None
+        dropout_key = subkey(batch.dropout_key, "layer", self.index) if self.training else 0
+        x, weights = self.attention(x, visibility, dropout_key, extras)
+        if extras.record is not None:  # here, so that a hook on the attention may replace them
+            extras.record.weights = weights
         if cross is not None:
             seen, given = cross
-            crossed = self.crossattention(x, seen, key(dropout_key, "cross"), given)
-            x, cross_weights = crossed.x, crossed.weights
-            past = (*past, crossed.keys, crossed.values)
-        y = self.activation(self.intermediate.dense(self.LayerNorm(x)))
-        y = self.output.dense(y)
-        if self.training and self.dropout:
-            y = dropout(y, self.dropout, key(dropout_key, "output"))
-        return LayerOutputs(x + y, attended.weights, cross_weights, past)
+            cross_key = subkey(dropout_key, "cross") if self.training else 0
+            x, weights = self.crossattention(x, seen, cross_key, given)
+            if given.record is not None:
+                given.record.weights = weights
+        return self.output(self.intermediate(self.LayerNorm(x)), x, dropout_key)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from mlm.model.config import ModelConfig
 from mlm.model.encoder import SetWeights, encoder_layers, words_layer
 from mlm.model.flops import decoder_flops, transform_flops
-from mlm.model.heads import MaskedLMHead, masked_lm_loss
+from mlm.model.heads import MaskedLMHead, at_masked, masked_lm_loss
 from mlm.model.initial import initialise
 from mlm.model.options import LayerOptions
 from parallel.groups import Group
@@ -32,7 +32,7 @@ def masked_lm_layers(
     set_weights = set_weights or (lambda module, name: initialise(module, name, config, seed))
     options = LayerOptions(attention)
     layers = encoder_layers(config, set_weights, group=group, seq_len=seq_len, options=options)
-    return layers + lm_head_layers(config, set_weights, group, masked, masked_lm_loss)
+    return layers + lm_head_layers(config, set_weights, group, masked, masked_lm_loss, at_masked)
 
 
 def lm_head_layers(
@@ -41,10 +41,10 @@ def lm_head_layers(
     group: Group,
     positions: int,
     loss: Callable,
-    features: Callable | None = None,
+    features: Callable,
 ) -> list[StageLayer]:
     """The head over the vocabulary on `positions` of a sequence, and the tied word embeddings,
-    where `loss` is taken of what the head (or `features` in its place) gives."""
+    where `loss` is taken of what `features` gives by the head."""
     hidden, vocab = config.hidden_size, config.padded_vocab_size()
     flops = decoder_flops(config, positions)
     return [

@@ -1,6 +1,8 @@
 """Linear and embedding layers whose weights are split over a tensor-parallel group.
 
-Weights are left uninitialised: the model fills them by name (`parallel.random.normal_`).
+Weights are left uninitialised: the model fills them by name (`parallel.random.normal_`). Models
+make them by `column_linear`, `row_linear` and `vocab_embedding`, which give PyTorch's own layers
+where there is no group, as tools that look for `nn.Linear` or `nn.Embedding` expect.
 """
 
 import torch
@@ -11,6 +13,41 @@ from parallel.groups import Group, group_rank
 from parallel.sharding import mark_sharded, split
 from parallel.tensor.collectives import gather_from_group, scatter_to_group
 from parallel.tensor.region import TENSOR_REGION, Region
+
+
+def column_linear(
+    in_features: int, out_features: int, group: Group, *, region: Region | None = TENSOR_REGION
+) -> "nn.Linear | ColumnParallelLinear":
+    """A linear layer that is split by output features, or whole without a group."""
+    if group is None:
+        return _whole_linear(in_features, out_features)
+    return ColumnParallelLinear(in_features, out_features, group, region=region)
+
+
+def row_linear(
+    in_features: int, out_features: int, group: Group, *, region: Region = TENSOR_REGION
+) -> "nn.Linear | RowParallelLinear":
+    """A linear layer that is split by input features, or whole without a group."""
+    if group is None:
+        return _whole_linear(in_features, out_features)
+    return RowParallelLinear(in_features, out_features, group, region=region)
+
+
+def vocab_embedding(
+    num_embeddings: int, embedding_dim: int, group: Group, *, padding_idx: int | None = None
+) -> "nn.Embedding | VocabParallelEmbedding":
+    """An embedding table that is split by ids, or whole without a group."""
+    if group is not None:
+        return VocabParallelEmbedding(num_embeddings, embedding_dim, group, padding_idx=padding_idx)
+    table = torch.empty(num_embeddings, embedding_dim)
+    return nn.Embedding(num_embeddings, embedding_dim, padding_idx, _weight=table)
+
+
+def _whole_linear(in_features: int, out_features: int) -> nn.Linear:
+    layer = nn.Linear(in_features, out_features, device="meta")  # draws nothing there
+    layer.weight = nn.Parameter(torch.empty(out_features, in_features))
+    layer.bias = nn.Parameter(torch.empty(out_features))
+    return layer
 
 
 class ColumnParallelLinear(nn.Module):

@@ -264,8 +264,8 @@ def test_output_tuple_has_the_fields_that_are_not_none(cls_name):
         assert torch.equal(given_back[3][-1], output["attentions"][-1])
     output["attentions"] = None  # a caller may change what it was given
     assert list(output.keys()) == [first, second, "hidden_states"]
-    with pytest.raises(KeyError):
-        output["other"] = output[0]
+    output["other"] = output[0]  # as pipelines do
+    assert output[-1] is output[0]
     assert torch.equal(output[1], output[1:3][0])
     with pytest.raises(KeyError):
         output["cross_attentions"]

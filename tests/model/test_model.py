@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from mlm.batch.micro_batch import MicroBatch
 from mlm.batch.visibility import Visibility
-from mlm.model import attention, embeddings, kernels, layer
+from mlm.model import dropout, kernels
 from mlm.model.config import ModelConfig
 from mlm.model.flops import training_flops_per_token
 from mlm.model.masked_lm import masked_lm_layers
@@ -140,7 +140,7 @@ def test_dropout_has_a_key_for_every_site(monkeypatch):
         keys.append(dropout_key)
         return x
 
-    for module in (embeddings, layer, attention, kernels):
+    for module in (dropout, kernels):
         monkeypatch.setattr(module, "dropout", kept)
     model = pretrained(CONFIG, attention="unfused")[0].train()
     ids, lengths = padded_batch()
