@@ -43,7 +43,7 @@ def test_dropout_scales_what_it_keeps_and_repeats():
     assert torch.equal(x.grad, y.detach())  # the same mask in the backward pass
 
 
-def sharded_keys() -> list[int]:
+def sharded_keys() -> list[int | None]:
     grid = make_grid(Layout(tp=2))
     return [sharded_key(7, "attention", grid.tp), sharded_key(7, "other", grid.tp)]
 

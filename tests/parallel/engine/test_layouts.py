@@ -250,7 +250,7 @@ def layer_calls(degrees: tuple[int, int, int, int], recompute: bool) -> int:
         calls.append(self.index)
         return forward(self, x, batch)
 
-    EncoderLayer.forward = counted
+    EncoderLayer.forward = counted  # pyright: ignore[reportAttributeAccessIssue]
     train(degrees, CONFIG, recompute)
     return len(calls)
 
