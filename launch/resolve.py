@@ -4,8 +4,10 @@ import os
 from dataclasses import replace
 
 import mlm.config
+from launch.machine import memory_limit
 from mlm.config import TrainConfig
 from mlm.errors import UserError
+from mlm.training.memory import check_memory
 from parallel.layout import Layout, LayoutError
 
 
@@ -13,7 +15,8 @@ def resolve(config: TrainConfig, processes: int | None = None) -> tuple[TrainCon
     """The config with `train.device` and `parallel.dp` decided, and its checked layout.
 
     `processes` that were started by somebody else must be as many as the layout needs; None: they
-    are still to be started, on this machine. Raises `UserError`.
+    are still to be started, on this machine. Raises `UserError`, also where the machine's memory is
+    smaller than the state.
     """
     device, gpus = _device(config.train.device)
     dp = config.parallel.dp
@@ -33,6 +36,8 @@ def resolve(config: TrainConfig, processes: int | None = None) -> tuple[TrainCon
             f"{here} processes on this machine, and each needs a GPU of the {gpus} visible ones; "
             f"lower the degrees, or add train.device=cpu"
         )
+    if device == "cpu":  # a rank asks its GPU itself
+        check_memory(config, layout, memory_limit(), here, "machine")
     return (
         replace(
             config,

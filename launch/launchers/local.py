@@ -17,7 +17,9 @@ import psutil
 
 from launch import ROOT
 from launch.launcher import Launcher, Outcome, Run, read_outcome
+from launch.launchers import killed_ranks
 from launch.launchers.lost_shards import explained
+from launch.machine import kills
 from launch.resolve import resolve
 from mlm.config import TrainConfig
 from mlm.errors import FAILED
@@ -75,7 +77,7 @@ def run_ranks(command: list[str], folder: Path, env: dict[str, str], log: IO[byt
     when this process does. What it and the ranks leave in the folder for temporary files (torchrun
     and W&B do) is deleted.
     """
-    start = log.seek(0, os.SEEK_END)
+    start, kills_before = log.seek(0, os.SEEK_END), kills()
     with TemporaryDirectory(prefix="polymlm-", ignore_cleanup_errors=True) as temporary:
         child = subprocess.Popen(
             command,
@@ -86,11 +88,15 @@ def run_ranks(command: list[str], folder: Path, env: dict[str, str], log: IO[byt
             preexec_fn=_end_with(os.getpid()) if sys.platform == "linux" else None,
         )
         with _stopping(child, folder) as requests:
-            code = _wait(child, folder)
+            code, ended_here = _wait(child, folder)
     (folder / STOP).unlink(missing_ok=True)
     if len(requests) > 1:
         return Outcome(FAILED, "the ranks were killed; the last checkpoint stands")
-    return read_outcome(folder, code, start)
+    outcome = read_outcome(folder, code, start)
+    if ended_here:
+        return outcome
+    path = folder / "logs" / "launcher.log"
+    return killed_ranks.explained(outcome, path, start, kills_before)
 
 
 @contextmanager
@@ -118,26 +124,32 @@ def _stopping(child: subprocess.Popen, folder: Path) -> Iterator[list[int]]:
             _kill(child)
 
 
-def _wait(child: subprocess.Popen, folder: Path) -> int:
+def _wait(child: subprocess.Popen, folder: Path) -> tuple[int, bool]:
     """Waits for torchrun's end, and kills ranks that are stopped once no other is left of a run
-    that has its outcome: torchrun's SIGTERM does not reach them, and its SIGKILL takes 30 s."""
+    that has its outcome: torchrun's SIGTERM does not reach them, and its SIGKILL takes 30 s.
+
+    Returns its code, and whether a rank was killed.
+    """
+    killed = False
     while True:
         try:
-            return child.wait(SECONDS_BETWEEN_CHECKS)
+            return child.wait(SECONDS_BETWEEN_CHECKS), killed
         except subprocess.TimeoutExpired:
             if (folder / OUTCOME).exists():
-                _kill_stopped(child)
+                killed = _kill_stopped(child) or killed
 
 
-def _kill_stopped(child: subprocess.Popen) -> None:
+def _kill_stopped(child: subprocess.Popen) -> bool:
     try:
         ranks = psutil.Process(child.pid).children()
         states = [rank.status() for rank in ranks]
         if set(states) <= {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}:
             for rank in ranks:
                 rank.kill()
+            return bool(ranks)
     except psutil.NoSuchProcess:
-        return  # it ends
+        pass  # it ends
+    return False
 
 
 def _kill(child: subprocess.Popen) -> None:

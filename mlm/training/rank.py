@@ -6,11 +6,12 @@ import os
 import traceback
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 import yaml
 
 from mlm import checkpoint
-from mlm.config import TrainConfig, load
+from mlm.config import TrainConfig, layout, load
 from mlm.errors import CONFIG, DONE, FAILED, DataError, StopRequested, UserError
 from mlm.health.outcome import make_room, write_outcome
 from mlm.health.watchdog import Watchdog
@@ -19,6 +20,7 @@ from mlm.tracking.report import Report
 from mlm.tracking.trackers import Trackers, start_trackers
 from mlm.training.build import TrainingRun, build
 from mlm.training.loop import Loop, Progress
+from mlm.training.memory import check_memory
 from mlm.training.world import check_resolved, log_to_file, start_process_group
 from parallel.recorder import Recorder, recording
 
@@ -37,6 +39,9 @@ def main(config_path: str) -> int:
         config = check_resolved(load(TrainConfig, yaml.safe_load(path.read_text("utf-8"))))
         import_plugins(config.plugins)
         device = start_process_group(config.train.device)
+        if device.type == "cuda":
+            total = torch.cuda.mem_get_info(device)[1]
+            check_memory(config, layout(config), total, 1, "GPU")
         with recording(device) as recorder:
             sentence = _train(config, run, recorder, progress)
         code = DONE

@@ -6,8 +6,8 @@ The theory is `parallel.memory.state_bytes`: weights, gradients and what the opt
 ZeRO has divided them. The peak is what the system counts as a rank's own memory (no files, so no
 code of libraries) in two steps after a first one, less the same of a model of 0.1 million
 parameters in the same layout: imports, process groups and gloo. Activations, of 16 tokens at a
-time, are part of the peak. Freed memory is returned to the system at once: what the C library
-keeps of it is not what is measured.
+time, are part of the peak. Freed memory is returned to the system at once: what the C library and
+MKL keep of it is not what is measured.
 """
 
 import os
@@ -17,7 +17,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 # Of the C library, which reads it when a process starts; as its side effect, large blocks are
 # mapped one by one and unmapped when they are freed.
-RETURNED = {"MALLOC_TRIM_THRESHOLD_": "1000000", "MALLOC_ARENA_MAX": "1"}
+RETURNED = {
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+    "MALLOC_ARENA_MAX": "1",
+    "MKL_DISABLE_FAST_MM": "1",
+}
 if RETURNED.items() - os.environ.items():
     os.execve(sys.executable, [sys.executable, "-P", *sys.argv], os.environ | RETURNED)
 
@@ -32,7 +36,7 @@ from tests.ranks import run_ranks  # noqa: E402
 LARGE, SMALL = model(8192, 512, 11), model(512, 32, 2)  # a tenth in words, as of XXL
 LAYOUTS = (
     *(f"1-1-{dp}-z{zero}" for dp in (2, 4) for zero in (1, 2, 3)),
-    *("2-1-1-z1", "4-1-1-z1", "1-2-1-z1", "1-4-1-z1", "1-2-2-z1"),
+    *("2-1-1-z1", "4-1-1-z1", "1-2-1-z1", "1-2-2-z1"),
     *(f"2-1-2-z{zero}" for zero in (1, 2, 3)),
     *(f"1-1-4-z{zero}-bf16" for zero in (1, 2, 3)),
 )

@@ -1,6 +1,7 @@
 """Devices and degrees that a config leaves to the machine."""
 
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ def with_gpus(monkeypatch, gpus: int) -> None:
 def settings(**sections) -> TrainConfig:
     plain = as_dict(TrainConfig())
     plain["data"]["shards"] = "x"
+    plain["model"]["num_hidden_layers"] = 2  # fits into any memory
     for name, values in sections.items():
         plain[name] |= values
     return load(TrainConfig, plain)
@@ -82,3 +84,16 @@ def test_environment_of_ranks_has_no_variables_of_hydra(monkeypatch):
     env = local.environment(1)
     assert "HYDRA_FULL_ERROR" not in env
     assert env["HYDRATED"] == "1"
+
+
+def test_resolve_refuses_a_state_that_is_larger_than_the_memory(monkeypatch):
+    """That of the ranks on this machine; GPUs have their own memory."""
+    with_gpus(monkeypatch, 0)
+    monkeypatch.setattr("launch.resolve.memory_limit", lambda: 50 * 10**9)
+    xl = partial(settings, model={"num_hidden_layers": 36})
+    with pytest.raises(UserError, match=r"and this machine has 50.0 GB; choose a smaller model"):
+        resolve(xl())
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert resolve(xl(parallel={"tp": 4}), processes=4)[1].tp == 4
+    with_gpus(monkeypatch, 1)
+    assert resolve(xl())[0].train.device == "cuda"

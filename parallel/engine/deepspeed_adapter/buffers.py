@@ -2,21 +2,20 @@
 
 from collections.abc import Sequence
 
-LEAST_BUCKET = 1 << 20  # 4 MB in fp32: below it a collective waits for its start, not for its data
+LEAST_BUCKET = 1 << 19  # 2 MB in fp32: below it a collective waits for its start, not for its data
 MOST_BUCKET = 500_000_000  # DeepSpeed's default, whatever the model
 MOST_PREFETCH, MOST_PERSISTENT = 50_000_000, 100_000  # its defaults, too
-BUCKETS = 32  # of which a model is made
+BUCKETS = 64  # of which a model is made
 
 
 def buffer_sizes(zero: int, sizes: Sequence[int]) -> dict[str, int]:
     """Settings of DeepSpeed's `zero_optimization`, in elements.
 
     DeepSpeed's defaults are larger than a small model, so that ZeRO-2 and 3 would hold all
-    gradients and weights that they divide. Here a bucket is 1/32 of the parameters of a rank: with
-    its copy in a reduction less than a tenth of what is divided at dp 4. It is large where it
-    counts: 109 million elements for 3.5B parameters, 42 million for 10.7B over tp 8, above the 40
-    million of Megatron-LM and the 25 MB of PyTorch's DDP, with which a collective reaches the
-    bandwidth of its link.
+    gradients and weights that they divide. Here a bucket is 1/64 of the parameters of a rank, so
+    that it and its copies in a reduction add little to a share at dp 4. It is large where
+    bandwidth counts: 54 million elements for 3.5B parameters, 21 million for 10.7B over tp 8, which
+    is 42 MB in bf16; PyTorch's DDP sends 25 MB at a time.
 
     sizes: elements of the parameters of this rank, before ZeRO divides them
     """

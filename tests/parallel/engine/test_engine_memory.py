@@ -48,8 +48,8 @@ def test_buffer_sizes_follow_the_model_up_to_the_defaults(zero):
     xl = [642_252_800, *[26_214_400] * 108]
     for sizes, bucket in (
         ([300], 300),
-        ([8_000_000, *[1_000_000] * 32], 1_250_000),
-        (xl, sum(xl) // 32),
+        ([8_000_000, *[1_000_000] * 32], 625_000),
+        (xl, sum(xl) // 64),
         ([10**9] * 100, 500_000_000),
     ):
         found = buffer_sizes(zero, sizes)
