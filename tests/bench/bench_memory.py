@@ -36,7 +36,7 @@ from tests.ranks import run_ranks  # noqa: E402
 LARGE, SMALL = model(8192, 512, 11), model(512, 32, 2)  # a tenth in words, as of XXL
 LAYOUTS = (
     *(f"1-1-{dp}-z{zero}" for dp in (2, 4) for zero in (1, 2, 3)),
-    *("2-1-1-z1", "4-1-1-z1", "1-2-1-z1", "1-2-2-z1"),
+    *("2-1-1-z1", "4-1-1-z1", "1-2-1-z1", "1-4-1-z1", "1-2-2-z1"),
     *(f"2-1-2-z{zero}" for zero in (1, 2, 3)),
     *(f"1-1-4-z{zero}-bf16" for zero in (1, 2, 3)),
 )
@@ -60,8 +60,10 @@ def measure(config: ModelConfig, layout: Layout, dtype: torch.dtype) -> tuple[in
 
 
 def main() -> None:
-    print(f"{LARGE.parameters() / 1e6:.1f} million parameters; MB of the rank with the most")
-    print("layout           state   training  over state   building  over state")
+    print(
+        f"{LARGE.parameters() / 1e6:.1f} million parameters; MB of the rank with the largest ratio"
+    )
+    print("layout             state training  ratio     state building  ratio")
     for name in sys.argv[1:] or LAYOUTS:
         degrees, *_ = name.replace("z", "").partition("-bf16")
         tp, pp, dp, zero = map(int, degrees.split("-"))
@@ -76,9 +78,10 @@ def main() -> None:
             added = [one[kind] - other[kind] for one, other in zip(ranks, empty, strict=True)]
             ratios = [bytes_ / rank[2] for bytes_, rank in zip(added, ranks, strict=True)]
             worst = ratios.index(max(ratios))
-            row.append(f"{added[worst] / 1e6:8.0f}  {ratios[worst]:10.2f}")
-        state = max(state for *_, state in ranks)
-        print(f"{name:14s} {state / 1e6:6.0f}  {'  '.join(row)}", flush=True)
+            row.append(
+                f"{ranks[worst][2] / 1e6:8.0f} {added[worst] / 1e6:8.0f} {ratios[worst]:6.2f}"
+            )
+        print(f"{name:14s}  {'  '.join(row)}", flush=True)
 
 
 if __name__ == "__main__":

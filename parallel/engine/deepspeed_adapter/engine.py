@@ -183,6 +183,8 @@ class PipelinedEngine(DeepSpeedEngine):
             deepspeed.buffered_allreduce_fallback,
             elements_per_buffer=deepspeed.zero_reduce_bucket_size(),
         )
+        if isinstance(self.zero, Zero1And2) and self.grid.pp is not None:
+            self.zero.take_part_in_norms(self.grid.pp)
 
     @property
     def local_layers(self) -> Sequence[StageLayer]:

@@ -32,9 +32,12 @@ ZERO_1_AND_2 = (
     "_lazy_init_hp_params_optimizer_state",
     "_link_all_hp_params",
     "averaged_gradients",
+    "get_grad_norm_direct",
     "overflow",
     "parallel_partitioned_bit16_groups",
+    "params_in_partition",
     "real_dp_process_group",
+    "scaled_global_norm",
     "single_partition_of_fp32_groups",
 )
 ZERO_3 = (

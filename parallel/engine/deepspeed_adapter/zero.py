@@ -161,6 +161,28 @@ class Zero1And2(_FlatGroups):
     def masters(self) -> list[Tensor]:
         return list(self.wrapped.single_partition_of_fp32_groups)
 
+    def take_part_in_norms(self, stages: dist.ProcessGroup) -> None:
+        """Lets a stage with fewer parameter groups than another take part in all reductions of the
+        gradient norm, of which DeepSpeed makes one for each group: a stage that has the embeddings
+        alone has nothing that is not decayed, and the others would wait for it. A collective."""
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        wrapped, counts = self.wrapped, [0] * dist.get_world_size(stages)
+        own = len(self.masters())
+        dist.all_gather_object(counts, own, group=stages)
+        if own == max(counts):
+            return
+
+        def scaled_global_norm(norm_type: int = 2) -> Any:
+            parts = [
+                (wrapped.averaged_gradients[i], wrapped.params_in_partition[i]) for i in range(own)
+            ]
+            parts += [([], [])] * (max(counts) - own)
+            norms = [wrapped.get_grad_norm_direct(*part) for part in parts]
+            return combine_grad_norm_groups(norms, norm_type=norm_type)
+
+        wrapped.scaled_global_norm = scaled_global_norm
+
     def _partitions(self) -> list[list[Tensor]]:
         return self.wrapped.parallel_partitioned_bit16_groups
 

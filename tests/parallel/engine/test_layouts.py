@@ -15,15 +15,18 @@ from mlm.batch.micro_batch import IGNORED, MicroBatch
 from mlm.batch.visibility import Visibility
 from mlm.config import OptimConfig
 from mlm.model.config import ModelConfig
+from mlm.model.encoder import WORDS
 from mlm.model.layer import EncoderLayer
 from mlm.model.masked_lm import masked_lm_layers
 from mlm.trained.opening import family_config
 from mlm.training.optimizer import make_adamw
 from parallel.engine.build import build_engine
+from parallel.engine.deepspeed_adapter import buffers
 from parallel.engine.interface import EngineSettings
 from parallel.groups import make_grid
 from parallel.keys import key
 from parallel.layout import Layout
+from parallel.pipeline.cut import cut
 from tests.ranks import run_ranks
 from tests.state_reading import whole_weights
 
@@ -198,6 +201,36 @@ def test_layout_equals_a_plain_loop(degrees, reference):
         assert result["losses"] == pytest.approx(reference["losses"], rel=1e-5)
         assert result["norms"] == pytest.approx(reference["norms"], rel=1e-5)
     assert_close(joined(degrees, results), reference["weights"])
+
+
+@pytest.mark.parametrize(
+    "degrees",
+    [(1, 1, 2, 1), (1, 1, 2, 2), (2, 1, 2, 3), (1, 1, 4, 3)],
+    ids=lambda d: "-".join(map(str, d)),
+)
+def test_layout_with_many_buckets_equals_a_plain_loop(degrees, reference, monkeypatch):
+    """As models have them that are not as small as this one."""
+    monkeypatch.setattr(buffers, "LEAST_BUCKET", 64)
+    results = run_ranks(degrees[0] * degrees[1] * degrees[2], train, degrees)
+    for result in results:
+        assert result["losses"] == pytest.approx(reference["losses"], rel=1e-5)
+        assert result["norms"] == pytest.approx(reference["norms"], rel=1e-5)
+    assert_close(joined(degrees, results), reference["weights"])
+
+
+@pytest.mark.parametrize("degrees", [(1, 4, 1, 1), (1, 3, 2, 1)], ids=["1-4-1-1", "1-3-2-1"])
+def test_stage_of_embeddings_alone_trains_like_one_process(degrees):
+    """It has no bias and no norm, so one parameter group fewer than the other stages."""
+    config = replace(CONFIG, vocab_size=4096)
+    layers = masked_lm_layers(config, seq_len=SEQ_LEN, masked=MASKED)
+    first = cut(layers, degrees[1])[0][0]
+    assert {layers[i].name for i in first} == {WORDS, "roberta.embeddings"}
+    single = run_ranks(1, train, (1, 1, 1, 1), config)
+    results = run_ranks(degrees[1] * degrees[2], train, degrees, config)
+    for result in results:
+        assert result["losses"] == pytest.approx(single[0]["losses"], rel=1e-5)
+        assert result["norms"] == pytest.approx(single[0]["norms"], rel=1e-5)
+    assert_close(joined(degrees, results), joined((1, 1, 1, 1), single))
 
 
 def test_reference_clips_and_moves(reference):
