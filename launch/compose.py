@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import mlm.config
+from launch import resuming
 from launch.help import GROUPS
 from launch.overrides import from_home, readable, replace_home, texts_of
 from launch.verb import Composed
@@ -71,12 +72,27 @@ def compose(
         return help_text(settings_class, choices(), _root_)
 
     OmegaConf.register_new_resolver("help_text", help_text, replace=True)
-    with _one_sentence(verb, defaults):
-        with _arguments(arguments), _sweep_folder(parsed.overrides):
-            hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(collect)()
-        jobs = [_composed(settings, job, given, texts) for settings, job in kept]
-    for composed in jobs:  # one or none; outside of Hydra, which would write about its errors
-        task(composed)
+
+    def composed(arguments: Sequence[str]) -> Composed | None:
+        kept.clear()
+        with _one_sentence(verb, defaults):
+            with _arguments(arguments), _sweep_folder(parsed.overrides):
+                hydra.main(version_base="1.3", config_path="pkg://conf", config_name=verb)(
+                    collect
+                )()
+            jobs = [_composed(settings, job, given, texts) for settings, job in kept]
+        return jobs[0] if jobs else None
+
+    job = composed(arguments)
+    if job is not None and verb == "train":
+        own = resuming.own_settings(job, defaults)
+        if own is not None:
+            ConfigStore.instance().store(f"{verb}_schema", node=_node(own))
+            overrides = resuming.all_overrides(job)
+            job = composed(resuming.arguments(job, arguments))
+            job = job and replace(job, overrides=overrides, resumes=True)
+    if job is not None:  # outside of Hydra, which would write about its errors
+        task(job)
 
 
 def _node(defaults: dict[str, Any]) -> DictConfig:

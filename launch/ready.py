@@ -6,6 +6,7 @@ from pathlib import Path
 from launch import run_folder
 from launch.from_weights import with_weights
 from launch.launcher import Launcher, Run
+from launch.resuming import keys
 from launch.verb import Composed
 from mlm.config import TaskConfig, TrainConfig, load
 from mlm.errors import UserError
@@ -41,7 +42,8 @@ def check(composed: Composed) -> Job:
 
         entry({"auto": None, **KERNELS}, "train.attention", config.train.attention)
     for name, given in (("data", config.data), ("eval", config.eval)):
-        if given.corpus and given.shards:
+        both = {f"{name}.corpus", f"{name}.shards"} <= keys(composed.overrides)
+        if given.corpus and given.shards and (both or not composed.resumes):
             raise UserError(
                 f"{name}.corpus={given.corpus} and {name}.shards={given.shards} are both given; "
                 f"omit one"

@@ -11,12 +11,14 @@ class Composed:
 
     model: the choice in the group `model`, None for verbs without it
     sweep: `<name>/<NNN>`, the name of its run, where the job is a point of a sweep
+    resumes: the settings are those of the run that it resumes, changed by the overrides
     """
 
     settings: dict[str, Any]
     overrides: list[str]
     model: str | None = None
     sweep: str | None = None
+    resumes: bool = False
 
 
 @dataclass(frozen=True)

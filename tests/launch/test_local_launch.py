@@ -207,8 +207,9 @@ def test_resume_refuses_another_vocabulary_size(corpus, ranks, capfd):
     given = [f"data.corpus={corpus}", "run.name=a"]
     assert train(*given, "model.vocab_size=384") == 0
     capfd.readouterr()
-    assert train(*given) == 2
+    assert train(*given, "model.vocab_size=256") == 2
     assert "runs/a holds a run with model.vocab_size=384, not 256" in capfd.readouterr().err
+    assert train(*given) == 0
     assert train(*given, "model.vocab_size=384") == 0
 
 
