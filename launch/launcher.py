@@ -9,6 +9,7 @@ from typing import IO
 from mlm.config import TrainConfig
 from mlm.errors import FAILED, REQUEUE, UserError
 from mlm.health.outcome import OUTCOME
+from mlm.tracking.screen import log_line
 from parallel.layout import Layout
 
 LOG_LINES = 12
@@ -83,6 +84,8 @@ def read_outcome(folder: Path, code: int, start: int = 0) -> Outcome:
 
 def finish(outcome: Outcome, folder: Path) -> float | None:
     """Prints a good outcome and returns the evaluation loss; raises any other as `RunFailed`."""
+    if outcome.sentence:
+        log_line(folder, outcome.sentence)
     if outcome.code == 0:
         if outcome.sentence:
             print(outcome.sentence, flush=True)

@@ -8,7 +8,9 @@ class _Messages(logging.Handler):
     """Unlike `StreamHandler`, it writes to what `sys.stderr` is at the time."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        # A bar that another process draws on this line is drawn again below.
+        clear = "\r\x1b[2K" if sys.stderr.isatty() else ""
+        print(clear + self.format(record), file=sys.stderr, flush=True)
 
 
 def show_messages() -> None:

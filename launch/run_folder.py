@@ -12,8 +12,10 @@ from typing import IO, Any
 
 import yaml
 
+from launch.environment import STARTS, started_with
 from mlm.config import TrainConfig, as_dict, defaults, value_of
 from mlm.errors import DataError, UserError
+from mlm.files.jsonl import append_row
 from mlm.files.locks import lock
 from mlm.health.outcome import OUTCOME, STOP
 from mlm.setting import settings
@@ -139,6 +141,7 @@ def write(folder: Path, config: TrainConfig, overrides: list[str], hashes: dict[
     try:
         _replace(folder / OVERRIDES, "".join(f"{text}\n" for text in overrides))
         _replace(folder / DATA, json.dumps(hashes, indent=1) + "\n")
+        append_row(folder / STARTS, started_with())
         _replace(folder / CONFIG, settings)  # last: it makes the folder a run's
     except OSError as error:
         if new:

@@ -1,8 +1,13 @@
-"""Where commands print their answers."""
+"""How commands print their answers."""
 
 from typing import IO
 
 from rich.console import Console
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def plain_console(file: IO[str] | None = None) -> Console:

@@ -1,12 +1,23 @@
-"""`python -m mlm.train RUN/config.yaml`: trains as one rank, which a launcher has started."""
+"""`python -m mlm.train RUN/config.yaml`: trains as one rank, which a launcher has started.
+
+Exits with the code of the run's outcome, and with 0 also where it stopped as asked: torchrun takes
+any other for a failure, and the launcher reads `outcome.json`.
+"""
 
 import os
 import sys
+from contextlib import nullcontext
 
-from mlm.training.rank import main
+from mlm.console import plain_console
+from mlm.errors import REQUEUE
+from mlm.tracking.progress import stage
 
 if __name__ == "__main__":
+    shown = os.environ.get("RANK", "0") == "0"
+    loading = stage(plain_console(sys.stdout), "Loading PyTorch and DeepSpeed")
+    with loading if shown else nullcontext():
+        from mlm.training.rank import main  # takes seconds
     code = main(sys.argv[1])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # leaving groups in order can hang on ranks that are gone
+    os._exit(0 if code == REQUEUE else code)  # leaving groups in order can hang on lost ranks

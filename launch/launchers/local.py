@@ -7,8 +7,9 @@ import signal
 import site
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
@@ -21,16 +22,20 @@ from launch.launchers import killed_ranks
 from launch.launchers.lost_shards import explained
 from launch.machine import kills
 from launch.resolve import resolve
+from launch.terminal import terminal_for_bars
 from mlm.config import TrainConfig
+from mlm.console import plain_console
 from mlm.errors import FAILED
 from mlm.health.outcome import OUTCOME, STOP
+from mlm.tracking.progress import stage
+from mlm.tracking.screen import log_line
 from parallel.layout import Layout
 
 log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-SECONDS_BETWEEN_CHECKS = 0.5
+SECONDS_BETWEEN_CHECKS, SECONDS_TO_SEE_RANKS = 0.5, 0.05
 
 
 class Local(Launcher):
@@ -87,16 +92,36 @@ def run_ranks(command: list[str], folder: Path, env: dict[str, str], log: IO[byt
             start_new_session=True,
             preexec_fn=_end_with(os.getpid()) if sys.platform == "linux" else None,
         )
-        with _stopping(child, folder) as requests:
+        with _stopping(child, folder) as requests, terminal_for_bars():
+            with stage(plain_console(sys.stdout), "Starting the processes"):
+                _until_ranks(child)
             code, ended_here = _wait(child, folder)
     (folder / STOP).unlink(missing_ok=True)
     if len(requests) > 1:
-        return Outcome(FAILED, "the ranks were killed; the last checkpoint stands")
+        return Outcome(FAILED, f"the ranks were killed; {_saved(folder)}")
     outcome = read_outcome(folder, code, start)
     if ended_here:
         return outcome
     path = folder / "logs" / "launcher.log"
     return killed_ranks.explained(outcome, path, start, kills_before)
+
+
+def _saved(folder: Path) -> str:
+    """What is left of a run that was killed."""
+    from mlm.checkpoint import newest, read_manifest  # torch, which takes seconds
+
+    found = newest(folder)
+    if found is None:
+        return "nothing had been saved"
+    return f"the checkpoint of step {read_manifest(found).step} is kept"
+
+
+def _until_ranks(child: subprocess.Popen) -> None:
+    """Waits until torchrun has started its first rank, or has ended."""
+    with suppress(psutil.NoSuchProcess):
+        torchrun = psutil.Process(child.pid)
+        while child.poll() is None and not torchrun.children():
+            time.sleep(SECONDS_TO_SEE_RANKS)
 
 
 @contextmanager
@@ -110,7 +135,9 @@ def _stopping(child: subprocess.Popen, folder: Path) -> Iterator[list[int]]:
         requests.append(number)
         if len(requests) == 1:
             (folder / STOP).touch()
-            log.warning("saving and stopping; once more to kill")
+            text = "saving and stopping; once more to kill"
+            log.warning(text)
+            log_line(folder, text)
         else:
             _kill(child)
 

@@ -8,7 +8,7 @@ def run(composed: Composed) -> None:
     from pathlib import Path
 
     from mlm.config import ShardsConfig, load
-    from mlm.console import plain_console
+    from mlm.console import counted, plain_console
     from mlm.data.index import Index
     from mlm.data.prepare import write_shards
     from mlm.data.writing.drops import table
@@ -26,8 +26,9 @@ def run(composed: Composed) -> None:
     index = Index.open(out)
     held_out = sum(index.heldout_tokens)
     print(
-        f"Shards of {len(index.languages)} languages are in {out}: {sum(index.train_tokens):,} "
-        f"tokens to train on, {held_out:,} held out ({', '.join(index.languages)})"
+        f"Shards of {counted(len(index.languages), 'language')} are in {out}: "
+        f"{sum(index.train_tokens):,} tokens to train on, {held_out:,} held out "
+        f"({', '.join(index.languages)})"
     )
 
 

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Manifest:
     samples: sequences that were trained on, which is the data phase
     index: hash of the index of their shards
     imported: of an import, which has no index and no config of a run
+    environment: command, host, versions and commit of the start that saved it, and its ranks' peak
+        memory in bytes
     """
 
     step: int
@@ -55,6 +57,7 @@ class Manifest:
     config: dict[str, Any]
     tracker_id: str | None = None
     imported: Imported | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
 
 
 def folder_of(run: Path, step: int) -> Path:

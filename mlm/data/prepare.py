@@ -84,7 +84,8 @@ def train_tokenizer(
     settings: TokenizerConfig, corpus: Path, out: Path, console: Console
 ) -> Tokenizer:
     """Trains the tokenizer that `settings` describe on `corpus` (not `settings.corpus`)."""
-    with progress(console, f"Training a tokenizer of {settings.vocab_size:,} ids") as show:
+    title = f"Training a tokenizer of {settings.vocab_size:,} ids"
+    with progress(console, f"{title}: reading the corpus") as show:
         training.train(
             corpus,
             out,
@@ -94,6 +95,7 @@ def train_tokenizer(
             character_coverage=settings.character_coverage,
             seed=settings.seed,
             on_progress=show,
+            on_fit=lambda size: show.stage(f"{title} on {size / 1e6:,.1f} MB of it"),
             skip_bad_lines=settings.on_bad_line == "skip",
             form=TextForm(settings.field, settings.document),
         )

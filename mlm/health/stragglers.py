@@ -52,22 +52,26 @@ class Pace:
     def __init__(self, grid: ProcessGrid, device: torch.device) -> None:
         world = grid.layout.world_size
         self.rank, self.device = grid.rank, device
+        self.memory: int | None = None  # the peak of any rank at the last logged row, in bytes
         self.stragglers = Stragglers([grid.layout.coordinates(r)[1] for r in range(world)])
         self.hosts: list[Any] = [None] * world
         dist.all_gather_object(self.hosts, os.uname().nodename)
 
-    def figures(self, seconds: float) -> tuple[dict[str, Any], str | None]:
+    def figures(self, seconds: float, memory: int) -> tuple[dict[str, Any], str | None]:
         """The ranks' part of a logged row, and a line for people if one is a new straggler.
 
-        seconds: that this rank worked in a step. A collective, with one result on all ranks.
+        seconds: that this rank worked in a step; memory: its peak in bytes. A collective, with one
+        result on all ranks.
         """
-        found = torch.zeros(len(self.hosts), dtype=torch.float64, device=self.device)
-        found[self.rank] = seconds
+        found = torch.zeros(2, len(self.hosts), dtype=torch.float64, device=self.device)
+        found[:, self.rank] = torch.tensor([seconds, memory], dtype=torch.float64)
         dist.all_reduce(found)
-        every = found.tolist()
+        every = found[0].tolist()
+        self.memory = int(found[1].max())
         slowest = max(range(len(every)), key=every.__getitem__)
         row: dict[str, Any] = {
-            "seconds_rank": {"min": min(every), "max": every[slowest], "slowest": slowest}
+            "seconds_rank": {"min": min(every), "max": every[slowest], "slowest": slowest},
+            "memory_peak": self.memory,
         }
         slow = self.stragglers.update(every)
         if slow is None:

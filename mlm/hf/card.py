@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from mlm.config import DataConfig
+from mlm.console import counted
 from mlm.family.heads import HEADS
 from mlm.tracking.report import EVALUATION
 from mlm.trained.opening import TrainedCheckpoint, TrainedModel
@@ -56,7 +57,7 @@ def _front_matter(trained: TrainedModel, languages: list[str]) -> str:
 
 def _opening(trained: TrainedModel, name: str, languages: list[str]) -> str:
     config, tokenizer = trained.config, trained.tokenizer
-    of = f" of {len(languages)} languages" if languages else ""
+    of = f" of {counted(len(languages), 'language')}" if languages else ""
     by = "trained with polymlm" if isinstance(trained, TrainedCheckpoint) else "written by polymlm"
     rows = [
         ["Parameters", f"{parameters(trained.weights):,}"],
@@ -162,9 +163,10 @@ def _scores(trained: TrainedCheckpoint, scored: dict[str, Any] | None) -> str:
     ]
     return (
         title
-        + f"In nats per masked token, after {trained.manifest.step:,} steps; beside it the entropy "
-        f"of the same text's unigrams, which is the loss of a model that knows how frequent each "
-        f"token is and nothing else.\n\n" + _table(["Language", "Loss", "Unigram entropy"], rows)
+        + f"In nats per masked token, after {counted(trained.manifest.step, 'step')}; beside it "
+        f"the entropy of the same text's unigrams, which is the loss of a model that knows how "
+        f"frequent each token is and nothing else.\n\n"
+        + _table(["Language", "Loss", "Unigram entropy"], rows)
     )
 
 

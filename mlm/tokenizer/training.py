@@ -43,6 +43,7 @@ def train(
     character_coverage: float = 0.9995,
     seed: int = 1,
     on_progress: Progress | None = None,
+    on_fit: Callable[[int], None] = lambda size: None,
     skip_bad_lines: bool = False,
     form: TextForm = USUAL_FORM,
 ) -> None:
@@ -50,10 +51,10 @@ def train(
 
     The sample holds at most `sample_bytes` of text, and never more than the corpus does, since
     alpha would have no effect then. The same arguments give the same bytes on any number of cores.
-    `on_progress(done, total)` counts bytes of the corpus's files, each of which is read twice; the
-    training after that reports nothing. Raises DataError for text that cannot be read (except bad
-    lines that are skipped) or is too short for so many ids, UserError for a folder that cannot be
-    written; `out` is whole or absent.
+    `on_progress(done, total)` counts bytes of the corpus's files, each of which is read twice;
+    `on_fit(bytes of the sample)` is called after that, since sentencepiece tells no progress.
+    Raises DataError for text that cannot be read (except bad lines that are skipped) or is too
+    short for so many ids, UserError for a folder that cannot be written; `out` is whole or absent.
     """
     files = languages(corpus, form)
     if vocab_size < SMALLEST:
@@ -74,6 +75,7 @@ def train(
             for paragraph in _sample(_documents(text, skip_bad_lines), quotas[language], seed):
                 taken[language] += len(paragraph.encode())
                 yield from split_paragraph(paragraph)
+        on_fit(sum(taken.values()))
 
     with new_folder(out) as folder:
         model = _unigram(lines(), vocab_size, character_coverage, sample_bytes > LARGE)

@@ -1,49 +1,136 @@
-"""A progress bar on a terminal; elsewhere a line at the start and one every half minute."""
+"""How far a command is: a bar or a spinner on a terminal, elsewhere lines.
+
+The title stands on a line of its own, so that a narrow terminal cuts neither words nor times.
+"""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 30.0
 
 
+class Shown:
+    """What `progress` gives: it is called with (done, total), where a total of None is not known
+    yet; `stage` begins a part of unknown length."""
+
+    def __call__(self, done: int, total: int | None) -> None:
+        raise NotImplementedError
+
+    def stage(self, title: str) -> None:
+        raise NotImplementedError
+
+
 @contextmanager
-def progress(console: Console, title: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Shows how far something is; gives a function that is called with (done, total), where a total
-    of None is one that is not known yet."""
+def progress(console: Console, title: str) -> Iterator[Shown]:
+    """Shows how far something is; gives what is told so."""
     if not console.is_terminal:
-        console.print(title)
-        yield _lines(console, title)
+        yield _Lines(console, title)
         return
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
+    shown = _Bar(console, title)
+    try:
+        yield shown
+    finally:
+        shown.stop()
+
+
+@contextmanager
+def stage(console: Console, title: str) -> Iterator[None]:
+    """Something of unknown length: a spinner with the seconds that it has taken, or a line."""
+    if not console.is_terminal:
+        console.print(title, soft_wrap=True)
+        yield
+        return
+    spinner = _spinner(console, title)
+    spinner.start()
+    try:
+        yield
+    finally:
+        spinner.stop()
+
+
+class _Bar(Shown):
+    def __init__(self, console: Console, title: str) -> None:
+        self._console, self._title = console, title
+        self._begin(_bar(console), title)
+
+    def _begin(self, shown: Progress, title: str) -> None:
+        self._progress = shown
+        if not any(isinstance(column, SpinnerColumn) for column in shown.columns):
+            self._console.print(title)
+        shown.start()
+        self._task = shown.task_ids[0] if shown.task_ids else shown.add_task("", total=None)
+
+    def __call__(self, done: int, total: int | None) -> None:
+        self._progress.update(self._task, completed=done, total=total)
+
+    def stage(self, title: str) -> None:
+        self.stop()
+        self._begin(_spinner(self._console, title), title)
+
+    def stop(self) -> None:
+        self._progress.stop()
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        BarColumn(None, table_column=Column(ratio=1)),
+        _Read(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
         console=console,
+        expand=True,
     )
-    with bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(
-            task, description=_line(title, done, total), completed=done, total=total
-        )
 
 
-def _line(title: str, done: int, total: int | None) -> str:
-    return f"{title} ({done:,} read)" if done and total is None else title
+def _spinner(console: Console, title: str) -> Progress:
+    spinner = Progress(
+        SpinnerColumn(),
+        TextColumn(title, markup=False, table_column=Column(overflow="fold")),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+    spinner.add_task("", total=None)
+    return spinner
 
 
-def _lines(console: Console, title: str) -> Callable[[int, int | None], None]:
-    last = time.monotonic()
+class _Read(ProgressColumn):
+    """The amount done, while the total is not known."""
 
-    def show(done: int, total: int | None) -> None:
-        nonlocal last
-        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.completed:,.0f} read" if task.total is None and task.completed else "")
+
+
+class _Lines(Shown):
+    """A line at the start, and one every half minute."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
+        self.stage(title)
+
+    def __call__(self, done: int, total: int | None) -> None:
+        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            read = f" ({done:,} read)" if done and total is None else ""
             rest = "" if total is None else f": {done / max(total, 1):.0%}"
-            console.print(f"{_line(title, done, total)}{rest}")
+            self._console.print(f"{self._title}{read}{rest}", soft_wrap=True)
 
-    return show
+    def stage(self, title: str) -> None:
+        self._title, self._last = title, time.monotonic()
+        self._console.print(title, soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ class Report:
         self, run: Path, trackers: Trackers, steps: int, start: int, *, main: bool
     ) -> None:
         self.run, self.trackers, self.steps, self.main = run, trackers, steps, main
-        self.path, self.screen = run / METRICS, Screen(steps, start)
+        self.path, self.screen = run / METRICS, Screen(run, steps, start)
         self._open = ExitStack()
         if main:
             drop_after(self.path, start, max(start, steps))
@@ -58,8 +59,7 @@ class Report:
         """The figures of a logged step."""
         if self.main:
             self._write(row)
-            text = f"loss {row['loss']:.4f}  {row['tokens_per_second']:,.0f} tokens/s"
-            self.screen.figures(row["step"], text)
+            self.screen.figures(row["step"], _figures(row))
 
     def evaluation(self, step: int, tokens: int, scores: Scores) -> None:
         """An evaluation after `step`; `evaluation.json` keeps the last one."""
@@ -71,5 +71,15 @@ class Report:
             self.screen.say(f"step {step}: {scores.sentence}")
 
     def _write(self, row: dict[str, Any]) -> None:
-        append(self.path, row)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        append(self.path, row | {"time": now})
         self.trackers.log(flat(row))
+
+
+def _figures(row: dict[str, Any]) -> str:
+    """What of a logged step people watch; `lr` and the norm are of the step itself."""
+    text = f"loss {row['loss']:.4f}"
+    if "lr" in row:
+        text += f"  lr {row['lr']:.2e}  gradient {row['grad_norm']:.3g}"
+    text += f"  {row['tokens_per_second']:,.0f} tokens/s"
+    return text + (f"  {row['memory_peak'] / 1e9:.2f} GB" if "memory_peak" in row else "")

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from mlm import checkpoint
 from mlm.config import TrainConfig, load
+from mlm.console import counted
 from mlm.data.audit.exposure import Exposure
 from mlm.data.audit.ledger import LEDGER, read_ledger
 from mlm.data.checks import with_tokenizer
@@ -174,7 +175,8 @@ class Audit:
                 f"have been changed"
             )
         console.print(
-            f"The ledger of {steps:,} steps agrees, in all {len(compared):,} that were compared",
+            f"The ledger of {counted(steps, 'step')} agrees, in all {len(compared):,} that were "
+            f"compared",
         )
 
     def show_step(self, step: int, rows: int, console: Console) -> None:
@@ -209,7 +211,7 @@ class Audit:
             state = "the one in the ledger"
         else:
             state = "not the one in the ledger"
-        console.print(f"The batch of step {step}, {self.batch} samples, is {state}")
+        console.print(f"The batch of step {step}, {counted(self.batch, 'sample')}, is {state}")
 
     def _digest(self, step: int) -> int:
         return int(np.int64(self.batches.micro_batch(step, 0).digest).astype(np.uint64))

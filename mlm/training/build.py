@@ -1,7 +1,7 @@
 """A training run as one rank holds it, made from its settings."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class TrainingRun:
     """What a rank trains.
 
     restart: puts the engine back into the state that it was built with
+    environment: what the run was started with, for its checkpoints
     """
 
     config: TrainConfig
@@ -31,6 +32,7 @@ class TrainingRun:
     grid: ProcessGrid
     engine: Engine
     restart: Callable[[], None]
+    environment: dict[str, Any] = field(default_factory=dict)
 
     def micro_batches(self, step: int) -> list[Any]:
         """This data rank's micro-batches of a step: every dp-th of the global batch."""

@@ -24,7 +24,8 @@ from mlm.health.watchdog import Watchdog
 from mlm.tracking.report import Report
 from mlm.training.build import TrainingRun
 from mlm.training.schedule import learning_rate
-from mlm.training.throughput import Stopwatch, peak_flops
+from mlm.training.throughput import Stopwatch, peak_flops, peak_memory
+from mlm.training.window import Window
 from mlm.training.world import Agreement, agree
 
 TRIES = 2  # of a step, before the state itself is in doubt
@@ -61,7 +62,7 @@ class Loop:
         self.run, self.config, self.folder = run, run.config, folder
         self.task, self.engine = run.task, run.engine
         self.report, self.progress, self.watchdog = report, progress, watchdog
-        self.tally = run.task.tally(run.engine.device)
+        self.tally, self.window = run.task.tally(run.engine.device), Window()
         kept = checkpoint.Keep(self.config.checkpoint.keep, self.config.checkpoint.keep_every)
         self.saver = checkpoint.Saver(
             self.engine, folder, kept, self.config.checkpoint.background, watchdog.moved
@@ -110,6 +111,8 @@ class Loop:
                     return
             if numbers is None:
                 self.engine.skip_step()
+            else:
+                self.window.add(numbers.loss, agreed.normaliser)
             if self.ledger is not None:
                 self.ledger.add(0 if numbers is None else agreed.digest)
             self.progress.step = step + 1
@@ -213,6 +216,7 @@ class Loop:
                 to = 0
                 self.run.restart()
             self.tally.clear()
+            self.window.clear()
             self.progress.step = self.saved = to
             self.report.back(to)
             if self.ledger is not None:
@@ -238,12 +242,12 @@ class Loop:
         seconds, waiting, working = self.stopwatch.lap()
         speed = tokens / seconds
         peak, flops = peak_flops(self.engine.device), self.task.flops_per_token * speed
-        ranks, slow = self.pace.figures(working)
+        ranks, slow = self.pace.figures(working, peak_memory(self.engine.device))
         counts = self.incidents.counts
         self.report.step_metrics(
             {
                 "step": done,
-                "loss": numbers.loss,
+                "loss": self.window.take(),
                 "lr": numbers.lr,
                 "grad_norm": numbers.grad_norm,
                 "tokens": done * tokens,
@@ -283,6 +287,7 @@ class Loop:
                 index=self.task.data_hash,
                 config=as_dict(self.config),
                 tracker_id=self.report.tracker_id,
+                environment=self.run.environment | {"memory_peak": self.pace.memory},
             )
         )
         self.guard.saved(done)

@@ -3,8 +3,12 @@
 import errno
 import json
 import os
+import sys
 import traceback
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,10 +16,13 @@ import yaml
 
 from mlm import checkpoint
 from mlm.config import TrainConfig, layout, load
+from mlm.console import counted, plain_console
 from mlm.errors import CONFIG, DONE, FAILED, DataError, StopRequested, UserError
+from mlm.files.jsonl import read_rows
 from mlm.health.outcome import make_room, write_outcome
 from mlm.health.watchdog import Watchdog
 from mlm.plugins import import_plugins
+from mlm.tracking.progress import stage
 from mlm.tracking.report import Report
 from mlm.tracking.trackers import Trackers, start_trackers
 from mlm.training.build import TrainingRun, build
@@ -24,6 +31,7 @@ from mlm.training.memory import check_memory
 from mlm.training.world import check_resolved, log_to_file, start_process_group
 from parallel.recorder import Recorder, recording
 
+STARTS = "starts.jsonl"  # by the launcher
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
@@ -65,12 +73,20 @@ def main(config_path: str) -> int:
 
 
 def _train(config: TrainConfig, run: Path, recorder: Recorder, progress: Progress) -> str:
-    newest, damaged = checkpoint.choose(run)
-    built = build(config, resuming=newest is not None)
-    _check_data(run, built)
-    manifest = None if newest is None else _resume(built, newest)
-    start = progress.step = 0 if manifest is None else manifest.step
     main = dist.get_rank() == 0
+
+    def at(title: str) -> AbstractContextManager[None]:
+        return stage(plain_console(sys.stdout), title) if main else nullcontext()
+
+    newest, damaged = checkpoint.choose(run)
+    with at("Opening the data and building the model"):
+        built = replace(build(config, newest is not None), environment=_environment(run))
+    _check_data(run, built)
+    manifest = None
+    if newest is not None:
+        with at(f"Loading {newest}"):
+            manifest = _resume(built, newest)
+    start = progress.step = 0 if manifest is None else manifest.step
     run_id = None if manifest is None else manifest.tracker_id
     trackers = start_trackers(run, config, run_id) if main else Trackers()
     report = Report(run, trackers, config.train.steps, start, main=main)
@@ -94,7 +110,7 @@ def _train(config: TrainConfig, run: Path, recorder: Recorder, progress: Progres
         if code != FAILED:
             dist.barrier()  # torchrun ends all as soon as one leaves, rank 0's tracker, too
     return (
-        f"Trained {progress.step} steps; held-out loss {progress.eval_loss:.4f}. "
+        f"Trained {counted(progress.step, 'step')}; held-out loss {progress.eval_loss:.4f}. "
         f"Everything is in {run}"
     )
 
@@ -108,6 +124,12 @@ def _check_data(run: Path, built: TrainingRun) -> None:
             f"{built.config.data.shards} was written again while {run} was starting (its index was "
             f"{known[:12]}, and is {found[:12]}); start the run again"
         )
+
+
+def _environment(run: Path) -> dict[str, Any]:
+    """What the launcher has recorded of this start; empty where ranks were started without one."""
+    rows = list(read_rows(run / STARTS)) if (run / STARTS).is_file() else []
+    return rows[-1] if rows else {}
 
 
 def _resume(built: TrainingRun, found: Path) -> checkpoint.Manifest:
@@ -126,7 +148,8 @@ def _opening(built: TrainingRun, start: int) -> str:
     degrees, config, train = built.grid.layout, built.config, built.config.train
     begins = f"Resuming at step {start}" if start else "Training"
     if start >= train.steps:
-        return f"All {start} steps are done; evaluating again (raise train.steps to continue)"
+        done = "The one step is" if start == 1 else f"All {start} steps are"
+        return f"{done} done; evaluating again (raise train.steps to continue)"
     return (
         f"{begins}: {config.model.parameters():,} parameters, {built.task.summary()}; "
         f"tp {degrees.tp}, pp {degrees.pp}, dp {degrees.dp}, ZeRO-{degrees.zero}, {train.dtype} on "

@@ -1,5 +1,7 @@
-"""Tokens per second, and how much of the hardware's arithmetic they are."""
+"""Tokens per second, how much of the hardware's arithmetic they are, and memory."""
 
+import resource
+import sys
 import time
 from collections.abc import Callable
 
@@ -23,6 +25,14 @@ def peak_flops(device: torch.device) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that this process has had: of the GPU's memory, or else of the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 class Stopwatch:

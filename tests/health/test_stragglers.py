@@ -56,7 +56,7 @@ def test_stragglers_names_a_rank_only_after_several_slow_rows(rows, stages):
 
 def three_rows():
     pace = Pace(make_grid(Layout(dp=3)), torch.device("cpu"))
-    return [pace.figures([0.5, 2.0, 0.25][pace.rank]) for _ in range(ROWS)]
+    return [pace.figures([0.5, 2.0, 0.25][pace.rank], 1000 + pace.rank) for _ in range(ROWS)]
 
 
 @pytest.mark.ranks
@@ -64,9 +64,8 @@ def test_pace_gives_all_ranks_the_same_figures():
     found = run_ranks(3, three_rows)
     assert found[0] == found[1] == found[2]
     times = {"min": 0.25, "max": 2.0, "slowest": 1}
-    assert [row for row, _ in found[0]] == [{"seconds_rank": times}] * 2 + [
-        {"seconds_rank": times, "straggler": 1}
-    ]
+    row = {"seconds_rank": times, "memory_peak": 1002}
+    assert [row for row, _ in found[0]] == [row, row, row | {"straggler": 1}]
     lines = [line for _, line in found[0]]
     assert lines[:2] == [None, None]
     assert lines[2].startswith("rank 1 on ")

@@ -33,6 +33,8 @@ def test_run_folder_holds_what_the_ranks_start_from(corpus, ranks, capfd):
         "logs",
         "outcome.json",
         "overrides.txt",
+        "starts.jsonl",
+        "train.log",
     ]
     assert (folder / "logs" / "launcher.log").read_text() == "error of a rank\n"
     overrides = [*SMALL, f"data.corpus={corpus}", "run.name=a", "parallel.tp=2"]

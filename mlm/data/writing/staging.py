@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -143,7 +144,7 @@ def journal(work: Path, language: str, split: str) -> Journal:
 def save_first_pass(work: Path, language: str, found: FirstPass) -> None:
     """Saves the result of a language's first pass, whole or not at all."""
     text, aside = found.text, work / f"{language}.partial"
-    arrays = {"repeated": found.repeated} | {
+    arrays: dict[str, Any] = {"repeated": found.repeated} | {
         f"{kind}.{name}": array
         for kind, units in (("documents", text.documents), ("paragraphs", text.paragraphs))
         if units is not None

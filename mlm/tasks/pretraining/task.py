@@ -7,6 +7,7 @@ import torch
 
 from mlm.batch.micro_batch import MicroBatch
 from mlm.config import TrainConfig
+from mlm.console import counted
 from mlm.data.audit.exposure import Exposure
 from mlm.data.batches.batches import HeldOutBatches
 from mlm.data.batches.entropy import unigram_entropy
@@ -115,4 +116,5 @@ class Pretraining(Task):
         self.training.reader.skip_shard(shard, step)
 
     def summary(self) -> str:
-        return f"{len(self.index.languages)} languages, {sum(self.index.train_tokens):,} tokens"
+        languages = counted(len(self.index.languages), "language")
+        return f"{languages}, {counted(sum(self.index.train_tokens), 'token')}"

@@ -1,0 +1,62 @@
+"""What a run was started with: `starts.jsonl`, a row for each start."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from launch import ROOT
+
+STARTS = "starts.jsonl"
+PACKAGES = ("polymlm", "torch", "deepspeed", "sentencepiece", "webdataset", "hydra-core", "wandb")
+
+
+def started_with() -> dict[str, Any]:
+    """Time, host, command and versions of this process; `commit` and whether files differ from it,
+    where the code is of a git repository."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": os.uname().nodename,
+        "command": shlex.join(sys.orig_argv),
+        "folder": os.getcwd(),
+        "versions": {"python": sys.version.split()[0]} | _versions(),
+        **_commit(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # a checkout that is not installed
+            continue
+    return found
+
+
+def _commit() -> dict[str, Any]:
+    """Of the checkout, or of the git repository that pip installed from."""
+    if (ROOT / ".git").exists():
+        commit = _git("rev-parse", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no")
+        return {} if commit is None else {"commit": commit, "modified": bool(changed)}
+    try:
+        direct = metadata.distribution("polymlm").read_text("direct_url.json")
+        commit = json.loads(direct or "{}").get("vcs_info", {}).get("commit_id")
+    except (metadata.PackageNotFoundError, ValueError):
+        commit = None
+    return {} if commit is None else {"commit": commit, "modified": False}
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(ROOT), *arguments]
+    try:
+        return subprocess.run(
+            command, capture_output=True, check=True, text=True, timeout=30
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
