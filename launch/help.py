@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from launch import ROOT
 from mlm.config import value_of
-from mlm.config.table import shown
+from mlm.config.table import shown, values
 from mlm.setting import settings
 
 GROUPS = ("model", "experiment")  # folders of conf/; a choice is a file
@@ -27,14 +27,16 @@ def help_text(schema: type, choices: Mapping[str, Iterable[str]], composed: Dict
         files = {group: _files(group) for group in GROUPS}
         rows = [f"  {name}={'|'.join(names)}" for name, names in {**files, **choices}.items()]
         lines += ["Choices:", *rows, ""]
-    lines += ["Settings, with the values of this command (??? must be given):"]
+    lines += [
+        "Settings, with the values of this command (??? must be given)  [and what is possible]:"
+    ]
     section = ""
     for row in settings(schema):
         if row.name.rpartition(".")[0] != section:
             section = row.name.rpartition(".")[0]
             lines.append("")
         given = f"{row.name}={shown(value_of(found, row.name))}"
-        lines.append(f"  {given:<{WIDTH}}  {row.help}")
+        lines.append(f"  {given:<{WIDTH}}  {row.help}  [{values(row.type, row.bounds)}]")
     lines += ["", "Examples:", *(f"  {line}" for line in texts.footer.splitlines())]
     return "\n".join(lines).replace("$", "$$")
 

@@ -96,7 +96,10 @@ def _with_data(
     facts = check_data(config)
     _check_size(config, overrides)
     try:
-        layout.check_vocabulary(facts.vocab_size)
+        model = config.model
+        layout.check_vocabulary(
+            facts.vocab_size, model.num_attention_heads, model.intermediate_size
+        )
     except LayoutError as error:
         raise UserError(str(error)) from None
     config = replace(config, model=replace(config.model, vocab_size=facts.vocab_size))

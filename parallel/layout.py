@@ -1,6 +1,9 @@
 """The layout of a job: degrees of tensor, pipeline and data parallelism, and the rank order."""
 
+import math
 from dataclasses import dataclass
+
+PADDING = 128  # vocabularies are padded to a multiple of it
 
 
 class LayoutError(ValueError):
@@ -73,13 +76,14 @@ class Layout:
                 f"needs a layer; choose pp from 1 to {layers}"
             )
 
-    def check_vocabulary(self, vocab_size: int) -> None:
+    def check_vocabulary(self, vocab_size: int, heads: int, intermediate_size: int) -> None:
         """Raises unless the padded vocabulary splits evenly over tp."""
         if vocab_size % self.tp:
+            fitting = _divisors(math.gcd(vocab_size, heads, intermediate_size))
+            unit = math.lcm(self.tp, PADDING)
             raise LayoutError(
                 f"model.vocab_size={vocab_size} is not a multiple of parallel.tp={self.tp}; choose "
-                f"tp from {_listed([n for n in _divisors(vocab_size) if n <= 128])}, or "
-                f"model.vocab_size={(vocab_size // self.tp + 1) * self.tp}"
+                f"tp from {_listed(fitting)}, or model.vocab_size={-(-vocab_size // unit) * unit}"
             )
 
     def grad_accum_steps(self, global_batch_size: int, micro_batch_size: int) -> int:

@@ -72,13 +72,17 @@ def run(folder: Path, settings: TrainConfig) -> dict:
 
 def metrics(folder: Path) -> list[dict]:
     """The rows of logged steps, without evaluations."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "loss" in row]
+    return [row for row in all_rows(folder) if "loss" in row]
 
 
 def evaluations(folder: Path) -> list[dict]:
+    return [row for row in all_rows(folder) if "eval_loss" in row]
+
+
+def all_rows(folder: Path) -> list[dict]:
+    """Without the times at which they were written."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [row for row in rows if "eval_loss" in row]
+    return [{name: value for name, value in row.items() if name != "time"} for row in rows]
 
 
 def newest(folder: Path) -> Path:

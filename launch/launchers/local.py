@@ -107,13 +107,10 @@ def run_ranks(command: list[str], folder: Path, env: dict[str, str], log: IO[byt
 
 
 def _saved(folder: Path) -> str:
-    """What is left of a run that was killed."""
-    from mlm.checkpoint import newest, read_manifest  # torch, which takes seconds
-
-    found = newest(folder)
-    if found is None:
-        return "nothing had been saved"
-    return f"the checkpoint of step {read_manifest(found).step} is kept"
+    """What is left of a run that was killed. `mlm.checkpoint` would import torch, for seconds."""
+    names = (path.parent.name for path in folder.glob("checkpoints/step-*/checkpoint.json"))
+    steps = [int(name[5:]) for name in names if name[5:].isdecimal()]
+    return f"the checkpoint of step {max(steps)} is kept" if steps else "nothing had been saved"
 
 
 def _until_ranks(child: subprocess.Popen) -> None:

@@ -7,12 +7,17 @@ def run(composed: Composed) -> None:
     from pathlib import Path
 
     from mlm.config import AuditConfig, load
+    from mlm.config.table import shown
     from mlm.console import plain_console
     from mlm.errors import UserError
 
     config = load(AuditConfig, composed.settings)
-    if config.step is not None and config.every:
-        raise UserError(f"step={config.step} and every=true are both given; omit one")
+    asked = {"step": config.step, "every": config.every, "documents": config.documents}
+    given = [
+        f"{name}={shown(value)}" for name, value in asked.items() if value not in (None, False)
+    ]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)} are given; give one of them")
     from mlm.training.audit import Audit
 
     found = Audit(Path(config.run))

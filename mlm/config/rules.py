@@ -59,7 +59,9 @@ def check_train(config: TrainConfig) -> None:
             model.num_attention_heads, model.intermediate_size, model.num_hidden_layers
         )
         if model.vocab_size is not None:
-            degrees.check_vocabulary(model.vocab_size)
+            degrees.check_vocabulary(
+                model.vocab_size, model.num_attention_heads, model.intermediate_size
+            )
         if config.parallel.dp != "auto":
             degrees.grad_accum_steps(train.global_batch_size, train.micro_batch_size)
     except LayoutError as error:

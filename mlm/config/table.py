@@ -17,7 +17,7 @@ from mlm.config.commands import (
 from mlm.config.train import TrainConfig
 from mlm.setting import MISSING, Setting, range_of, settings
 
-NAMES = {int: "integer", float: "number", str: "text", bool: "true, false", NoneType: "null"}
+NAMES = {int: "integer", float: "number", str: "text", bool: "true|false", NoneType: "null"}
 COMMANDS = {
     "tokenizer": TokenizerConfig,
     "shards": ShardsConfig,
@@ -71,20 +71,21 @@ def _commands() -> Iterator[str]:
 
 def _row(row: Setting, resumes: bool) -> str:
     default = "required" if row.default == MISSING else f"`{shown(row.default)}`"
-    cells = [f"`{row.name}`", default, _values(row.type, row.bounds)]
+    members = values(row.type, row.bounds).split("|")
+    cells = [f"`{row.name}`", default, ", ".join(members)]
     cells += ["free" if row.resume else "fixed"] if resumes else []
     return "| " + " | ".join([*cells, _cell(row.help)]) + " |"
 
 
-def _values(kind: Any, bounds: dict[str, float]) -> str:
-    """The values of a type, in words."""
+def values(kind: Any, bounds: dict[str, float]) -> str:
+    """The values of a type, in words, choices as `a|b`."""
     members = get_args(kind)
     if get_origin(kind) is Annotated:
-        return _values(members[0], bounds)
+        return values(members[0], bounds)
     if get_origin(kind) in (Union, UnionType):
-        return ", ".join(_values(member, bounds) for member in members)
+        return ", ".join(values(member, bounds) for member in members)
     if get_origin(kind) is Literal:
-        return ", ".join(f"`{member}`" for member in members)
+        return "|".join(str(member) for member in members)
     if get_origin(kind) is tuple:
         return "list"
     if get_origin(kind) is dict:

@@ -61,7 +61,7 @@ class ScheduleConfig:
     steps: int | None = setting(
         None, "of the schedule, of which a shorter run has the beginning; null: train.steps", ge=1
     )
-    end_lr: float = setting(0.0, "learning rate at the last step", ge=0)
+    end_lr: float = setting(0.0, "learning rate that is reached after the last step", ge=0)
     power: float = setting(1.0, "of the polynomial", ge=0)
     decay_steps: int | None = setting(
         None, "steps of the last phase of wsd; null: 20 % of the schedule's steps", ge=0

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from mlm.config import DataConfig, EvalConfig, TokenizerConfig, TrainConfig
 from mlm.data.reading.remote import is_url
 from mlm.data.writing import shards
 from mlm.data.writing.shards import Options
-from mlm.errors import UserError
+from mlm.errors import DataError, UserError
 from mlm.files.locks import lock
 from mlm.text import corpus as texts
 from mlm.text.sources import TextForm
@@ -58,7 +59,11 @@ def prepare(data: DataConfig, folder: Path, console: Console) -> DataConfig:
     tokenizer = Path(data.tokenizer) if data.tokenizer else place / "tokenizer"
     with _locked(place, console):
         if not tokenizer.exists():
-            train_tokenizer(settings, corpus, tokenizer, console)
+            try:
+                train_tokenizer(settings, corpus, tokenizer, console)
+            except DataError as error:  # whose settings are here in the section `data`
+                names = r"\b(vocab_size|character_coverage)\b"
+                raise DataError(re.sub(names, r"data.\1", str(error))) from None
         if not (place / "shards").exists():
             write_shards(corpus, tokenizer, place / "shards", data.workers, console, options)
     tokenizer, made = tokenizer.resolve(), (place / "shards").resolve()

@@ -12,7 +12,7 @@ from mlm.errors import DATA, DONE, REQUEUE
 from mlm.weights.stored import open_checkpoint
 from parallel.engine.deepspeed_adapter.engine import DeepSpeedEngine
 from tests.state_reading import newest_checkpoint
-from tests.training_fixtures import config, evaluations, metrics, run
+from tests.training_fixtures import all_rows, config, evaluations, metrics, run
 
 pytestmark = pytest.mark.ranks
 
@@ -93,14 +93,14 @@ def test_stop_request_saves_and_requests_a_restart(tmp_path, monkeypatch):
 def test_resume_of_a_finished_run_only_evaluates(tmp_path, capfd):
     settings = config()
     first = run(tmp_path, settings)
-    before = (tmp_path / "metrics.jsonl").read_text()
+    before = all_rows(tmp_path)
     again = run(tmp_path, settings)
     assert (again["code"], again["eval_loss"]) == (DONE, first["eval_loss"])
-    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert all_rows(tmp_path) == before
     assert "All 6 steps are done" in capfd.readouterr().out
     fewer = run(tmp_path, config(train={"steps": 3}))
     assert (fewer["code"], fewer["step"]) == (DONE, 6)
-    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert all_rows(tmp_path) == before
 
 
 def test_keep_deletes_all_but_the_newest_checkpoints(tmp_path):

@@ -19,6 +19,7 @@ import pytest
 
 from mlm import checkpoint
 from mlm.errors import DATA, DONE, FAILED, REQUEUE
+from mlm.files.jsonl import read_rows
 from mlm.health import heartbeat
 from tests.checkpoint.test_resume import exact
 from tests.launch.launch_fixtures import SMALL, small_config, with_shards, write_corpus
@@ -163,7 +164,7 @@ OTHERS = [signal_the_launcher, kill_the_launcher, stop_a_rank]
 @pytest.mark.parametrize(
     "faults",
     [
-        pytest.param([kill_a_rank_that_saves], id="few"),
+        pytest.param([kill_a_rank_that_saves, signal_the_launcher], id="few"),
         pytest.param([*(5 * KILLS), *(2 * OTHERS)], id="many", marks=pytest.mark.slow),
     ],
 )
@@ -175,10 +176,14 @@ def test_resume_equals_a_clean_run_after_random_faults(faults, shards, tmp_path)
         assert whole.end()[0] == DONE
     broken, counts = Run(shards, tmp_path, "broken", steps), Counter()
     for number, fault in enumerate(faults):
+        log = broken.folder / "logs" / "launcher.log"
+        before = log.stat().st_size if log.exists() else 0
         with broken:
             codes = fault(broken, dice)
             code, _, err = broken.end()
         assert code in codes, (number, fault.__name__, code, err)
+        if code == REQUEUE:  # a clean end leaves no trace of torchrun
+            assert log.read_bytes()[before:] == b""
         saving = broken.is_saving()
         print(f"{number}: {fault.__name__}, code {code}, {broken.rows()} rows, in a save: {saving}")
         counts[fault.__name__, saving] += 1
@@ -193,6 +198,18 @@ def test_resume_equals_a_clean_run_after_random_faults(faults, shards, tmp_path)
     assert outcomes[0]["eval_loss"] == outcomes[1]["eval_loss"]
     assert counts[kill_a_rank_that_saves.__name__, True] > 0  # an unfinished save was ignored
     assert not broken.is_saving()
+    starts = read_rows(broken.folder / "starts.jsonl")
+    assert len(starts) == len(faults) + 1
+    kept = checkpoint.newest(broken.folder)
+    assert kept is not None
+    made = dict(checkpoint.read_manifest(kept).environment)
+    assert 1e8 < made.pop("memory_peak") < 1e11
+    assert made == starts[-1]
+    assert " train " in made["command"]
+    assert {"torch", "deepspeed", "python"} <= made["versions"].keys()
+    log = (broken.folder / "train.log").read_text()
+    assert log.count("Resuming at step ") + log.count("Training: ") <= len(starts)
+    assert log.count("Everything is in") == 1
 
 
 @pytest.mark.slow

@@ -83,7 +83,8 @@ def test_help_shows_each_setting_with_its_help_and_two_examples(verb, capsys):
     shown, examples = printed.split("Examples:")
     assert examples.count(f"mlm {verb}") == 2
     for row in settings(getattr(mlm.config, VERBS[verb].schema)):
-        assert re.search(rf"^  {re.escape(row.name)}=.*  {re.escape(row.help)}$", shown, re.M), row
+        line = rf"^  {re.escape(row.name)}=.*  {re.escape(row.help)}  \[(.+)\]$"
+        assert re.search(line, shown, re.M), row
     assert ("data.seq_len=512 " if verb == "train" else "=??? ") in printed
 
 
@@ -92,6 +93,10 @@ def test_help_shows_the_values_of_the_command(capsys):
         main(["train", "model=tiny", "seed=7", "--help"])
     printed = capsys.readouterr().out
     assert "  seed=7 " in printed
+    assert re.search(r"data.masking=token .*  \[token\|word\|span\]$", printed, re.M)
+    assert re.search(r"train.log_every=10 .*  \[integer 1 or more\]$", printed, re.M)
+    assert re.search(r"data.max_epochs=null .*  \[number above 0, null\]$", printed, re.M)
+    assert re.search(r"run.fresh=false .*  \[true\|false\]$", printed, re.M)
     assert "  model.hidden_size=64 " in printed
 
 

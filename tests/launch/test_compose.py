@@ -106,10 +106,14 @@ def test_compose_ranks_command_line_over_experiment_over_model():
     assert config("model=tiny", "data.seq_len=64").data.seq_len == 64
 
 
-@pytest.mark.parametrize(("name", "layers"), [("xlm-r-xl", 36), ("xlm-r-xxl", 48)])
-def test_experiment_is_the_published_recipe(name, layers):
+@pytest.mark.parametrize(
+    ("name", "layers", "parameters"),
+    [("xlm-r-xl", 36, 3_482_741_760), ("xlm-r-xxl", 48, 10_712_994_816)],
+)
+def test_experiment_is_the_published_recipe(name, layers, parameters):
     recipe = config(f"experiment={name}")
     assert recipe.model.num_hidden_layers == layers
+    assert recipe.model.parameters() == parameters
     assert (recipe.train.global_batch_size, recipe.data.seq_len) == (2048, 512)
     assert (recipe.train.steps, recipe.data.alpha) == (500_000, 0.3)
 

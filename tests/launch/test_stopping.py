@@ -84,7 +84,7 @@ def test_stop_on_a_signal_lets_the_ranks_save(number, tmp_path):
     process = launched(tmp_path, "stops")
     process.send_signal(number)
     out, err = process.communicate(timeout=20)
-    assert out == "75 saved\n"
+    assert out.endswith("\n75 saved\n")
     assert err == "mlm: saving and stopping; once more to kill\n"
 
 
@@ -106,7 +106,7 @@ def test_stop_kills_nothing_on_a_second_sigusr1(tmp_path):
         process.communicate(timeout=1)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=20)
-    assert out == "1 the ranks were killed; the last checkpoint stands\n"
+    assert out.endswith("\n1 the ranks were killed; nothing had been saved\n")
 
 
 def test_stop_kills_ranks_in_other_sessions_on_a_second_interrupt(tmp_path):
@@ -115,7 +115,7 @@ def test_stop_kills_ranks_in_other_sessions_on_a_second_interrupt(tmp_path):
     wait_for((tmp_path / "stop").exists)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=20)
-    assert out == "1 the ranks were killed; the last checkpoint stands\n"
+    assert out.endswith("\n1 the ranks were killed; nothing had been saved\n")
     wait_for(lambda: dead(int((tmp_path / "working").read_text())))
 
 
@@ -133,7 +133,7 @@ def test_ranks_end_when_their_launcher_is_killed(tmp_path):
 def test_local_launcher_kills_a_stopped_rank_after_the_run_has_failed(tmp_path):
     process = launched(tmp_path, "fails", STOPPED)
     out, _ = process.communicate(timeout=50)
-    assert out == "1 rank 0 stalled\n"
+    assert out.endswith("\n1 rank 0 stalled\n")
     wait_for(lambda: dead(int((tmp_path / "working").read_text())))
 
 

@@ -57,10 +57,14 @@ def test_check_model_refuses_models_that_cannot_be_split(degrees, sentence):
 
 def test_check_vocabulary_names_degrees_that_divide_it():
     with pytest.raises(
-        LayoutError, match=r"model.vocab_size=4002.*choose tp from 1, 2, 3, 6.*or .*=4004$"
+        LayoutError, match=r"model.vocab_size=4002.*choose tp from 1, 2, or .*=4096$"
     ):
-        Layout(tp=4).check_vocabulary(4002)
-    Layout(tp=64).check_vocabulary(4096)
+        Layout(tp=4).check_vocabulary(4002, 16, 64)
+    # The heads allow 3, and a vocabulary of another size does, too.
+    with pytest.raises(LayoutError, match=r"choose tp from 1, 2, 4, or model.vocab_size=250368$"):
+        Layout(tp=3).check_vocabulary(250112, 12, 3072)
+    Layout(tp=3).check_vocabulary(250368, 12, 3072)
+    Layout(tp=64).check_vocabulary(4096, 64, 64)
 
 
 @given(micro=st.integers(1, 8), dp=st.integers(1, 8), size=st.integers(1, 300))

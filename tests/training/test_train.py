@@ -79,7 +79,10 @@ def test_evaluation_is_equal_in_every_layout(tmp_path):
     assert losses[2] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_metrics_loss_is_the_mean_over_the_masked_tokens_of_a_step(tmp_path, monkeypatch):
+@pytest.mark.parametrize("log_every", [1, 2])
+def test_metrics_loss_is_the_mean_over_the_masked_tokens_of_its_steps(
+    tmp_path, monkeypatch, log_every
+):
     """The sums of the figures by language, which count every token once, give the loss."""
     losses = LossTally.losses
 
@@ -92,13 +95,18 @@ def test_metrics_loss_is_the_mean_over_the_masked_tokens_of_a_step(tmp_path, mon
 
     monkeypatch.setattr(LossTally, "losses", recording)
     monkeypatch.setattr(mlm.training.loop, "peak_flops", lambda device: 1e9)
-    settings = config(parallel={"tp": 2, "dp": 2}, train={"steps": 3})
+    steps = 1 + 2 * log_every
+    settings = config(
+        parallel={"tp": 2, "dp": 2},
+        train={"steps": steps, "log_every": log_every},
+        eval={"every": 0},
+    )
     run(tmp_path, settings)
     lines = (tmp_path / "sums.jsonl").read_text().splitlines()
-    sums = [
-        json.loads(line) for line in lines[: settings.train.steps]
-    ]  # the last is of an evaluation
-    assert [count for _, count in sums] == [8 * 5] * 3  # 15 % of 32 tokens
+    sums = [json.loads(line) for line in lines[:-1]]  # the last is of the evaluation
+    # Rows of steps 1, 2, 3 or of 1, 2, 4, 5; a step masks 15 % of 32 tokens of 8 sequences.
+    windows = [1, 1, 1] if log_every == 1 else [1, 1, 2, 1]
+    assert [count for _, count in sums] == [8 * 5 * window for window in windows]
     means = [total / count for total, count in sums]
     assert [row["loss"] for row in metrics(tmp_path)] == pytest.approx(means, rel=1e-6)
     for row in metrics(tmp_path):

@@ -2,7 +2,8 @@
 
 A fixed share of the tokens of a row are targets (BERT, section 3.1): 80 % of them are replaced by
 `<mask>`, 10 % by a random piece, and 10 % are kept. XLM-R's code also masks `<s>` and `</s>`, and
-draws any id as a replacement; here, special ids are neither targets nor replacements. Targets are
+draws any id as a replacement; here, special ids, `<unk>` among them, are neither targets nor
+replacements. Targets are
 drawn as single tokens, whole words (`words.py`), or spans of geometric length (SpanBERT, section
 3.1); all tokens of a word or span are treated alike.
 """
@@ -15,7 +16,7 @@ import numpy as np
 
 from mlm.batch.micro_batch import IGNORED
 from mlm.data.draw import bits
-from mlm.tokenizer.ids import BOS, EOS, FIRST_PIECE, PAD
+from mlm.tokenizer.ids import FIRST_PIECE
 
 MaskedUnit = Literal["token", "word", "span"]
 
@@ -150,8 +151,8 @@ def max_targets(seq_len: int, ratio: float) -> int:
 
 
 def maskable(ids: np.ndarray, mask_id: int) -> np.ndarray:
-    """Where ids can be targets: not at `<s>`, `<pad>`, `</s>`, `<mask>`."""
-    return (ids > max(BOS, PAD, EOS)) & (ids != mask_id)
+    """Where ids can be targets: not at `<s>`, `<pad>`, `</s>`, `<unk>`, `<mask>`."""
+    return (ids >= FIRST_PIECE) & (ids != mask_id)
 
 
 def _equally_many(scores: np.ndarray, counts: np.ndarray) -> np.ndarray | None:

@@ -223,7 +223,12 @@ def test_audit_reports_differences(whole, tmp_path, capsys):
         (["step=0"], "step=0 is not a step that .* has taken; give one from 1 to 12"),
         (["step=13"], "step=13 is not a step that .* has taken; give one from 1 to 12"),
         (["rows=-1"], "rows=-1 is below 0; give 0 or more"),
-        (["step=1", "every=true"], "step=1 and every=true are both given; omit one"),
+        (
+            ["step=1", "every=true"],
+            "step=1 and every=true are given; give one of them",
+        ),
+        (["documents=f", "step=1"], "step=1 and documents=f are given; give one of them"),
+        (["documents=f", "every=true"], "every=true and documents=f are given; give one of them"),
     ],
 )
 def test_audit_reports_mistakes_in_one_sentence(arguments, sentence, whole, capsys):

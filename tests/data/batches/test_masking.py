@@ -10,7 +10,7 @@ from parallel.keys import key
 from tests.training_fixtures import config
 
 VOCAB, MASK = 1000, 999
-SPECIAL = [0, 1, 2, MASK]
+SPECIAL = [0, 1, 2, 3, MASK]
 
 
 def mask(ids, lengths, keys, ratio, kind: MaskedUnit = "token", **options):
@@ -158,15 +158,26 @@ def test_masking_keeps_integer_types_and_equal_settings_mask_equally():
     assert np.array_equal(masked, again[0])
 
 
-def test_masking_draws_unknown_text_as_target_and_never_as_replacement():
+@pytest.mark.parametrize("kind", KINDS)
+def test_masking_draws_no_special_id_as_target_or_replacement(kind):
     ids, lengths, keys = rows(count=4000)
-    ids[ids > 2] = 3  # so that everything but <mask> and <unk> was drawn
-    masked, positions, targets = mask(ids, lengths, keys, 0.15)
-    assert (targets == 3).all()
-    shown = np.take_along_axis(masked, positions, axis=1)
-    drawn = shown[(shown != MASK) & (shown != 3)]
-    assert abs(len(drawn) / shown.size - 0.1) < 0.006
-    assert np.array_equal(np.unique(drawn), np.arange(4, MASK))
+    ids[np.random.default_rng(2).random(ids.shape) < 0.3] = 3
+    ids[np.random.default_rng(3).random(ids.shape) < 0.1] = MASK
+    masked, positions, targets = mask(ids, lengths, keys, 0.15, **options(kind))
+    used = targets != IGNORED
+    assert (targets[used].min(), targets[used].max()) == (4, MASK - 1)
+    shown = np.take_along_axis(masked, positions, axis=1)[used]
+    drawn = shown[(shown != MASK) & (shown != targets[used])]
+    assert abs(len(drawn) / shown.size - 0.1) < 0.01
+    assert (drawn.min(), drawn.max()) == (4, MASK - 1)
+
+
+def test_masking_gives_a_row_of_unknown_text_no_targets():
+    ids, lengths, keys = rows(count=5)
+    ids[ids > 2] = 3
+    masked, _, targets = mask(ids, lengths, keys, 0.15)
+    assert np.array_equal(masked, ids)
+    assert (targets == IGNORED).all()
 
 
 def runs_of(hits: np.ndarray) -> list[int]:
