@@ -247,9 +247,14 @@ def _difference(found: Tensor, expected: Tensor, sample: Sample) -> float:
 def _agree(found: Tensor, expected: Tensor, sample: Sample, how: str, of: str) -> float:
     """The largest difference; raises UserError where it is too large."""
     largest, allowed = _difference(found, expected, sample), TOLERANCE
+    if math.isnan(largest):
+        raise UserError(
+            f"{how}, gives logits to compare with {of}, of which some are not finite, so nothing "
+            f"was written; look for weights that are NaN or infinite, and give another checkpoint"
+        )
     if expected.isfinite().all():
         allowed = max(allowed, RELATIVE * float(expected.abs().max()))
-    if not largest <= allowed:  # NaN, too
+    if largest > allowed:
         raise UserError(
             f"{how}, gives logits that differ from {of} by up to {largest:.3g}, and {allowed:.1g} "
             f"is allowed, so nothing was written; check that model, and report this if it is "
