@@ -173,7 +173,7 @@ def test_resume_accepts_the_same_run_and_refuses_another(corpus, ranks, capfd):
     capfd.readouterr()
     for setting, held in {
         "seed=2": "seed=1, not 2",
-        "optim.lr=9": "optim.lr=0.004, not 9.0",
+        "optim.lr=9": "optim.lr=0.002, not 9.0",
         "optim.betas=[0.5,0.6]": "optim.betas=[0.9, 0.98], not [0.5, 0.6]",
         "schedule=wsd": "schedule.kind=polynomial, not wsd",
         "model.hidden_size=32": "model.hidden_size=64, not 32",
