@@ -146,4 +146,4 @@ def test_local_launcher_keeps_a_stopped_rank_while_the_run_continues(tmp_path):
     assert psutil.Process(inner).status() == psutil.STATUS_STOPPED
     os.kill(inner, signal.SIGKILL)
     out, _ = process.communicate(timeout=50)
-    assert out.startswith("1 a rank died")
+    assert out.startswith("Starting the processes\n1 a rank died")
