@@ -47,7 +47,7 @@ def test_resume_takes_what_is_not_given_from_the_run(corpus, ranks, capfd):
     ("given", "held"),
     [
         ("model=base", "model.hidden_size=64, not 768"),
-        ("experiment=xlm-r-xl", "model.hidden_size=64, not 2560"),
+        ("model=large", "model.hidden_size=64, not 1024"),
         ("optim.lr=2e-3", "optim.lr=0.001, not 0.002"),  # the default of a new run
         ("schedule=linear", "schedule.kind=wsd, not linear"),
         ("seed=2", "seed=1, not 2"),
