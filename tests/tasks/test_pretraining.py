@@ -78,4 +78,6 @@ def test_train_refuses_shards_that_hold_nothing_out(tmp_path, capfd):
     assert main(["train", f"data.shards={out}", f"run.dir={tmp_path}/runs"]) == 76
     error = capfd.readouterr().err
     assert "has held-out text to evaluate on; write the shards again" in error
-    assert main(["train", f"data.shards={shards_folder()}", f"eval.shards={tmp_path}"]) == 76
+    given = [f"data.shards={shards_folder()}", f"data.tokenizer={folder}", "data.seq_len=32"]
+    assert main(["train", *given, f"eval.shards={tmp_path}", f"run.dir={tmp_path}/runs"]) == 76
+    assert f"{tmp_path} has no index.json" in capfd.readouterr().err
