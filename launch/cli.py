@@ -60,7 +60,9 @@ def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_overview())
     elif arguments[0] == "--version":
-        print(_version())
+        import mlm
+
+        print(f"polymlm {mlm.__version__}")
     elif arguments[0] in VERBS:
         _run_verb(arguments[0], arguments[1:])
     else:
@@ -142,12 +144,3 @@ def _overview() -> str:
             "`mlm COMMAND --help` shows the settings of a command, and examples.",
         ]
     )
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"polymlm {version('polymlm')}"
-    except PackageNotFoundError:  # a checkout that is not installed
-        return "polymlm, not installed"

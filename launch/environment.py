@@ -1,4 +1,4 @@
-"""What a run was started with: `starts.jsonl`, a row for each start."""
+"""What a run was started with: a row of `starts.jsonl`."""
 
 import json
 import os
@@ -11,7 +11,6 @@ from typing import Any
 
 from launch import ROOT
 
-STARTS = "starts.jsonl"
 PACKAGES = ("polymlm", "torch", "deepspeed", "sentencepiece", "webdataset", "hydra-core", "wandb")
 
 

@@ -12,12 +12,12 @@ from typing import IO, Any
 
 import yaml
 
-from launch.environment import STARTS, started_with
+from launch.environment import started_with
 from mlm.config import TrainConfig, as_dict, defaults, value_of
 from mlm.errors import DataError, UserError
 from mlm.files.jsonl import append_row
 from mlm.files.locks import lock
-from mlm.health.outcome import OUTCOME, STOP
+from mlm.health.outcome import OUTCOME, STARTS, STOP
 from mlm.setting import settings
 
 CONFIG, OVERRIDES, DATA = "config.yaml", "overrides.txt", "data.json"

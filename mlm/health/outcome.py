@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 OUTCOME, STOP, ROOM = "outcome.json", "stop", "outcome.json.room"
+STARTS = "starts.jsonl"  # a row by the launcher for each start of the run
 ROOM_BYTES = 4096
 
 

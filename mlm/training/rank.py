@@ -19,7 +19,7 @@ from mlm.config import TrainConfig, layout, load
 from mlm.console import counted, plain_console
 from mlm.errors import CONFIG, DONE, FAILED, DataError, StopRequested, UserError
 from mlm.files.jsonl import read_rows
-from mlm.health.outcome import make_room, write_outcome
+from mlm.health.outcome import STARTS, make_room, write_outcome
 from mlm.health.watchdog import Watchdog
 from mlm.plugins import import_plugins
 from mlm.tracking.progress import stage
@@ -31,7 +31,6 @@ from mlm.training.memory import check_memory
 from mlm.training.world import check_resolved, log_to_file, start_process_group
 from parallel.recorder import Recorder, recording
 
-STARTS = "starts.jsonl"  # by the launcher
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
