@@ -54,8 +54,15 @@ def read(cls_name: str) -> dict[str, Tensor]:
     return {name: inputs_of(cls_name)[name] for name in ("input_ids", "attention_mask")}
 
 
+# A language model, a cache, rows of choices; the others with the slow tests.
+FAST = (MASKED, "XLMRobertaXLForCausalLM", "XLMRobertaXLForMultipleChoice")
+SOME_CLASSES = [
+    name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in CLASSES
+]
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("cls_name", CLASSES)
+@pytest.mark.parametrize("cls_name", SOME_CLASSES)
 def test_trace_of_unpadded_inputs_serves_padded_ones(cls_name):
     model = made(cls_name, use_cache=False)
     ones = {name: torch.full_like(tensor, 1) for name, tensor in read(cls_name).items()}
@@ -70,8 +77,8 @@ def test_trace_of_unpadded_inputs_serves_padded_ones(cls_name):
         same(traced(**read(cls_name))[0], as_tuple[0])
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("cls_name", CLASSES)
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cls_name", SOME_CLASSES)
 def test_export_serves_any_batch_and_length(cls_name, strict):
     model = made(cls_name, use_cache=False)
     rows, length = torch.export.Dim("rows"), torch.export.Dim("length")

@@ -38,7 +38,7 @@ def run(folder: Path, kind: str, victims: str) -> Outcome:
 
 
 @pytest.mark.ranks
-@pytest.mark.parametrize("kind", ["silent", "reported"])
+@pytest.mark.parametrize("kind", ["silent", pytest.param("reported", marks=pytest.mark.slow)])
 def test_outcome_names_a_rank_that_was_killed(kind, tmp_path):
     outcome = run(tmp_path, kind, "1")
     assert outcome.code == FAILED

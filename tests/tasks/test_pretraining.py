@@ -64,10 +64,10 @@ def test_train_evaluates_on_a_corpus_of_its_own(tmp_path, capfd):
     assert tokens == pytest.approx(0.15 * sum(made.heldout_tokens), rel=0.1)
     assert "so inexact: de (" in capfd.readouterr().out
     # The same, from shards that `mlm shards ... heldout=1` wrote.
-    given[-1] = f"eval.shards={made.folder}"
-    assert main(["train", *given, "run.name=shards"]) == 0
-    assert evaluated(tmp_path / "runs" / "shards") == (languages, tokens)
-    assert main(["train", *given, f"eval.corpus={text}"]) == 2
+    same = Pretraining(config(eval={"shards": str(made.folder), "blocks_per_language": 0}))
+    assert same.heldout.reader.index.languages == ["de", "en"]
+    assert sum(same.heldout.tokens) == sum(made.heldout_tokens)
+    assert main(["train", *given, f"eval.shards={made.folder}"]) == 2
     assert "are both given; omit one" in capfd.readouterr().err
 
 

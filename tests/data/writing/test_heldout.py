@@ -17,6 +17,7 @@ from tests.data.writing.test_shards import expected_ids, webdataset_ids
 from tests.text_fixtures import LANGUAGES, documents_of, paragraphs, shards_folder, tokenizer
 
 Documents = list[list[str]]
+SEEDS = [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 20))]
 
 
 def passed(folder: Path, language: str, documents: Documents, share: float) -> FirstPass:
@@ -65,7 +66,7 @@ def corpus_of(seed: int) -> dict[str, Documents]:
     return languages
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_held_out_text_is_on_one_side_in_all_languages(tmp_path, seed):
     languages = corpus_of(seed)
     found = rules(tmp_path, languages)
@@ -84,7 +85,7 @@ def test_held_out_text_is_on_one_side_in_all_languages(tmp_path, seed):
             assert not any(by_line.get(line) for line in train if held)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_held_out_text_is_about_its_share(tmp_path, seed):
     for name, documents in corpus_of(seed).items():
         for share in (0.01, 0.1):
