@@ -79,7 +79,9 @@ def _check_given(composed: Composed, shape: dict[str, Any]) -> None:
     chosen = [text for text in composed.overrides if re.match(r"(model|experiment)=", text)]
     for name, value in shape.items():
         named = [t for t in composed.overrides if re.match(rf"\+{{0,2}}model\.{name}=", t)]
-        by_choice = chosen and (name in SIZES or given[name] != getattr(default, name))
+        # A recipe's number of rows is of its own tokenizer, and the weights bring theirs.
+        chosen_here = chosen and name != "vocab_size"
+        by_choice = chosen_here and (name in SIZES or given[name] != getattr(default, name))
         if (named or by_choice) and given[name] not in (None, value):
             raise UserError(
                 f"{(named or chosen)[-1]} asks for {name}={given[name]}, and weights={weights} "

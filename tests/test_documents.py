@@ -6,6 +6,7 @@ import subprocess
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -80,6 +81,12 @@ def test_commands_compose_or_name_a_file_or_target(words, capsys):
 
 def composes(arguments: list[str]) -> bool:
     """Whether `mlm` knows a command and its settings; of a sweep, those of its first job."""
+    if "--config-dir" in arguments:  # the reader's own, with one group
+        place = arguments.index("--config-dir") + 1
+        with TemporaryDirectory() as folder:
+            (Path(folder) / "experiment").mkdir()
+            (Path(folder) / "experiment" / "deu.yaml").write_text("# @package _global_\nseed: 3\n")
+            return main([*arguments[:place], folder, *arguments[place + 1 :], "--cfg", "job"]) == 0
     if "-m" in arguments:
         arguments = [word.split(",")[0] for word in arguments if word != "-m"]
     printing = {"--help", "--cfg"} & set(arguments)

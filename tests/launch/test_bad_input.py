@@ -48,7 +48,7 @@ __all__ = ["corpus", "ranks"]  # fixtures
         (["model.vocab_size=201", "parallel.tp=2"], 2, "model.vocab_size=201 is not a multiple"),
         (["data.shards=x"], 2, "are both given; omit one"),
         (["data.vocab_size=9999"], 76, "vocab_size=9999"),
-        (["data.vocab_size=40"], 76, "or a smaller character_coverage, from 0.98 on"),
+        (["data.vocab_size=40"], 76, "or a smaller data.character_coverage, from 0.98 on"),
         (["data.character_coverage=0.9"], 2, "character_coverage=0.9 is not from 0.98 to 1"),
         (["schedule=step"], 2, "schedule.kind=step is not known; choose from cosine, lin"),
         (["tracker=[none,x]"], 2, "tracker.kind=x is not known; choose from wandb, or add"),
