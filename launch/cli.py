@@ -129,7 +129,9 @@ def _completion(arguments: list[str]) -> list[str]:
     if equals and (names := VERBS[words[1]].choices().get(name)):
         print(" ".join(f"{name}={choice}" for choice in names if choice.startswith(start)))
         sys.exit(0)
-    os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]])
+    # Nor what is given by its position.
+    settings = [word for word in words[2:-1] if "=" in word or word.startswith("-")]
+    os.environ["COMP_LINE"] = " ".join([words[0], *settings, words[-1]])
     return [words[1], *arguments]
 
 

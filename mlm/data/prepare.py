@@ -26,9 +26,22 @@ from mlm.tokenizer.ids import MODEL_FILE
 from mlm.tokenizer.tokenizer import Tokenizer
 from mlm.tracking.progress import progress
 
+NAMES = re.compile(
+    r"(?<![\w.])(vocab_size|character_coverage|(?:field|document|on_bad_line|heldout)(?==))"
+)
 FORMAT = 5  # increased when the same text and settings give other tokens or shards
 
 
+@contextmanager
+def _names_of_train() -> Iterator[None]:
+    """Errors name the settings of `mlm tokenizer` and `mlm shards`; here, those of `mlm train`."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(NAMES.sub(r"data.\1", str(error))) from None
+
+
+@_names_of_train()
 def prepare(data: DataConfig, folder: Path, console: Console) -> DataConfig:
     """Makes tokenizer and shards of `data.corpus` under `folder`, or finds them there.
 
@@ -59,11 +72,7 @@ def prepare(data: DataConfig, folder: Path, console: Console) -> DataConfig:
     tokenizer = Path(data.tokenizer) if data.tokenizer else place / "tokenizer"
     with _locked(place, console):
         if not tokenizer.exists():
-            try:
-                train_tokenizer(settings, corpus, tokenizer, console)
-            except DataError as error:  # whose settings are here in the section `data`
-                names = r"\b(vocab_size|character_coverage)\b"
-                raise DataError(re.sub(names, r"data.\1", str(error))) from None
+            train_tokenizer(settings, corpus, tokenizer, console)
         if not (place / "shards").exists():
             write_shards(corpus, tokenizer, place / "shards", data.workers, console, options)
     tokenizer, made = tokenizer.resolve(), (place / "shards").resolve()

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from threading import Event, Thread
 
 import sentencepiece
 
@@ -29,6 +30,7 @@ MAX_LINE = 1024  # characters, at most 4096 bytes: sentencepiece drops lines of 
 LONGEST_WORD = 64  # characters that may be left out so that a word stays whole
 LARGE = 1 << 30  # bytes; for more, sentencepiece needs 64-bit indices
 SMALLEST = FIRST_PIECE + 2  # four special ids, a piece and <mask>
+SECONDS_BETWEEN_SIGNALS = 0.1
 RECORD = "training.json"  # how a tokenizer was made, beside it
 
 Progress = Callable[[int, int], None]
@@ -150,33 +152,48 @@ def _beginning(document: list[str], size: int) -> Iterator[str]:
 
 
 def _unigram(lines: Iterator[str], vocab_size: int, coverage: float, large: bool) -> bytes:
-    model = io.BytesIO()
+    model, ended = io.BytesIO(), Event()
     raised: list[Exception] = []
+    refused: list[RuntimeError] = []
 
     def guarded() -> Iterator[str]:
         # Sentencepiece turns an exception of the iterator into text; this keeps the exception.
         try:
-            yield from lines
+            for line in lines:
+                yield line
+                if ended.is_set():
+                    return
         except Exception as error:
             raised.append(error)
 
+    def fit() -> None:
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=guarded(),
+                model_writer=model,
+                model_type="unigram",
+                vocab_size=vocab_size - EXTRA,
+                character_coverage=coverage,
+                normalization_rule_name="nmt_nfkc",
+                num_threads=THREADS,
+                train_extremely_large_corpus=large,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            refused.append(error)
+
+    # Aside, so that Ctrl-C is seen here at once: sentencepiece returns to Python only at its end.
+    aside = Thread(target=fit, name="sentencepiece", daemon=True)
+    aside.start()
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=guarded(),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=vocab_size - EXTRA,
-            character_coverage=coverage,
-            normalization_rule_name="nmt_nfkc",
-            num_threads=THREADS,
-            train_extremely_large_corpus=large,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        if not raised:
-            raise _training_error(str(error), vocab_size, coverage) from None
+        while aside.is_alive():
+            aside.join(SECONDS_BETWEEN_SIGNALS)
+    finally:
+        ended.set()
     if raised:
         raise raised[0]
+    if refused:
+        raise _training_error(str(refused[0]), vocab_size, coverage)
     return _with_exact_scores(model.getvalue())
 
 

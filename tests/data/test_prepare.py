@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mlm.data.checks import check_data, with_tokenizer
-from mlm.data.prepare import corpus_key
+from mlm.data.prepare import corpus_key, prepare
 from mlm.errors import DataError, UserError
-from tests.launch.launch_fixtures import small_config, with_shards, write_corpus
+from tests.launch.launch_fixtures import quiet, small_config, with_shards, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,21 @@ def test_prepare_makes_data_once_for_equal_bytes_and_settings(corpus, tmp_path):
     given = with_shards(small_config(corpus, tokenizer=first.data.tokenizer), tmp_path)
     assert given.data.tokenizer == first.data.tokenizer
     assert check_data(given) == check_data(first)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "size", "remedy"),
+    [
+        ("en.txt", "Too short.", 200, "data.vocab_size=200 is more than .*; choose 13 or fewer"),
+        ("en.jsonl", "[]", 200, "give data.field=NAME where .*, or add data.on_bad_line=skip"),
+        ("en.txt", "Only one.", 13, r"or hold nothing out \(data.heldout=0\)"),
+    ],
+)
+def test_prepare_names_the_settings_of_train(tmp_path, name, line, size, remedy):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / name).write_text(line + "\n")
+    with pytest.raises(DataError, match=remedy):
+        prepare(small_config(tmp_path / "text", vocab_size=size).data, tmp_path / "out", quiet())
 
 
 def test_corpus_key_is_of_names_and_bytes(corpus, tmp_path):

@@ -125,6 +125,8 @@ def test_cli_help_and_errors_import_no_torch_and_write_nothing(tmp_path):
         ("mlm train schedule=", "schedule=polynomial schedule=linear schedule=cosine schedule=wsd"),
         ("mlm train tracker=n", "tracker=none"),
         ("mlm fill to", "top="),
+        ("mlm fill runs/first to", "top="),
+        ("mlm export runs/first exported dt", "dtype="),
     ],
 )
 def test_completion_offers_verbs_groups_and_settings(line, choices, monkeypatch, capsys):

@@ -46,7 +46,7 @@ def test_terminal_shows_no_control_characters_during_a_bar():
 def test_terminal_is_left_alone_in_the_background():
     """Setting it would stop the process."""
 
-    def states() -> list[bool]:
+    def codes() -> list[int]:
         child = os.fork()
         if child == 0:
             os.setpgid(0, 0)  # a group of its own, which is not in the foreground
@@ -56,7 +56,7 @@ def test_terminal_is_left_alone_in_the_background():
             os._exit(code)
         return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
 
-    assert on_terminal(states) == [0]
+    assert on_terminal(codes) == [0]
 
 
 def test_terminal_need_not_be_one(monkeypatch, tmp_path):
