@@ -96,7 +96,12 @@ def test_save_pretrained_writes_the_state_that_is_given(tmp_path):
         assert torch.equal(tensor, state[name]), name
 
 
-TARGETS = [["query", "value"], "all-linear", ["dense"], ["word_embeddings", "key"]]
+TARGETS = [
+    ["query", "value"],
+    "all-linear",
+    pytest.param(["dense"], marks=pytest.mark.slow),
+    pytest.param(["word_embeddings", "key"], marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("targets", TARGETS, ids=str)
