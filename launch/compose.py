@@ -56,7 +56,7 @@ def compose(
     parsed = _parse(verb, arguments)
     if parsed.multirun and verb != "train":
         raise UserError(f"-m is given to mlm {verb}, but only mlm train runs sweeps; omit it")
-    ConfigStore.instance().store(f"{verb}_schema", node=_node(defaults))
+    ConfigStore.instance().store(f"{verb}_schema", node=_node(defaults, defaults))
     kept: list[tuple[DictConfig, Any]] = []
 
     def collect(settings: DictConfig) -> float | None:
@@ -87,7 +87,7 @@ def compose(
     if job is not None and verb == "train":
         own = resuming.own_settings(job, defaults)
         if own is not None:
-            ConfigStore.instance().store(f"{verb}_schema", node=_node(own))
+            ConfigStore.instance().store(f"{verb}_schema", node=_node(own, defaults))
             overrides = resuming.all_overrides(job)
             job = composed(resuming.arguments(job, arguments))
             job = job and replace(job, overrides=overrides, resumes=True)
@@ -95,11 +95,11 @@ def compose(
         task(job)
 
 
-def _node(defaults: dict[str, Any]) -> DictConfig:
-    """Defaults for Hydra, which refuses keys that they lack, but where a value is by language."""
-    node = OmegaConf.create(defaults)
+def _node(values: dict[str, Any], defaults: dict[str, Any]) -> DictConfig:
+    """Values for Hydra, which refuses keys that they lack, but where a value is by language."""
+    node = OmegaConf.create(values)
     for key in _keys(defaults):
-        if OmegaConf.select(node, key) == {}:
+        if mlm.config.value_of(defaults, key) == {}:
             OmegaConf.set_struct(OmegaConf.select(node, key), False)
     return node
 

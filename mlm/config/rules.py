@@ -25,9 +25,13 @@ def check_train(config: TrainConfig) -> None:
     data, model, train = config.data, config.model, config.train
     degrees = layout(config)
     if data.corpus is None and data.shards is None:
+        run = config.run
+        new = f", and {run.dir}/{run.name} is no run to resume" * bool(run.name and not run.fresh)
         raise UserError(
-            "neither data.corpus nor data.shards is given, so there is nothing to train on; add "
-            "data.corpus=DIR (or data.corpus=sample for the corpus in the package)"
+            f"neither data.corpus nor data.shards is given{new}, so there is nothing to train on; "
+            f"add data.corpus=DIR (or data.corpus=sample for the corpus in the package)"
+            + " or correct run.name"
+            * bool(new)
         )
     if data.corpus and not (data.heldout or config.eval.corpus or config.eval.shards):
         raise UserError(

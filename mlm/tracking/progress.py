@@ -4,6 +4,7 @@ The title stands on a line of its own, so that a narrow terminal cuts neither wo
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,15 +26,16 @@ from rich.text import Text
 SECONDS_BETWEEN_LINES = 30.0
 
 
-class Shown:
-    """What `progress` gives: it is called with (done, total), where a total of None is not known
-    yet; `stage` begins a part of unknown length."""
+class Shown(ABC):
+    """What `progress` gives, to be told how far the work is."""
 
+    @abstractmethod
     def __call__(self, done: int, total: int | None) -> None:
-        raise NotImplementedError
+        """total: None while it is not known"""
 
+    @abstractmethod
     def stage(self, title: str) -> None:
-        raise NotImplementedError
+        """Begins a part of unknown length."""
 
 
 @contextmanager
@@ -66,29 +68,27 @@ def stage(console: Console, title: str) -> Iterator[None]:
 
 class _Bar(Shown):
     def __init__(self, console: Console, title: str) -> None:
-        self._console, self._title = console, title
-        self._begin(_bar(console), title)
+        self._console = console
+        console.print(title)
+        self._start(_bar(console))
 
-    def _begin(self, shown: Progress, title: str) -> None:
-        self._progress = shown
-        if not any(isinstance(column, SpinnerColumn) for column in shown.columns):
-            self._console.print(title)
+    def _start(self, shown: Progress) -> None:
+        self._progress, self._task = shown, shown.task_ids[0]
         shown.start()
-        self._task = shown.task_ids[0] if shown.task_ids else shown.add_task("", total=None)
 
     def __call__(self, done: int, total: int | None) -> None:
         self._progress.update(self._task, completed=done, total=total)
 
     def stage(self, title: str) -> None:
         self.stop()
-        self._begin(_spinner(self._console, title), title)
+        self._start(_spinner(self._console, title))
 
     def stop(self) -> None:
         self._progress.stop()
 
 
 def _bar(console: Console) -> Progress:
-    return Progress(
+    bar = Progress(
         BarColumn(None, table_column=Column(ratio=1)),
         _Read(),
         TaskProgressColumn(),
@@ -96,6 +96,8 @@ def _bar(console: Console) -> Progress:
         console=console,
         expand=True,
     )
+    bar.add_task("", total=None)
+    return bar
 
 
 def _spinner(console: Console, title: str) -> Progress:

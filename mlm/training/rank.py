@@ -127,7 +127,7 @@ def _check_data(run: Path, built: TrainingRun) -> None:
 
 def _environment(run: Path) -> dict[str, Any]:
     """What the launcher has recorded of this start; empty where ranks were started without one."""
-    rows = list(read_rows(run / STARTS)) if (run / STARTS).is_file() else []
+    rows = read_rows(run / STARTS)
     return rows[-1] if rows else {}
 
 

@@ -97,6 +97,22 @@ def test_resume_lets_the_machine_choose_what_it_chose_before(corpus, ranks, monk
     assert config()["parallel"]["dp"] == 2  # it was given
 
 
+def test_resume_of_a_mistyped_name_says_that_there_is_no_such_run(ranks, capfd):
+    assert main(["train", "run.name=frist"]) == 2
+    error = capfd.readouterr().err
+    assert "data.shards is given, and runs/frist is no run to resume, so there" in error
+    assert error.endswith("or correct run.name\n")
+
+
+def test_resume_knows_values_by_language(corpus, ranks, capfd):
+    assert train(f"data.corpus={corpus}", "run.name=a", "data.weights={en: 2}") == 0
+    assert resume("data.weights.en=2") == 0
+    assert config()["data"]["weights"] == {"en": 2.0}
+    capfd.readouterr()
+    assert resume("data.weights.de=3") == 2
+    assert "holds a run with data.weights={'en': 2.0}, not {" in capfd.readouterr().err
+
+
 def test_resume_ignores_settings_of_other_versions(corpus, ranks):
     assert train(f"data.corpus={corpus}", "run.name=a") == 0
     saved = config()
