@@ -56,8 +56,8 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _run(arguments: list[str]) -> None:
     if arguments and arguments[0] in COMPLETION:
-        arguments = _completion(arguments)
-    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        _completion(arguments)
+    elif not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_overview())
     elif arguments[0] == "--version":
         import mlm
@@ -114,25 +114,16 @@ def _unknown_verb(name: str) -> None:
     raise UserError(f"{name!r} is not a command of mlm; {hint}")
 
 
-def _completion(arguments: list[str]) -> list[str]:
-    """Arguments with the verb in front, as if the shell had asked about that verb alone.
+def _completion(arguments: list[str]) -> None:
+    """Answers a shell, which asks for completions of COMP_LINE or for the script that asks so."""
+    asked = next((text for text in arguments if text.startswith("query=")), None)
+    if asked is None:
+        _run_verb("train", arguments)  # Hydra's script, the same for every verb
+    else:
+        from launch.completion import completed
 
-    The shell's question stands in COMP_LINE, `mlm train model=ti`, and Hydra wants no verb there.
-    """
-    words = os.environ.get("COMP_LINE", "").split(" ")
-    if "query=bash" not in arguments and "query=zsh" not in arguments and len(words) < 3:
-        return ["train", *arguments]  # the script to install is the same for every verb
-    if len(words) < 3 or words[1] not in VERBS:
-        print(" ".join(name for name in VERBS if name.startswith(words[-1])))
-        sys.exit(0)
-    name, equals, start = words[-1].partition("=")
-    if equals and (names := VERBS[words[1]].choices().get(name)):
-        print(" ".join(f"{name}={choice}" for choice in names if choice.startswith(start)))
-        sys.exit(0)
-    # Nor what is given by its position.
-    settings = [word for word in words[2:-1] if "=" in word or word.startswith("-")]
-    os.environ["COMP_LINE"] = " ".join([words[0], *settings, words[-1]])
-    return [words[1], *arguments]
+        words = completed(os.environ.get("COMP_LINE", ""))
+        print(*words, sep="\n" if asked == "query=fish" else " ")
 
 
 def _overview() -> str:

@@ -1,6 +1,7 @@
 """The text of `mlm VERB --help`: what it does, its choices, settings and examples."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -24,8 +25,8 @@ def help_text(schema: type, choices: Mapping[str, Iterable[str]], composed: Dict
     found = {str(name): value for name, value in found.items()}
     lines = [texts.header]
     if choices:
-        files = {group: _files(group) for group in GROUPS}
-        rows = [f"  {name}={'|'.join(names)}" for name, names in {**files, **choices}.items()]
+        groups = {group: files(group) for group in GROUPS}
+        rows = [f"  {name}={'|'.join(names)}" for name, names in {**groups, **choices}.items()]
         lines += ["Choices:", *rows, ""]
     lines += [
         "Settings, with the values of this command (??? must be given)  [and what is possible]:"
@@ -41,5 +42,7 @@ def help_text(schema: type, choices: Mapping[str, Iterable[str]], composed: Dict
     return "\n".join(lines).replace("$", "$$")
 
 
-def _files(group: str) -> list[str]:
-    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+def files(group: str, config_folder: Path | None = None) -> list[str]:
+    """The choices of a group: ours, and those in a folder of the user's own."""
+    folders = [ROOT / "conf", *([config_folder] if config_folder else [])]
+    return sorted({path.stem for each in folders for path in (each / group).glob("*.yaml")})

@@ -3,14 +3,18 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rich.console import Console
+
 from launch import run_folder
 from launch.from_weights import with_weights
 from launch.launcher import Launcher, Run
 from launch.resuming import keys
 from launch.verb import Composed
 from mlm.config import TaskConfig, TrainConfig, load
+from mlm.console import KeepingConsole
 from mlm.errors import UserError
 from mlm.plugins import entry, import_plugins
+from mlm.tracking.screen import log_line
 from mlm.tracking.trackers import TRACKERS
 from mlm.training.schedule import SCHEDULES
 from parallel.layout import Layout, LayoutError
@@ -53,7 +57,7 @@ def check(composed: Composed) -> Job:
 
 def ready(job: Job, launcher: Launcher) -> Run:
     """Prepares the data of a job and makes its run folder; raises `UserError`."""
-    composed = job.composed
+    composed, console = job.composed, KeepingConsole()
     config, layout = launcher.resolve(job.config)
     name = run_folder.run_name(
         composed.sweep or config.run.name, composed.model, Path(config.run.dir)
@@ -65,7 +69,7 @@ def ready(job: Job, launcher: Launcher) -> Run:
     before = run_folder.check_folder(folder, config.run.fresh)
     if before is not None:
         run_folder.check_same_run(folder, before, config)
-    config, hashes = _with_data(config, layout, composed.overrides)
+    config, hashes = _with_data(config, layout, composed.overrides, console)
     if before is not None:
         run_folder.check_same_run(folder, before, config)
         run_folder.check_same_data(folder, hashes)
@@ -74,19 +78,20 @@ def ready(job: Job, launcher: Launcher) -> Run:
     config = replace(config, run=run)
     path = run_folder.write(folder.resolve(), config, composed.overrides, hashes)
     for note in job.notes:
-        print(note, flush=True)
+        console.print(note, soft_wrap=True)
+    for time, text in console.kept:
+        log_line(folder, text, time)
     return Run(folder, path, config, layout, log)
 
 
 def _with_data(
-    config: TrainConfig, layout: Layout, overrides: list[str]
+    config: TrainConfig, layout: Layout, overrides: list[str], console: Console
 ) -> tuple[TrainConfig, dict[str, str]]:
     """The config with its data prepared and its vocabulary known, and the data's hashes."""
-    from mlm.console import plain_console
     from mlm.data.checks import check_data, with_tokenizer
     from mlm.data.prepare import prepare, prepare_evaluation
 
-    prepared, console = Path(config.run.dir) / run_folder.PREPARED, plain_console()
+    prepared = Path(config.run.dir) / run_folder.PREPARED
     if config.data.shards is None:
         data = prepare(config.data, prepared, console)
     else:
@@ -94,6 +99,12 @@ def _with_data(
     config = replace(config, data=data)
     config = replace(config, eval=prepare_evaluation(config, prepared, console))
     facts = check_data(config)
+    if facts.untrained:
+        console.print(
+            f"Evaluated, but not trained on: {', '.join(facts.untrained)}, of which data has no "
+            f"text under that name",
+            soft_wrap=True,
+        )
     _check_size(config, overrides)
     try:
         model = config.model

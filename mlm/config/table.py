@@ -38,7 +38,10 @@ default, bounds, help, and whether a run can resume with another value.
 A command takes `SETTING=VALUE`. A `null` is the absence of a value, a list is `[1,2]`, a mapping
 `{en: 2}`. Names from a table ([schedules](../training/schedule.py),
 [trackers](../tracking/trackers.py), [kernels](../model/kernels.py),
-[launchers](../../launch/launchers/__init__.py)) are checked after `plugins` are imported."""
+[launchers](../../launch/launchers/__init__.py)) are checked after `plugins` are imported.
+
+The defaults of `model.*` are those of XLM-R XL. A command starts from the values in
+[conf/](../../conf), `mlm train` from `model=base`; `mlm COMMAND --help` shows what it has."""
 
 
 def markdown() -> str:

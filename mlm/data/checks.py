@@ -18,11 +18,13 @@ class DataFacts:
     """What a run is bound to: the hashes of its data, and the rows of its vocabulary.
 
     vocab_size: of the model; the tokenizer's, padded, unless the config has another
+    untrained: languages that are evaluated and not trained on
     """
 
     index_hash: str
     tokenizer_hash: str
     vocab_size: int
+    untrained: tuple[str, ...]
 
 
 def with_tokenizer(data: DataConfig) -> DataConfig:
@@ -67,14 +69,16 @@ def check_data(config: TrainConfig) -> DataFacts:
             f"{data.tokenizer}; leave it null, or give {tokenizer.padded_size}"
         )
     sample_order(config, index)
-    _check_evaluation(config, index, tokenizer)
+    evaluated = _check_evaluation(config, index, tokenizer)
     used = [n for n, name in enumerate(index.languages) if data.weights.get(name, 1.0)]
     check_room(index, used, data.seq_len - 1, data.shuffle_window, data.cache_gb)
-    return DataFacts(index.hash, tokenizer.hash, asked or tokenizer.padded_size)
+    trained = {index.languages[n] for n in used if index.train_tokens[n]}
+    untrained = tuple(name for name in evaluated if name not in trained)
+    return DataFacts(index.hash, tokenizer.hash, asked or tokenizer.padded_size, untrained)
 
 
-def _check_evaluation(config: TrainConfig, index: Index, tokenizer: Tokenizer) -> None:
-    """Raises UserError unless there is text to evaluate on."""
+def _check_evaluation(config: TrainConfig, index: Index, tokenizer: Tokenizer) -> list[str]:
+    """The languages that are evaluated; raises UserError unless there is one."""
     if config.eval.shards:
         index = open_index(config.eval.shards, config.data.cache)
         index.check_tokenizer(tokenizer)
@@ -84,6 +88,8 @@ def _check_evaluation(config: TrainConfig, index: Index, tokenizer: Tokenizer) -
             f"no language of {index.folder} has held-out text to evaluate on; write the shards "
             f"again from more text, or give text of your own as eval.corpus=DIR"
         )
+    held_out = zip(index.languages, index.heldout_tokens, strict=True)
+    return [name for name, tokens in held_out if tokens]
 
 
 def _check_shards(index: Index, skip: bool, max_bad: int) -> None:

@@ -11,10 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.filesize import decimal
 
 from mlm.config import DataConfig, EvalConfig, TokenizerConfig, TrainConfig
+from mlm.console import counted
+from mlm.data.index import Index
 from mlm.data.reading.remote import is_url
-from mlm.data.writing import shards
+from mlm.data.writing import drops, shards
 from mlm.data.writing.shards import Options
 from mlm.errors import DataError, UserError
 from mlm.files.locks import lock
@@ -45,9 +48,10 @@ def _names_of_train() -> Iterator[None]:
 def prepare(data: DataConfig, folder: Path, console: Console) -> DataConfig:
     """Makes tokenizer and shards of `data.corpus` under `folder`, or finds them there.
 
-    They are in `folder/<key>/`, where the key is of the bytes of the corpus and of the settings.
-    The tokenizer does not depend on a run's seed, so that runs with several seeds share their
-    tokens. Returns the settings with `tokenizer` and `shards` as absolute paths. Raises UserError.
+    Each is in a `folder/<key>/`, where the key is of the bytes of the corpus and of the settings
+    that the one or the other depends on. The tokenizer does not depend on a run's seed or its
+    held-out part, so that runs with others share it. Returns the settings with `tokenizer` and
+    `shards` as absolute paths. Raises UserError.
     """
     assert data.corpus is not None, "there is a corpus to prepare"
     corpus = texts.resolve(data.corpus)
@@ -62,18 +66,24 @@ def prepare(data: DataConfig, folder: Path, console: Console) -> DataConfig:
     )
     form = TextForm(data.field, data.document)
     options = Options(data.dedup, data.on_bad_line == "skip", form, data.heldout)
-    given = open_for_training(Path(data.tokenizer)) if data.tokenizer else None
-    of_training = [settings.vocab_size, settings.alpha, settings.character_coverage]
-    made_with = [given.hash] if given else of_training
-    made_with += [data.dedup, data.on_bad_line, data.field, data.document, data.heldout]
     with progress(console, f"Reading the corpus {data.corpus}") as show:
-        key = corpus_key(corpus, made_with, show)
-    place = folder / key
-    tokenizer = Path(data.tokenizer) if data.tokenizer else place / "tokenizer"
+        read = corpus_digest(corpus, show)
+    reading = [data.field, data.document, data.on_bad_line]
+    if data.tokenizer:
+        tokenizer = Path(data.tokenizer)
+    else:
+        of_training = [settings.vocab_size, settings.alpha, settings.character_coverage]
+        place = folder / key(read, [*of_training, *reading])
+        tokenizer = place / "tokenizer"
+        with _locked(place, console):
+            if not tokenizer.exists():
+                train_tokenizer(settings, corpus, tokenizer, console)
+    made_with = [open_for_training(tokenizer).hash, data.dedup, data.heldout, *reading]
+    place = folder / key(read, made_with)
     with _locked(place, console):
-        if not tokenizer.exists():
-            train_tokenizer(settings, corpus, tokenizer, console)
-        if not (place / "shards").exists():
+        if (place / "shards").exists():
+            console.print(_summary(place / "shards"), soft_wrap=True)
+        else:
             write_shards(corpus, tokenizer, place / "shards", data.workers, console, options)
     tokenizer, made = tokenizer.resolve(), (place / "shards").resolve()
     return replace(data, tokenizer=str(tokenizer), shards=str(made))
@@ -109,7 +119,7 @@ def train_tokenizer(
             character_coverage=settings.character_coverage,
             seed=settings.seed,
             on_progress=show,
-            on_fit=lambda size: show.stage(f"{title} on {size / 1e6:,.1f} MB of it"),
+            on_fit=lambda size: show.stage(f"{title} on {decimal(size)} of it"),
             skip_bad_lines=settings.on_bad_line == "skip",
             form=TextForm(settings.field, settings.document),
         )
@@ -124,7 +134,8 @@ def write_shards(
     console: Console,
     options: Options,
 ) -> None:
-    """Writes shards with a copy of their tokenizer, so that training needs nothing else."""
+    """Writes shards with a copy of their tokenizer, so that training needs nothing else, and says
+    what they hold and what was dropped."""
     loaded, record = open_for_training(tokenizer), training.RECORD
 
     def add_tokenizer(folder: Path) -> None:
@@ -144,12 +155,21 @@ def write_shards(
             say=console.print,
             complete=add_tokenizer,
         )
+    console.print(drops.table(json.loads((out / shards.REPORT).read_text())))
+    console.print(_summary(out), soft_wrap=True)
 
 
-def corpus_key(
-    corpus: Path, made_with: Sequence[str | int | float], show: Callable[[int, int], None]
-) -> str:
-    """A name for what is made of the bytes of a corpus with given settings: 16 hex digits.
+def _summary(folder: Path) -> str:
+    index = Index.open(folder)
+    return (
+        f"Shards of {counted(len(index.languages), 'language')} are in {folder}: "
+        f"{sum(index.train_tokens):,} tokens to train on, {sum(index.heldout_tokens):,} held out "
+        f"({', '.join(index.languages)})"
+    )
+
+
+def corpus_digest(corpus: Path, show: Callable[[int, int], None]) -> str:
+    """A hash of the languages, names and bytes of a corpus.
 
     show: called with the bytes read and their total
     """
@@ -161,8 +181,16 @@ def corpus_key(
             rows.append([language, source.name, source.digest()])
             done += source.size()
             show(done, total)
-    text = json.dumps([FORMAT, list(made_with), rows])
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return _hash(rows)
+
+
+def key(digest: str, made_with: Sequence[str | int | float]) -> str:
+    """A name for what is made of a corpus with given settings: 16 hex digits."""
+    return _hash([FORMAT, digest, list(made_with)])
+
+
+def _hash(value: object) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
 
 
 @contextmanager

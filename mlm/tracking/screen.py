@@ -13,10 +13,10 @@ from mlm.console import plain_console
 LOG = "train.log"
 
 
-def log_line(run: Path, text: str) -> None:
-    """Adds lines to the log of a run, each with the time; where it cannot be written, to nothing:
-    the loss of a line ends no run."""
-    now = f"{datetime.now():%Y-%m-%d %H:%M:%S}"
+def log_line(run: Path, text: str, time: datetime | None = None) -> None:
+    """Adds lines to the log of a run, each with the time (None: now); where it cannot be written,
+    to nothing: the loss of a line ends no run."""
+    now = f"{time or datetime.now():%Y-%m-%d %H:%M:%S}"
     try:
         with (run / LOG).open("a", encoding="utf-8") as file:
             file.writelines(f"{now}  {line}\n" for line in text.splitlines())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlm.data.checks import check_data, with_tokenizer
-from mlm.data.prepare import corpus_key, prepare
+from mlm.data.prepare import corpus_digest, key, prepare
 from mlm.errors import DataError, UserError
 from tests.launch.launch_fixtures import quiet, small_config, with_shards, write_corpus
 
@@ -24,6 +24,9 @@ def test_prepare_makes_data_once_for_equal_bytes_and_settings(corpus, tmp_path):
     assert Path(str(again.data.shards), "index.json").stat().st_mtime_ns == made
     other = with_shards(small_config(corpus, alpha=0.7), tmp_path)
     assert Path(str(other.data.shards)) != Path(str(first.data.shards))
+    more = with_shards(small_config(corpus, heldout=0.1), tmp_path)
+    assert more.data.tokenizer == first.data.tokenizer
+    assert more.data.shards != first.data.shards
     given = with_shards(small_config(corpus, tokenizer=first.data.tokenizer), tmp_path)
     assert given.data.tokenizer == first.data.tokenizer
     assert check_data(given) == check_data(first)
@@ -44,20 +47,20 @@ def test_prepare_names_the_settings_of_train(tmp_path, name, line, size, remedy)
         prepare(small_config(tmp_path / "text", vocab_size=size).data, tmp_path / "out", quiet())
 
 
-def test_corpus_key_is_of_names_and_bytes(corpus, tmp_path):
-    def key(folder: Path, *made_by) -> str:
-        return corpus_key(folder, list(made_by), lambda done, total: None)
+def test_keys_are_of_names_bytes_and_settings(corpus, tmp_path):
+    def key_of(folder: Path, *made_by) -> str:
+        return key(corpus_digest(folder, lambda done, total: None), made_by)
 
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for path in corpus.iterdir():
             (tmp_path / name / path.name).write_bytes(path.read_bytes())
-    assert key(tmp_path / "a", 1) == key(tmp_path / "b", 1) == key(corpus, 1)
-    assert key(tmp_path / "a", 1) != key(tmp_path / "a", 2)
+    assert key_of(tmp_path / "a", 1) == key_of(tmp_path / "b", 1) == key_of(corpus, 1)
+    assert key_of(tmp_path / "a", 1) != key_of(tmp_path / "a", 2)
     (tmp_path / "a" / "de.txt").rename(tmp_path / "a" / "nl.txt")
     with (tmp_path / "b" / "de.txt").open("a") as file:
         file.write("x")
-    assert len({key(tmp_path / "a", 1), key(tmp_path / "b", 1), key(corpus, 1)}) == 3
+    assert len({key_of(tmp_path / "a", 1), key_of(tmp_path / "b", 1), key_of(corpus, 1)}) == 3
 
 
 def test_with_tokenizer_finds_the_tokenizer_in_the_shards(corpus, tmp_path):

@@ -126,10 +126,26 @@ def test_cli_help_and_errors_import_no_torch_and_write_nothing(tmp_path):
         ("mlm train tracker=n", "tracker=none"),
         ("mlm fill to", "top="),
         ("mlm fill runs/first to", "top="),
+        ("mlm fill runs/first mod", ""),
+        ("mlm fill runs/first model=", ""),
+        ("mlm train da", "data."),
+        ("mlm train data.masking=", "data.masking=token data.masking=word data.masking=span"),
+        ("mlm train train.dtype=", "train.dtype=fp32 train.dtype=bf16"),
+        ("mlm train data.dedup=t", "data.dedup=true"),
+        ("mlm train --c", "--cfg --config-dir"),
+        ("mlm train data.corpus=te", "data.corpus=text/"),
+        ("mlm train data.corpus=text/", "data.corpus=text/en.txt data.corpus=text/sw/"),
+        ("mlm audit te", "text/"),
+        ("mlm train --config-dir te", "text/"),
+        ("mlm train --config-dir own model=m", "model=mine model=mini"),
         ("mlm export runs/first exported dt", "dtype="),
     ],
 )
-def test_completion_offers_verbs_groups_and_settings(line, choices, monkeypatch, capsys):
+def test_completion_offers_verbs_settings_and_values(line, choices, tmp_path, monkeypatch, capsys):
+    for name in ("text/sw/", "text/en.txt", "own/model/mine.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COMP_LINE", line)
     monkeypatch.setattr(sys, "argv", ["mlm"])
     with suppress(SystemExit):

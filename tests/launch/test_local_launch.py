@@ -265,7 +265,8 @@ def test_sweep_makes_a_run_of_each_point(corpus, ranks, capfd):
     seeds = [yaml.safe_load((ranks / path).read_text())["seed"] for path in configs]
     assert seeds == [1, 2]
     assert sorted(path.name for path in (ranks / "runs" / "s").iterdir()) == ["000", "001"]
-    assert len(list((ranks / "runs" / "prepared").iterdir())) == 1
+    made = [path.name for path in (ranks / "runs" / "prepared").glob("*/*") if path.is_dir()]
+    assert sorted(made) == ["shards", "tokenizer"]
 
 
 def test_sweep_ends_at_a_stopped_point(corpus, ranks, monkeypatch, capfd):

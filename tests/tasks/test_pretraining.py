@@ -62,7 +62,13 @@ def test_train_evaluates_on_a_corpus_of_its_own(tmp_path, capfd):
     )
     assert sum(made.train_tokens) == 0
     assert tokens == pytest.approx(0.15 * sum(made.heldout_tokens), rel=0.1)
-    assert "so inexact: de (" in capfd.readouterr().out
+    printed = capfd.readouterr().out
+    assert "so inexact: de (" in printed
+    log = (tmp_path / "runs" / "own" / "train.log").read_text()
+    for text in (printed, log):
+        assert "Shards of 4 languages are in" in text
+        assert "Evaluated, but not trained on: de, of which data has no text under that" in text
+        assert "no tokens" in text  # the head of the table of what was dropped
     # The same, from shards that `mlm shards ... heldout=1` wrote.
     same = Pretraining(config(eval={"shards": str(made.folder), "blocks_per_language": 0}))
     assert same.heldout.reader.index.languages == ["de", "en"]

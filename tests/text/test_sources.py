@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlm.data.prepare import corpus_key
+from mlm.data.prepare import corpus_digest
 from mlm.data.writing import shards
 from mlm.errors import DataError
 from mlm.text.corpus import languages
@@ -235,18 +235,18 @@ def test_shards_of_sources_equal_those_of_files(tmp_path, server):
     assert same_folders(tmp_path / "out", shards_folder())
 
 
-def test_corpus_key_follows_the_bytes_of_sources(tmp_path, server):
+def test_corpus_digest_follows_the_bytes_of_sources(tmp_path, server):
     served = tmp_path / "served"
 
-    def key() -> str:
-        return corpus_key(path, [1], lambda done, total: None)
+    def digest() -> str:
+        return corpus_digest(path, lambda done, total: None)
 
     (served / "de.txt").write_text("one\n\ntwo\n")
     path = sources_file(tmp_path, de=f"{server}/de.txt")
-    first = key()
-    assert key() == first
+    first = digest()
+    assert digest() == first
     (served / "de.txt").write_text("one\n\nTWO\n")
-    assert key() != first
+    assert digest() != first
 
 
 def test_source_kind_follows_the_name():
