@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from launch.shadowing import shadowed
+from launch.srun import adopt
 from launch.verb import Composed, Verb
 from launch.verbs import VERBS
 
@@ -24,10 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sentence := shadowed():
         print(f"mlm: {sentence}", file=sys.stderr)
         return 2
+    from mlm.output import lasting_output
+
+    with lasting_output():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: list[str]) -> int:
     from mlm.errors import UserError
 
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
+        _run(arguments)
         sys.stdout.flush()
     except UserError as error:
         if str(error):  # empty on the ranks that leave it to rank 0
@@ -36,9 +44,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(f"mlm: {str(error) or 'interrupted'}", file=sys.stderr)
         return getattr(error, "code", 130)
-    except BrokenPipeError:  # `mlm train --help | head`: the reader has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return 0
 
 
@@ -81,6 +86,8 @@ def _run_verb(name: str, arguments: list[str]) -> None:
     def composing(run: Callable[[Composed], float | None]) -> None:
         compose(name, verb.schema, rest, given, run, verb.choices)
 
+    if name == "train":
+        adopt()
     if name == "train" and all(variable in os.environ for variable in RANK):
         from launch.launchers.torchrun import train_as_rank
 

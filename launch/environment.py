@@ -2,10 +2,12 @@
 
 import json
 import os
+import secrets
 import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -16,8 +18,9 @@ PACKAGES = ("polymlm", "torch", "deepspeed", "sentencepiece", "webdataset", "hyd
 
 def started_with() -> dict[str, Any]:
     """Time, host, command and versions of this process; `commit` and whether files differ from it,
-    where the code is of a git repository."""
+    where the code is of a git repository; `attempt`, by which an outcome is known to be of it."""
     return {
+        "attempt": attempt(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": os.uname().nodename,
         "command": shlex.join(sys.orig_argv),
@@ -25,6 +28,12 @@ def started_with() -> dict[str, Any]:
         "versions": {"python": sys.version.split()[0]} | _versions(),
         **_commit(),
     }
+
+
+@cache
+def attempt() -> str:
+    """The name of this start: a script's POLYMLM_ATTEMPT, which its outcome has, or a new one."""
+    return os.environ.get("POLYMLM_ATTEMPT") or secrets.token_hex(4)
 
 
 def _versions() -> dict[str, str]:

@@ -1,14 +1,13 @@
 """What a launcher is: it starts the ranks of a run that is ready, and gives their outcome."""
 
-import json
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO
 
 from mlm.config import TrainConfig
 from mlm.errors import FAILED, REQUEUE, UserError
-from mlm.health.outcome import OUTCOME
+from mlm.health import outcome
 from mlm.tracking.screen import log_line
 from parallel.layout import Layout
 
@@ -18,23 +17,32 @@ TORCHRUN = "torch/distributed/elastic"
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to be started: its folder is made, and locked by the open `log`."""
+    """A run that is ready to be started: its folder is made, and locked by the open `log`.
+
+    log: None where the run is started elsewhere; its folder is as it was then
+    overrides: of the command line
+    """
 
     folder: Path
     config_path: Path
     config: TrainConfig
     layout: Layout
-    log: IO[bytes]
+    log: IO[bytes] | None
+    overrides: list[str]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: `outcome.json`, agreed on by its ranks."""
+    """How a run ended: `outcome.json`, agreed on by its ranks.
+
+    repeats: whether another start would fail in the same way
+    """
 
     code: int
     sentence: str
     step: int | None = None
     eval_loss: float | None = None
+    repeats: bool = False
 
 
 class RunFailed(UserError):
@@ -51,9 +59,20 @@ class Stopped(KeyboardInterrupt):
     code = REQUEUE
 
 
+class Killed(KeyboardInterrupt):
+    """The user has killed the ranks; a sweep starts no other point."""
+
+    code = FAILED
+
+
 class Launcher(ABC):
     """Starts the ranks of a run: `python -m mlm.train RUN/config.yaml`, with torchrun's variables
-    in their environment."""
+    in their environment.
+
+    elsewhere: it submits the run to machines on which the data is prepared and the folder claimed
+    """
+
+    elsewhere = False
 
     @abstractmethod
     def resolve(self, config: TrainConfig) -> tuple[TrainConfig, Layout]:
@@ -68,12 +87,10 @@ class Launcher(ABC):
 
 def read_outcome(folder: Path, code: int, start: int = 0) -> Outcome:
     """The outcome of a command that ended with `code`; its log is read from byte `start`."""
-    try:
-        values = json.loads((folder / OUTCOME).read_text("utf-8"))
-        known = {name: values.get(name) for name in ("code", "sentence", "step", "eval_loss")}
-        written = Outcome(**known)
-    except (OSError, ValueError, AttributeError):
-        written = None
+    values, written = outcome.read_outcome(folder), None
+    if values is not None:
+        names = {each.name for each in fields(Outcome)}
+        written = Outcome(**{name: values[name] for name in names & values.keys()})
     if written is not None and (written.code != 0 or code == 0):
         return written
     if written is None and code == 0:

@@ -1,5 +1,7 @@
 """From a composed job to a run that is ready: all is checked here, before a process starts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,6 +57,20 @@ def check(composed: Composed) -> Job:
     return Job(composed, config, notes)
 
 
+@contextmanager
+def refusals_kept(composed: Composed) -> Iterator[None]:
+    """A start of a run that is refused has an outcome, too, which its folder gets."""
+    try:
+        yield
+    except UserError as error:
+        run = composed.settings.get("run")
+        run = run if isinstance(run, dict) else {}
+        name = composed.sweep or run.get("name")
+        if name and "dir" in run:
+            run_folder.refuse(Path(str(run["dir"])) / str(name), error)
+        raise
+
+
 def ready(job: Job, launcher: Launcher) -> Run:
     """Prepares the data of a job and makes its run folder; raises `UserError`."""
     composed, console = job.composed, KeepingConsole()
@@ -69,7 +85,11 @@ def ready(job: Job, launcher: Launcher) -> Run:
     before = run_folder.check_folder(folder, config.run.fresh)
     if before is not None:
         run_folder.check_same_run(folder, before, config)
-    config, hashes = _with_data(config, layout, composed.overrides, console)
+    if launcher.elsewhere:
+        run = replace(config.run, dir=str(Path(config.run.dir).resolve()))
+        config, folder = replace(config, run=run), folder.resolve()
+        return Run(folder, folder / run_folder.CONFIG, config, layout, None, composed.overrides)
+    config, hashes = with_data(config, layout, composed.overrides, console)
     if before is not None:
         run_folder.check_same_run(folder, before, config)
         run_folder.check_same_data(folder, hashes)
@@ -81,10 +101,10 @@ def ready(job: Job, launcher: Launcher) -> Run:
         console.print(note, soft_wrap=True)
     for time, text in console.kept:
         log_line(folder, text, time)
-    return Run(folder, path, config, layout, log)
+    return Run(folder, path, config, layout, log, composed.overrides)
 
 
-def _with_data(
+def with_data(
     config: TrainConfig, layout: Layout, overrides: list[str], console: Console
 ) -> tuple[TrainConfig, dict[str, str]]:
     """The config with its data prepared and its vocabulary known, and the data's hashes."""

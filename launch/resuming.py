@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from launch.run_folder import CONFIG, OVERRIDES
+from launch.run_folder import CONFIG, OVERRIDES, PREPARED
 from launch.verb import Composed
 from mlm.config import TrainConfig, value_of
 from mlm.setting import settings
@@ -89,11 +89,16 @@ def _choose_source(section: dict[str, Any], given: set[str]) -> None:
     shards, tokenizer = section["shards"], section.get("tokenizer")
     gone = shards and "://" not in shards and not Path(shards).is_dir()
     if given or (gone and section["corpus"]):
-        if tokenizer and shards and Path(tokenizer).parent in (Path(shards), Path(shards).parent):
+        if tokenizer and (Path(tokenizer).parent == Path(shards or "") or _prepared(tokenizer)):
             section["tokenizer"] = None
         section["shards"] = None
     if "shards" in given:
         section["corpus"] = None
+
+
+def _prepared(tokenizer: str) -> bool:
+    """Whether it was trained on the corpus of a run, not given."""
+    return Path(tokenizer).parent.parent.name == PREPARED
 
 
 def _other(source: str) -> str:

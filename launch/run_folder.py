@@ -5,22 +5,25 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
 import yaml
 
-from launch.environment import started_with
+from launch.environment import attempt, started_with
 from mlm.config import TrainConfig, as_dict, defaults, value_of
 from mlm.errors import DataError, UserError
 from mlm.files.jsonl import append_row
 from mlm.files.locks import lock
-from mlm.health.outcome import OUTCOME, STARTS, STOP
+from mlm.health.outcome import OUTCOME, STARTS, write_refusal
+from mlm.health.stopping import STOP
 from mlm.setting import settings
 
 CONFIG, OVERRIDES, DATA = "config.yaml", "overrides.txt", "data.json"
+REFUSALS = "logs/refusals.jsonl"  # a row for each start that was refused
 DEFAULTS = defaults(TrainConfig)
 PREPARED = "prepared"  # beside the runs: tokenizers and shards made of `data.corpus`
 
@@ -74,15 +77,15 @@ def check_folder(folder: Path, fresh: bool) -> dict[str, Any] | None:
 def check_same_run(folder: Path, before: dict[str, Any], config: TrainConfig) -> None:
     """Raises `UserError` with the first setting in which `config` is not the run in `folder`.
 
-    A `model.vocab_size` that is still open in `config` is not compared.
+    A `model.vocab_size` that is still open, here or where a job has not begun, is not compared.
     """
     now = as_dict(config)
     for setting in settings(TrainConfig):
         name, value = setting.name, value_of(now, setting.name)
-        if setting.resume or (name == "model.vocab_size" and value is None):
-            continue
         # A run of an older version, which lacked the setting, had its default.
         old = value_of(before, name, value_of(DEFAULTS, name))
+        if setting.resume or (name == "model.vocab_size" and None in (old, value)):
+            continue
         if old != value:
             raise UserError(
                 f"{folder} holds a run with {name}={old}, not {value}; give another run.name, or "
@@ -117,9 +120,37 @@ def claim(folder: Path, fresh: bool) -> IO[bytes]:
     if fresh:
         _empty(folder)
         log.truncate(0)
-    for name in (STOP, OUTCOME):
-        (folder / name).unlink(missing_ok=True)
+    _forget_request(folder / STOP)
+    (folder / OUTCOME).unlink(missing_ok=True)
     return log
+
+
+def _forget_request(stop: Path) -> None:
+    """Deletes a request to stop that is older than this process: it was for an earlier start."""
+    if stop.exists() and stop.stat().st_mtime < psutil.Process().create_time():
+        stop.unlink(missing_ok=True)
+
+
+def begin_again(folder: Path, restart: int) -> None:
+    """Makes a folder that is claimed ready for the restart number `restart` of its ranks."""
+    (folder / OUTCOME).unlink(missing_ok=True)
+    append_row(folder / STARTS, started_with() | {"restart": restart})
+
+
+def refuse(folder: Path, error: UserError) -> None:
+    """Keeps that a start was refused, where there is a run; as its outcome if it is not running."""
+    if (folder / CONFIG).is_file():
+        row = {"attempt": attempt(), "code": error.code, "sentence": str(error)}
+        with suppress(UserError, OSError):
+            append_row(folder / REFUSALS, row)
+            with held(folder):
+                write_refusal(folder, error.code, str(error), attempt())
+
+
+def saved_step(folder: Path) -> int | None:
+    """The step of the newest checkpoint. `mlm.checkpoint` would import torch, for seconds."""
+    names = (path.parent.name for path in folder.glob("checkpoints/step-*/checkpoint.json"))
+    return max((int(name[5:]) for name in names if name[5:].isdecimal()), default=None)
 
 
 @contextmanager
@@ -137,17 +168,33 @@ def held(folder: Path) -> Iterator[None]:
 def write(folder: Path, config: TrainConfig, overrides: list[str], hashes: dict[str, str]) -> Path:
     """Writes what the ranks start from; returns the path of `config.yaml`. Raises `UserError`."""
     new = not (folder / CONFIG).exists()
-    settings = yaml.safe_dump(as_dict(config), sort_keys=False, allow_unicode=True)
     try:
         _replace(folder / OVERRIDES, "".join(f"{text}\n" for text in overrides))
         _replace(folder / DATA, json.dumps(hashes, indent=1) + "\n")
         append_row(folder / STARTS, started_with())
-        _replace(folder / CONFIG, settings)  # last: it makes the folder a run's
+        write_config(folder, config)  # last: it makes the folder a run's
     except OSError as error:
         if new:
             shutil.rmtree(folder, ignore_errors=True)
         raise _unwritable(folder, error) from None
     return folder / CONFIG
+
+
+def write_submitted(folder: Path, config: TrainConfig, overrides: list[str]) -> None:
+    """Writes what a job begins with that prepares its data itself, where there is no run yet."""
+    try:
+        _replace(folder / OVERRIDES, "".join(f"{text}\n" for text in overrides))
+        if not (folder / CONFIG).exists():
+            write_config(folder, config)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def write_config(folder: Path, config: TrainConfig) -> None:
+    """Writes `config.yaml`, without `launch`: it is the same run, whatever starts it."""
+    values = as_dict(config)
+    values.pop("launch")
+    _replace(folder / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
 
 def _lock(log: IO[bytes], folder: Path) -> None:

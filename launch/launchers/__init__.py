@@ -4,5 +4,6 @@ from collections.abc import Callable
 
 from launch.launcher import Launcher
 from launch.launchers.local import Local
+from launch.launchers.slurm import Slurm
 
-LAUNCHERS: dict[str, Callable[[], Launcher]] = {"local": Local}
+LAUNCHERS: dict[str, Callable[[], Launcher]] = {"local": Local, "slurm": Slurm}

@@ -1,41 +1,34 @@
 """`launch=local`: torchrun with one process per rank, watched until it ends."""
 
-import ctypes
 import logging
 import os
 import signal
 import site
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
-import psutil
-
-from launch import ROOT
-from launch.launcher import Launcher, Outcome, Run, read_outcome
+from launch import ROOT, run_folder
+from launch.launcher import Killed, Launcher, Outcome, Run, read_outcome
 from launch.launchers import killed_ranks
 from launch.launchers.lost_shards import explained
+from launch.launchers.processes import Processes
 from launch.machine import kills
 from launch.resolve import resolve
 from launch.terminal import terminal_for_bars
 from mlm.config import TrainConfig
 from mlm.console import plain_console
 from mlm.errors import FAILED
-from mlm.health.outcome import OUTCOME, STOP
+from mlm.health.stopping import SIGNALS, STOP
 from mlm.tracking.progress import stage
 from mlm.tracking.screen import log_line
 from parallel.layout import Layout
 
 log = logging.getLogger(__name__)
-
-PR_SET_PDEATHSIG = 1
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-SECONDS_BETWEEN_CHECKS, SECONDS_TO_SEE_RANKS = 0.5, 0.05
 
 
 class Local(Launcher):
@@ -45,15 +38,34 @@ class Local(Launcher):
         return resolve(config)
 
     def start(self, run: Run) -> Outcome:
-        processes, data = run.layout.world_size, run.config.data
-        command = torchrun(run.config_path, processes)
-        outcome = run_ranks(command, run.folder, environment(processes), run.log)
-        return explained(outcome, run.folder, str(data.shards), data.on_bad_shard == "skip")
+        """Starts the ranks, and again after a failure, up to `launch.max_restarts` times; not after
+        one that is the same at the same step."""
+        limit = run.config.launch.max_restarts
+        outcome, before = _start(run), None
+        for restart in range(1, limit + 1):
+            if outcome.code != FAILED or outcome.repeats or outcome == before:
+                break
+            text = f"{outcome.sentence}; restart {restart} of {limit}"
+            log.warning(text)
+            log_line(run.folder, text)
+            run_folder.begin_again(run.folder, restart)
+            outcome, before = _start(run), outcome
+        return outcome
+
+
+def _start(run: Run) -> Outcome:
+    assert run.log is not None, "the folder is claimed"
+    processes, data = run.layout.world_size, run.config.data
+    command = torchrun(run.config_path, processes)
+    outcome = run_ranks(command, run.folder, environment(processes), run.log)
+    return explained(outcome, run.folder, str(data.shards), data.on_bad_shard == "skip")
 
 
 def torchrun(config: Path, processes: int) -> list[str]:
     """The command that starts the ranks of a run."""
-    options = ["--standalone", "--nproc-per-node", str(processes)]
+    # A host whose own name does not resolve would not find itself.
+    here = ["--standalone", "--local-addr", "127.0.0.1"]
+    options = [*here, "--nproc-per-node", str(processes)]
     return [sys.executable, "-m", "torch.distributed.run", *options, "-m", "mlm.train", str(config)]
 
 
@@ -77,28 +89,22 @@ def environment(processes: int) -> dict[str, str]:
 def run_ranks(command: list[str], folder: Path, env: dict[str, str], log: IO[bytes]) -> Outcome:
     """Runs `command` to its end, with its errors in `log`, and returns what it left as outcome.
 
-    The first signal asks the ranks to save and end, through the file `stop`; the second kills them,
-    unless it is SIGUSR1, a scheduler's warning. The command lives in a session of its own, and ends
-    when this process does. What it and the ranks leave in the folder for temporary files (torchrun
-    and W&B do) is deleted.
+    A signal asks the ranks to save and end, through the file `stop`; a Ctrl-C after that kills
+    them, and raises `Killed`. Ctrl-Z suspends them. What the ranks leave in the folder for
+    temporary files (torchrun and W&B do) is deleted.
     """
     start, kills_before = log.seek(0, os.SEEK_END), kills()
     with TemporaryDirectory(prefix="polymlm-", ignore_cleanup_errors=True) as temporary:
-        child = subprocess.Popen(
-            command,
-            env=env | {"TMPDIR": temporary},
-            stdin=subprocess.DEVNULL,
-            stderr=log,
-            start_new_session=True,
-            preexec_fn=_end_with(os.getpid()) if sys.platform == "linux" else None,
-        )
-        with _stopping(child, folder) as requests, terminal_for_bars():
+        ranks = Processes(command, env | {"TMPDIR": temporary}, log)
+        with _signals(ranks, folder) as requests, terminal_for_bars():
             with stage(plain_console(sys.stdout), "Starting the processes"):
-                _until_ranks(child)
-            code, ended_here = _wait(child, folder)
+                ranks.wait_for_ranks()
+            code, ended_here = ranks.wait(folder)
     (folder / STOP).unlink(missing_ok=True)
-    if len(requests) > 1:
-        return Outcome(FAILED, f"the ranks were killed; {_saved(folder)}")
+    if requests.killed:
+        sentence = f"the ranks were killed; {_saved(folder)}"
+        log_line(folder, sentence)
+        raise Killed(sentence)
     outcome = read_outcome(folder, code, start)
     if ended_here:
         return outcome
@@ -107,96 +113,42 @@ def run_ranks(command: list[str], folder: Path, env: dict[str, str], log: IO[byt
 
 
 def _saved(folder: Path) -> str:
-    """What is left of a run that was killed. `mlm.checkpoint` would import torch, for seconds."""
-    names = (path.parent.name for path in folder.glob("checkpoints/step-*/checkpoint.json"))
-    steps = [int(name[5:]) for name in names if name[5:].isdecimal()]
-    return f"the checkpoint of step {max(steps)} is kept" if steps else "nothing had been saved"
+    """What is left of a run that was killed."""
+    step = run_folder.saved_step(folder)
+    return "nothing had been saved" if step is None else f"the checkpoint of step {step} is kept"
 
 
-def _until_ranks(child: subprocess.Popen) -> None:
-    """Waits until torchrun has started its first rank, or has ended."""
-    with suppress(psutil.NoSuchProcess):
-        torchrun = psutil.Process(child.pid)
-        while child.poll() is None and not torchrun.children():
-            time.sleep(SECONDS_TO_SEE_RANKS)
+@dataclass
+class _Requests:
+    stop: bool = False
+    killed: bool = False
 
 
 @contextmanager
-def _stopping(child: subprocess.Popen, folder: Path) -> Iterator[list[int]]:
-    """Handles interrupts while the child lives; gives the list of those that came."""
-    requests: list[int] = []
+def _signals(ranks: Processes, folder: Path) -> Iterator[_Requests]:
+    """Handles signals while the ranks live; gives what was asked for."""
+    requests = _Requests()
 
     def stop(number: int, frame: object) -> None:
-        if requests and number == signal.SIGUSR1:
-            return
-        requests.append(number)
-        if len(requests) == 1:
+        if not requests.stop:
+            requests.stop = True
             (folder / STOP).touch()
-            text = "saving and stopping; once more to kill"
+            text = "saving and stopping; another Ctrl-C kills the ranks"
             log.warning(text)
             log_line(folder, text)
-        else:
-            _kill(child)
+        elif number == signal.SIGINT:  # schedulers send the others twice
+            requests.killed = True
+            ranks.kill()
 
-    before = {number: signal.signal(number, stop) for number in STOPS}
+    def suspend(number: int, frame: object) -> None:
+        with ranks.suspended():
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    handlers = {**dict.fromkeys(SIGNALS, stop), signal.SIGTSTP: suspend}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield requests
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if child.poll() is None:
-            _kill(child)
-
-
-def _wait(child: subprocess.Popen, folder: Path) -> tuple[int, bool]:
-    """Waits for torchrun's end, and kills ranks that are stopped once no other is left of a run
-    that has its outcome: torchrun's SIGTERM does not reach them, and its SIGKILL takes 30 s.
-
-    Returns its code, and whether a rank was killed.
-    """
-    killed = False
-    while True:
-        try:
-            return child.wait(SECONDS_BETWEEN_CHECKS), killed
-        except subprocess.TimeoutExpired:
-            if (folder / OUTCOME).exists():
-                killed = _kill_stopped(child) or killed
-
-
-def _kill_stopped(child: subprocess.Popen) -> bool:
-    try:
-        ranks = psutil.Process(child.pid).children()
-        states = [rank.status() for rank in ranks]
-        if set(states) <= {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}:
-            for rank in ranks:
-                rank.kill()
-            return bool(ranks)
-    except psutil.NoSuchProcess:
-        pass  # it ends
-    return False
-
-
-def _kill(child: subprocess.Popen) -> None:
-    """Kills torchrun and its ranks, each of which has a session of its own."""
-    try:
-        family = psutil.Process(child.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return
-    child.kill()
-    for process in family:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-
-
-def _end_with(parent: int) -> Callable[[], None]:
-    """What the child runs before the command: on the parent's death it gets SIGTERM."""
-    prctl = ctypes.CDLL(None).prctl
-
-    def arrange() -> None:
-        prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died in between
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return arrange
+        ranks.kill()

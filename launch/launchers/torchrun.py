@@ -11,21 +11,23 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from launch.launcher import Launcher, Outcome, Run, RunFailed, finish, read_outcome
-from launch.ready import check, ready
+from launch.ready import check, ready, refusals_kept
 from launch.resolve import resolve
 from launch.verb import Composed
 from mlm.config import TrainConfig
 from mlm.errors import CONFIG, DONE, FAILED, UserError
+from mlm.health.stopping import listen
 from parallel.layout import Layout
 
 log = logging.getLogger(__name__)
 
-KEY = "polymlm/launch/{restart}"
+KEY, FOLDER = "polymlm/launch/{restart}", "polymlm/folder"
 SWEEP = {"-m", "--multirun"}
 SECONDS_TO_COMPOSE = 1800  # rank 0 checks a large index meanwhile
 SECONDS_TO_SEE = 60  # until a file that rank 0 wrote shows on another node
@@ -62,6 +64,7 @@ def train_as_rank(composing: Composing, arguments: Sequence[str]) -> None:
             "run the sweep with `mlm train -m` outside of torchrun"
         )
         raise RunFailed(CONFIG, "")
+    listen()
     store = _store()
     if _rank() == 0:
         launcher = ExistingRanks()
@@ -95,7 +98,10 @@ def _compose(store: Any, composing: Composing, launcher: Launcher) -> Run | None
     runs: list[Run] = []
 
     def task(composed: Composed) -> None:
-        runs.append(ready(check(composed), launcher))
+        composed = _named_before(composed, store)
+        with refusals_kept(composed):
+            runs.append(ready(check(composed), launcher))
+        store.set(FOLDER, str(runs[0].folder))
 
     message: dict[str, Any] = {"code": FAILED}
     try:
@@ -116,6 +122,23 @@ def _compose(store: Any, composing: Composing, launcher: Launcher) -> Run | None
         if not runs:
             _wait_until_heard(store)
     return runs[0] if runs else None
+
+
+def _named_before(composed: Composed, store: Any) -> Composed:
+    """The job of a start that torchrun repeats: the run of the start before, whatever its name.
+
+    Raises `RunFailed` where that has ended with a code after which another start is in vain, or is
+    not wanted: after a stop on request.
+    """
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == 0 or not store.check([FOLDER]):
+        return composed
+    folder = Path(store.get(FOLDER).decode())
+    outcome = read_outcome(folder, FAILED)
+    if outcome.code != FAILED:
+        raise RunFailed(outcome.code, f"not restarted: {outcome.sentence}")
+    run = composed.settings["run"]
+    run = run | {"name": os.path.relpath(folder, run["dir"]), "fresh": False}
+    return replace(composed, settings=composed.settings | {"run": run})
 
 
 def _listen(store: Any) -> Path | None:

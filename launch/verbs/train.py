@@ -8,16 +8,19 @@ def run(composed: Composed) -> float | None:
 
     Raises `UserError` with the code and the sentence of a run that did not end well.
     """
+    from contextlib import nullcontext
+
     from launch.launcher import Stopped, finish
     from launch.launchers import LAUNCHERS
-    from launch.ready import check, ready
+    from launch.ready import check, ready, refusals_kept
     from mlm.errors import REQUEUE
     from mlm.plugins import entry
 
-    job = check(composed)
-    launcher = entry(LAUNCHERS, "launch.kind", job.config.launch.kind)()
-    started = ready(job, launcher)
-    with started.log:
+    with refusals_kept(composed):
+        job = check(composed)
+        launcher = entry(LAUNCHERS, "launch.kind", job.config.launch.kind)()
+        started = ready(job, launcher)
+    with started.log or nullcontext():
         outcome = launcher.start(started)
     if outcome is None:  # submitted
         return None

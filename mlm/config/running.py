@@ -69,3 +69,42 @@ class TrackerConfig:
 @dataclass(frozen=True)
 class LaunchConfig:
     kind: str = setting("local", "what starts the processes, from the table LAUNCHERS")
+    max_restarts: int = setting(
+        0,
+        "local: starts after failures, from the last checkpoint; not after the same one twice",
+        ge=0,
+    )
+    nodes: int = setting(1, "slurm: nodes of the job", ge=1)
+    gpus_per_node: int = setting(0, "slurm: GPUs of each node, with a process for each", ge=0)
+    cpus_per_task: int | None = setting(
+        None, "slurm: cores of a node's processes together, or of each with ranks=srun", ge=1
+    )
+    time: str | None = setting(
+        None, "slurm: time limit, as 24:00:00 or 2-12:00:00; null: the partition's", min_length=1
+    )
+    partition: str | None = setting(None, "slurm: partition; null: the default one", min_length=1)
+    ranks: Literal["torchrun", "srun"] = setting(
+        "torchrun", "slurm: a torchrun on each node, or a task of srun for each process"
+    )
+    warn_seconds: int = setting(
+        300, "slurm: seconds before the time limit at which the run saves and is requeued", ge=1
+    )
+    max_requeues: int = setting(
+        20, "slurm: requeues in a row without a new checkpoint, after which the job ends", ge=0
+    )
+    sbatch: dict[str, str | int | bool] = setting(
+        dict, "slurm: more options of sbatch: {account: me, exclusive: true}"
+    )
+    srun: tuple[str, ...] = setting((), "slurm: more options of srun: [--container-image=IMAGE]")
+    wrap: str | None = setting(
+        None, "slurm: what stands before python: apptainer exec IMAGE", min_length=1
+    )
+    prologue: tuple[str, ...] = setting((), "slurm: lines of the script before the processes start")
+    env: dict[str, str | int] = setting(dict, "slurm: variables of the processes: {NAME: VALUE}")
+    interface: str | None = setting(
+        None, "slurm: network interface of NCCL and gloo; null: they choose", min_length=1
+    )
+    check: Literal["warn", "strict", "off"] = setting(
+        "warn", "slurm: what to do with a job that sbatch --test-only refuses; strict: stop"
+    )
+    dry_run: bool = setting(False, "slurm: write the script, and submit nothing")

@@ -18,7 +18,7 @@ from mlm.health.bad_shards import BadShards
 from mlm.health.drift import check_batches_agree, check_weights_agree
 from mlm.health.guard import Guard
 from mlm.health.incidents import Incidents
-from mlm.health.outcome import STOP
+from mlm.health.stopping import requested
 from mlm.health.stragglers import Pace
 from mlm.health.watchdog import Watchdog
 from mlm.tracking.report import Report
@@ -141,7 +141,7 @@ class Loop:
         """
         self.watchdog.enter("data")
         batches, error = _fetch(feed, self.stopwatch)
-        stop = self.report.main and (self.folder / STOP).exists()
+        stop = requested(self.folder, main=self.report.main)
         self.watchdog.enter("step")
         error = error or self.saver.failure()
         normaliser = self.task.normaliser(batches)
@@ -149,9 +149,10 @@ class Loop:
         if agreed.stop:
             self._save()
             self.saver.wait()
+            done = self.progress.step
+            at = f"after step {done}, which is saved" if done else "before the first step"
             raise StopRequested(
-                f"stopped as asked after step {self.progress.step}, which is saved; start the run "
-                f"again, without run.fresh, to resume"
+                f"stopped as asked {at}; start the run again, without run.fresh, to resume"
             )
         return batches, agreed
 

@@ -31,6 +31,8 @@ from mlm.training.memory import check_memory
 from mlm.training.world import check_resolved, log_to_file, start_process_group
 from parallel.recorder import Recorder, recording
 
+# Of the network, of a device or of the system; others would be raised again by the same step.
+OF_MACHINES = (RuntimeError, OSError, MemoryError)
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
@@ -39,7 +41,7 @@ def main(config_path: str) -> int:
     path = Path(config_path)
     run, rank = path.parent, int(os.environ.get("RANK", "0"))
     log_to_file(run, rank)
-    progress = Progress()
+    progress, repeats = Progress(), False
     try:
         if rank == 0:
             make_room(run)
@@ -60,12 +62,13 @@ def main(config_path: str) -> int:
             code, remedy = CONFIG, "free space, then start the run again"
             sentence = f"{run} cannot be written any more ({error.strerror}); {remedy}"
         else:
+            repeats = not isinstance(error, OF_MACHINES)
             reason = traceback.format_exc().strip().splitlines()[-1]
             code, sentence = FAILED, f"rank {rank} failed: {reason} (its log has the traceback)"
     # The first to fail knows why: those that follow agree with it, or saw it go.
     if rank == 0 or code != DONE:
         try:
-            write_outcome(run, code, sentence, progress.step, progress.eval_loss)
+            write_outcome(run, code, sentence, progress.step, progress.eval_loss, repeats=repeats)
         except OSError:  # a full disk: rank 0's output is the one place left to say why
             print(f"mlm: {sentence}", flush=True)
     return code

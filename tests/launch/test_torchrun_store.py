@@ -1,6 +1,7 @@
 """What the ranks of `torchrun -m launch train` tell each other, on a store in this process."""
 
 import json
+import os
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from launch.launchers import torchrun
 from launch.launchers.torchrun import train_as_rank
 from launch.verb import Composed
 from mlm.errors import CONFIG, DATA, FAILED, REQUEUE, DataError, UserError
+from mlm.health.outcome import write_outcome
 
 LAUNCHER: Any = None  # `ready` is replaced
 
@@ -24,7 +26,7 @@ class Exited(BaseException):
 
 
 def composing(task: Callable[[Composed], float | None]) -> None:
-    task(Composed({}, []))
+    task(Composed({"run": {"dir": "runs", "name": None}}, []))
 
 
 class Store:
@@ -41,6 +43,9 @@ class Store:
 
     def get(self, key: str) -> bytes:
         return self.values[key]
+
+    def check(self, keys: list[str]) -> bool:
+        return set(keys) <= set(self.values)
 
     def wait(self, keys: list[str], timeout: timedelta) -> None:
         if not set(keys) <= set(self.values):
@@ -65,8 +70,11 @@ def store(tmp_path, monkeypatch) -> Store:
     path.touch()
     monkeypatch.setattr(torchrun, "check", lambda composed: composed)
     monkeypatch.setattr(
-        torchrun, "ready", lambda config, launcher: SimpleNamespace(config_path=path)
+        torchrun,
+        "ready",
+        lambda config, launcher: SimpleNamespace(config_path=path, folder=tmp_path),
     )
+    monkeypatch.setattr(torchrun, "listen", lambda: None)  # signals stay pytest's
 
     def exited(code: int) -> None:
         raise Exited(code)
@@ -132,6 +140,21 @@ def test_rank_0_does_not_wait_forever_for_ranks_that_are_gone(store, monkeypatch
     monkeypatch.setattr(torchrun, "time", clock)
     assert torchrun._compose(store, lambda task: None, LAUNCHER) is None
     assert now[0] == pytest.approx(10.0, abs=0.1)
+
+
+@pytest.mark.parametrize(("code", "again"), [(REQUEUE, False), (DATA, False), (FAILED, True)])
+def test_restart_continues_the_same_run_and_repeats_no_refusal(
+    code, again, store, tmp_path, monkeypatch
+):
+    torchrun._compose(store, composing, LAUNCHER)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    write_outcome(tmp_path, code, "so it ended")
+    named: list[Any] = []
+    monkeypatch.setattr(torchrun, "check", named.append)
+    found = result(lambda: torchrun._compose(store, composing, LAUNCHER))
+    assert (found == (RunFailed, code)) != again
+    names = [composed.settings["run"]["name"] for composed in named]
+    assert names == ([os.path.relpath(tmp_path, "runs")] if again else [])
 
 
 def test_restarted_rank_reads_no_message_of_the_start_before(store, monkeypatch):

@@ -1,0 +1,83 @@
+"""`python -m launch.launchers.slurm.ended RUN MAX_REQUEUES WARNED ENDED`, at the end of a job.
+
+Says on standard error how the attempt ended and what follows, prints `requeue` where the job is to
+come back, and exits with the code of the outcome.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from launch.run_folder import REFUSALS, saved_step
+from mlm.errors import DONE, FAILED, REQUEUE
+from mlm.files.jsonl import append_row, read_rows
+from mlm.health.outcome import read_outcome
+
+REQUEUES = "requeues.jsonl"  # a row for each end of an attempt
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended. requeue: whether the job comes back by itself"""
+
+    code: int
+    sentence: str
+    requeue: bool
+
+
+def judge(
+    folder: Path, attempt: str, *, max_requeues: int, warned: bool = False, ended: bool = False
+) -> End:
+    """How an attempt of the run in `folder` ended, and whether it is worth another.
+
+    warned: the time limit was near; ended: Slurm has ended the job before (it was cancelled, or
+    preempted: Slurm requeues it then)
+    """
+    values = read_outcome(folder)
+    if values is None or values.get("attempt") != attempt:
+        refusals = read_rows(folder / REFUSALS, skip_damaged=True)
+        values = next((row for row in refusals if row.get("attempt") == attempt), None)
+    code = values["code"] if values else FAILED
+    said = values["sentence"] if values else "the ranks ended without an outcome"
+    if ended:
+        return End(code, f"{said} (ended by Slurm)", False)
+    if code == REQUEUE:
+        return End(code, said, warned)
+    if code != FAILED:
+        return End(code, said, False)
+    if values and values.get("repeats"):
+        return End(code, f"{said}; not requeued: it would fail again", False)
+    step, before = saved_step(folder), read_rows(folder / REQUEUES, skip_damaged=True)
+    last = before[-1] if before else {}
+    if values and (last.get("sentence"), last.get("step")) == (said, step):
+        return End(code, f"{said}; not requeued: so it did before, from the same checkpoint", False)
+    count = 0
+    for row in reversed(before):
+        if row.get("step") != step or not row.get("requeued"):
+            break
+        count += 1
+    if count >= max_requeues:
+        kept = "no checkpoint" if step is None else f"none after that of step {step}"
+        text = f"{said}; not requeued: {count} attempts in a row have made {kept}"
+        return End(code, f"{text} (launch.max_requeues={max_requeues})", False)
+    return End(code, said, True)
+
+
+def main(arguments: list[str]) -> int:
+    folder, attempt = Path(arguments[0]), os.environ["POLYMLM_ATTEMPT"]
+    limit, warned, ended = (int(text) for text in arguments[1:])
+    end = judge(folder, attempt, max_requeues=limit, warned=bool(warned), ended=bool(ended))
+    row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "attempt": attempt}
+    row |= {"code": end.code, "sentence": end.sentence.partition("; not requeued")[0]}
+    append_row(folder / REQUEUES, row | {"step": saved_step(folder), "requeued": end.requeue})
+    after = "requeued" if end.requeue else "done" if end.code == DONE else "not requeued"
+    print(f"mlm: attempt {attempt}: {end.sentence} [code {end.code}, {after}]", file=sys.stderr)
+    if end.requeue:
+        print("requeue")
+    return end.code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
