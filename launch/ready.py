@@ -17,7 +17,7 @@ from mlm.console import KeepingConsole
 from mlm.errors import UserError
 from mlm.plugins import entry, import_plugins
 from mlm.tracking.screen import log_line
-from mlm.tracking.trackers import TRACKERS
+from mlm.tracking.trackers import check_trackers
 from mlm.training.schedule import SCHEDULES
 from parallel.layout import Layout, LayoutError
 
@@ -37,8 +37,7 @@ def check(composed: Composed) -> Job:
     config = load(TrainConfig, composed.settings)
     import_plugins(config.plugins)
     entry(SCHEDULES, "schedule.kind", config.schedule.kind)
-    for name in config.tracker.names:
-        entry(TRACKERS, "tracker.kind", name)
+    check_trackers(config)
     if config.task != TaskConfig():
         from mlm.tasks.table import TASKS  # torch, which takes seconds
 

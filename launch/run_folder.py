@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from mlm.files.locks import lock
 from mlm.health.outcome import OUTCOME, STARTS, write_refusal
 from mlm.health.stopping import STOP
 from mlm.setting import settings
+from mlm.tracking.trackers import ID as TRACKER_ID
 
 CONFIG, OVERRIDES, DATA = "config.yaml", "overrides.txt", "data.json"
 REFUSALS = "logs/refusals.jsonl"  # a row for each start that was refused
@@ -147,6 +149,16 @@ def refuse(folder: Path, error: UserError) -> None:
                 write_refusal(folder, error.code, str(error), attempt())
 
 
+def _name_for_trackers(folder: Path, config: TrainConfig) -> None:
+    """Gives the run the id that its trackers know it by, which it keeps over all starts."""
+    file = folder / TRACKER_ID
+    if not file.exists():
+        given = os.environ.get("WANDB_RUN_ID")
+        if "/" in str(config.run.name):  # of a sweep, whose points need one each
+            given = None
+        _replace(file, (given or secrets.token_hex(4)) + "\n")
+
+
 def saved_step(folder: Path) -> int | None:
     """The step of the newest checkpoint. `mlm.checkpoint` would import torch, for seconds."""
     names = (path.parent.name for path in folder.glob("checkpoints/step-*/checkpoint.json"))
@@ -171,6 +183,7 @@ def write(folder: Path, config: TrainConfig, overrides: list[str], hashes: dict[
     try:
         _replace(folder / OVERRIDES, "".join(f"{text}\n" for text in overrides))
         _replace(folder / DATA, json.dumps(hashes, indent=1) + "\n")
+        _name_for_trackers(folder, config)
         append_row(folder / STARTS, started_with())
         write_config(folder, config)  # last: it makes the folder a run's
     except OSError as error:
@@ -184,6 +197,7 @@ def write_submitted(folder: Path, config: TrainConfig, overrides: list[str]) -> 
     """Writes what a job begins with that prepares its data itself, where there is no run yet."""
     try:
         _replace(folder / OVERRIDES, "".join(f"{text}\n" for text in overrides))
+        _name_for_trackers(folder, config)
         if not (folder / CONFIG).exists():
             write_config(folder, config)
     except OSError as error:

@@ -54,9 +54,11 @@ class TrackerConfig:
     kind: str | tuple[str, ...] = setting(
         "wandb", "one or several of the table TRACKERS; none: no tracker"
     )
-    project: str = setting("polymlm", "project of the tracker")
+    project: str | None = setting(
+        None, "project of the tracker; null: WANDB_PROJECT, or polymlm", min_length=1
+    )
     entity: str | None = setting(None, "user or team of the tracker; null: its default")
-    group: str | None = setting(None, "group of runs in the tracker")
+    group: str | None = setting(None, "group of runs in the tracker; null: the sweep, if any")
     tags: tuple[str, ...] = setting((), "tags of the run in the tracker")
 
     @property

@@ -18,10 +18,10 @@ class Report:
     """The report of a run, which only its main rank writes; on the others it does nothing."""
 
     def __init__(
-        self, run: Path, trackers: Trackers, steps: int, start: int, *, main: bool
+        self, run: Path, trackers: Trackers, screen: Screen, steps: int, start: int, *, main: bool
     ) -> None:
         self.run, self.trackers, self.steps, self.main = run, trackers, steps, main
-        self.path, self.screen = run / METRICS, Screen(run, steps, start)
+        self.path, self.screen = run / METRICS, screen
         self._open = ExitStack()
         if main:
             drop_after(self.path, start, max(start, steps))

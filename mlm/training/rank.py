@@ -24,6 +24,7 @@ from mlm.health.watchdog import Watchdog
 from mlm.plugins import import_plugins
 from mlm.tracking.progress import stage
 from mlm.tracking.report import Report
+from mlm.tracking.screen import Screen
 from mlm.tracking.trackers import Trackers, start_trackers
 from mlm.training.build import TrainingRun, build
 from mlm.training.loop import Loop, Progress
@@ -90,8 +91,9 @@ def _train(config: TrainConfig, run: Path, recorder: Recorder, progress: Progres
             manifest = _resume(built, newest)
     start = progress.step = 0 if manifest is None else manifest.step
     run_id = None if manifest is None else manifest.tracker_id
-    trackers = start_trackers(run, config, run_id) if main else Trackers()
-    report = Report(run, trackers, config.train.steps, start, main=main)
+    screen = Screen(run, config.train.steps, start)
+    trackers = start_trackers(run, config, run_id, screen.say) if main else Trackers()
+    report = Report(run, trackers, screen, config.train.steps, start, main=main)
     for wrong in damaged:
         report.say(f"Skipped: {wrong}")
     report.say(_opening(built, start))

@@ -50,7 +50,8 @@ class Kept(Tracker):
 
 
 def report(folder: Path, *trackers: Tracker, main: bool = True, steps: int = 10, start: int = 0):
-    return Report(folder, Trackers(trackers, "abc"), steps, start, main=main)
+    screen = Screen(folder, steps, start)
+    return Report(folder, Trackers(trackers, "abc"), screen, steps, start, main=main)
 
 
 def test_report_writes_strict_json_and_flat_rows_for_trackers(tmp_path, capsys):
