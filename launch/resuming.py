@@ -50,6 +50,8 @@ def own_settings(composed: Composed, defaults: dict[str, Any]) -> dict[str, Any]
         section[key] = value
     for name in ("data", "eval"):
         _choose_source(own[name], {source for source in SOURCES if f"{name}.{source}" in given})
+    if _gone(own["data"]["tokenizer"]):  # the shards hold a copy
+        own["data"]["tokenizer"] = None
     return own
 
 
@@ -87,13 +89,16 @@ def _choose_source(section: dict[str, Any], given: set[str]) -> None:
     """Leaves a corpus or its shards where both are known: what was made of a corpus is made again,
     or found, where a corpus is given or the shards are gone."""
     shards, tokenizer = section["shards"], section.get("tokenizer")
-    gone = shards and "://" not in shards and not Path(shards).is_dir()
-    if given or (gone and section["corpus"]):
+    if given or (_gone(shards) and section["corpus"]):
         if tokenizer and (Path(tokenizer).parent == Path(shards or "") or _prepared(tokenizer)):
             section["tokenizer"] = None
         section["shards"] = None
     if "shards" in given:
         section["corpus"] = None
+
+
+def _gone(folder: str | None) -> bool:
+    return bool(folder) and "://" not in folder and not Path(folder).is_dir()
 
 
 def _prepared(tokenizer: str) -> bool:

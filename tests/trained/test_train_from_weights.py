@@ -220,7 +220,7 @@ def test_command_line_imports_trains_and_exports(tmp_path):
         ),
         (shards, "Shards of 4 languages are in shards"),
         (train, "Starting with the weights of"),
-        (train, "All 1 steps are done"),
+        (train, "The one step is done"),
         (["export", "runs/on", "exported", "dtype=fp32"], "loaded in transformers"),
         (["fill", "exported", "kabu <mask>", "top=2"], "kabu"),
     ):

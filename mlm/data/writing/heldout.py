@@ -146,6 +146,8 @@ def choose(texts: Iterable[LanguageText], share: float) -> dict[str, HeldOutRule
         choice = _Choice(max(hash_cutoff(share), 0), share, set(removed))
         for text in ordered:
             choice.add(text)
+        for text in ordered:  # again: a later language may have added a paragraph of theirs
+            choice.divide(text)
         if choice.removed <= removed:
             break
         removed |= choice.removed  # a language chosen before may have counted on some of them
@@ -174,14 +176,24 @@ class _Choice:
         if parts is None:
             self._add_what_lacks(text.documents, total, wanted)
             return
-        documents = text.documents.hashes
-        rest = ~np.isin(parts.documents, documents[self._held(documents)])
+        rest = self._divisible(text, parts)
         paragraphs = Units.of(parts.hashes[rest], parts.characters[rest])
         total = self._remove_what_exceeds(paragraphs, total, wanted)
         total = self._add_what_lacks(paragraphs, total, wanted)
         if not total:
             self._add_one(text, paragraphs)
-        self.divided.update(parts.documents[rest & self._held(parts.hashes)].tolist())
+        self.divide(text)
+
+    def divide(self, text: LanguageText) -> None:
+        """Has all languages divide the documents of which this one holds out a paragraph."""
+        if (parts := text.paragraphs) is not None:
+            held = self._divisible(text, parts) & self._held(parts.hashes)
+            self.divided.update(parts.documents[held].tolist())
+
+    def _divisible(self, text: LanguageText, parts: Paragraphs) -> np.ndarray:
+        """Which paragraphs are not in a document that is held out as a whole, as booleans."""
+        documents = text.documents.hashes
+        return ~np.isin(parts.documents, documents[self._held(documents)])
 
     def _remove_what_exceeds(self, units: Units, total: int, wanted: float) -> int:
         """Adds the units that are held out by now to `total`, which is returned."""

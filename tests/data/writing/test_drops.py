@@ -256,6 +256,6 @@ def test_report_counts_all_of_the_real_text(tmp_path):
         assert (found["documents"], found["characters"]) == expected
         train, held = (index.totals[split][number] for split in ("train", "heldout"))
         assert train.characters + held.characters == expected[1]
-        if expected[0] >= 20:  # else the paragraphs of a document are in both splits
-            assert train.documents + held.documents == expected[0]
+        divided = train.documents + held.documents - expected[0]
+        assert 0 <= divided <= held.documents  # these have paragraphs in both splits
     index.verify(deep=True)
