@@ -17,6 +17,7 @@ from parallel.engine.build import build_engine
 from parallel.engine.interface import Engine, EngineSettings
 from parallel.groups import ProcessGrid, make_grid
 from parallel.keys import key
+from parallel.pipeline.stages import StageLayer
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,18 @@ class TrainingRun:
         ]
 
 
+def _drawn_by_seed(layer: StageLayer, seed: int) -> StageLayer:
+    """The layer with initial weights that the seed gives also where they come from torch's own
+    generator, as in layers of a plug-in: the same in every layout and in every process."""
+
+    def build() -> torch.nn.Module:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(key(seed, "layer", layer.tied or layer.name))
+            return layer.build()
+
+    return replace(layer, build=build)
+
+
 def build(config: TrainConfig, resuming: bool = False) -> TrainingRun:
     """Builds the task and the engine of a run; a collective. Raises `UserError` for data that does
     not fit.
@@ -74,8 +87,9 @@ def build(config: TrainConfig, resuming: bool = False) -> TrainingRun:
     # On a CPU the fused optimizer rounds the last numbers of a data rank's partition differently,
     # and the partitions of two stages end at different places of the tied embedding.
     fused = train.device == "cuda" or grid.pp is None or grid.dp is None
+    layers = task.layers(grid.tp, starting and starting.set_weights)
     engine = build_engine(
-        task.layers(grid.tp, starting and starting.set_weights),
+        [_drawn_by_seed(layer, config.seed) for layer in layers],
         grid,
         lambda named: make_adamw(named, config.optim, fused),
         settings,

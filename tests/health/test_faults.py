@@ -74,13 +74,13 @@ class Run:
         out, err = self.process.communicate(timeout=5 * PATIENCE)
         return self.process.returncode, out, err
 
-    def wait_for(self, holds: Callable[[], bool]) -> None:
-        """Waits until it holds, polling often enough to see the parts of a save."""
+    def wait_for(self, holds: Callable[[], bool], pause: float = 0.05) -> None:
+        """Waits until it holds; looks again after `pause` seconds."""
         end = time.monotonic() + PATIENCE
         while not holds():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < end, "it did not happen in time"
-            time.sleep(0.0005)
+            time.sleep(pause)
 
     def family(self) -> list[int]:
         """torchrun and, after it, the ranks."""
@@ -104,7 +104,7 @@ class Run:
         processes = self.family
         self.wait_for(lambda: self.rows() > 0 and self.rank(0) in processes())
         before = self.rows()
-        self.wait_for(lambda: self.rows() >= before + steps)
+        self.wait_for(lambda: self.rows() >= before + steps, 0.005)
 
     def is_saving(self) -> bool:
         return any((self.folder / checkpoint.FOLDER).glob("*.partial"))
@@ -119,7 +119,7 @@ def kill_a_rank(run: Run, dice: random.Random) -> set[int]:
 
 def kill_a_rank_that_saves(run: Run, dice: random.Random) -> set[int]:
     run.wait_for_steps(1)
-    run.wait_for(run.is_saving)
+    run.wait_for(run.is_saving, 0.0005)  # to see the parts of a save
     time.sleep(dice.uniform(0, 0.02))
     os.kill(run.rank(dice.randrange(2)), signal.SIGKILL)
     return {FAILED}

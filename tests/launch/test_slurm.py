@@ -109,7 +109,8 @@ class Job:
         assert exact(self.folder) == exact(unbroken)
 
 
-@pytest.mark.parametrize("way", ["torchrun", "srun"])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("way", ["torchrun", pytest.param("srun", marks=pytest.mark.slow)])
 def test_job_equals_a_run_on_this_machine_and_comes_back_before_its_time_is_over(
     way, cluster, shards, unbroken, tmp_path
 ):

@@ -2,9 +2,13 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+import torch
 
+from mlm.config import TrainConfig
 from tests.training_fixtures import config, metrics, run
 
 PLUGIN = '''\
@@ -70,27 +74,43 @@ TASKS["halving"] = Halving
 '''
 
 
-@pytest.mark.ranks
-@pytest.mark.parametrize("parallel", [{"pp": 2}, {"zero": 2}], ids=str)
-def test_a_task_from_outside_trains_and_scores(parallel, tmp_path, monkeypatch):
+@pytest.fixture
+def halving(tmp_path, monkeypatch) -> Iterator[Callable[..., TrainConfig]]:
+    """The settings of a run of the task, whatever torch's own generator gives before it."""
     (tmp_path / "halving.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
-    made = config(
-        plugins=["halving"],
-        task={"kind": "halving", "options": {"offset": 1}},
-        parallel=parallel,
-        train={"steps": 60},
-        optim={"lr": 0.1, "clip": 0.0},
-        eval={"every": 0},
-    )
-    outcome = run(tmp_path / "run", made)
+
+    def made(**changes: Any) -> TrainConfig:
+        torch.seed()
+        optim, task = {"lr": 0.1, "clip": 0.0}, {"kind": "halving", "options": {"offset": 1}}
+        given = {"plugins": ["halving"], "task": task, "optim": optim, "eval": {"every": 0}}
+        return config(**given, **changes)
+
+    yield made
+    sys.modules.pop("halving", None)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("parallel", [{"pp": 2}, {"zero": 2}], ids=str)
+def test_a_task_from_outside_trains_and_scores(parallel, halving, tmp_path):
+    outcome = run(tmp_path / "run", halving(parallel=parallel, train={"steps": 120}))
     assert outcome["code"] == 0, outcome["sentence"]
     assert len(PLUGIN.splitlines()) < 60
     rows = metrics(tmp_path / "run")
     assert rows[-1]["loss"] < 0.1 * rows[0]["loss"]
     assert outcome["eval_loss"] < 0.1
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["eval_loss"] < 0.1
-    sys.modules.pop("halving", None)
+
+
+@pytest.mark.ranks
+def test_a_task_from_outside_begins_with_the_weights_of_the_seed(halving, tmp_path):
+    losses = []
+    for number, given in enumerate(({}, {"parallel": {"pp": 2}}, {"parallel": {"dp": 2}})):
+        run(tmp_path / str(number), halving(train={"steps": 1}, **given))
+        losses.append(metrics(tmp_path / str(number))[0]["loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+    run(tmp_path / "other", halving(train={"steps": 1}, seed=2))
+    assert metrics(tmp_path / "other")[0]["loss"] != pytest.approx(losses[0], rel=1e-2)
 
 
 @pytest.mark.ranks
