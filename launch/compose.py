@@ -195,7 +195,8 @@ def _sweep_folder(overrides: list[str]) -> Iterator[None]:
 
 
 def _unreadable(override: str) -> str:
-    key, equals, _ = override.partition("=")
+    key, equals, value = override.partition("=")
+    quoted = '["...","..."]' if value.startswith("[") else '"..."'
     if not equals:
         return (
             f"{override!r} is not SETTING=VALUE; folders and texts come before the first setting, "
@@ -203,7 +204,7 @@ def _unreadable(override: str) -> str:
         )
     return (
         f"{override!r} cannot be read as SETTING=VALUE; put a value with spaces or special "
-        f"characters in quotes of its own, '{key}=\"...\"'"
+        f"characters in quotes of its own, '{key}={quoted}'"
     )
 
 

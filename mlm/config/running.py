@@ -97,7 +97,7 @@ class LaunchConfig:
     sbatch: dict[str, str | int | bool] = setting(
         dict, "slurm: more options of sbatch: {account: me, exclusive: true}"
     )
-    srun: tuple[str, ...] = setting((), "slurm: more options of srun: [--container-image=IMAGE]")
+    srun: tuple[str, ...] = setting((), "slurm: more options of srun: ['--container-image=IMAGE']")
     wrap: str | None = setting(
         None, "slurm: what stands before python: apptainer exec IMAGE", min_length=1
     )

@@ -20,7 +20,7 @@ class Trackers:
     """The trackers of a run, in the order of `tracker=`. They share its id, so that a run is one
     curve after any number of starts."""
 
-    def __init__(self, trackers: Sequence[Feed] = (), run_id: str | None = None) -> None:
+    def __init__(self, trackers: Sequence[Feed | Tracker] = (), run_id: str | None = None) -> None:
         self.trackers, self.run_id = list(trackers), run_id
 
     def log(self, values: dict[str, Any]) -> None:

@@ -17,10 +17,11 @@ FULL, FIRST, MIDDLE, LAST = range(1, 5)
 
 def histories(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """The step and the figures (as JSON) of each row, in order, up to the first damage."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
+    messages: Any = wandb_internal_pb2  # which is generated, without types
     for data in records(path.read_bytes()):
-        record: Any = Record()
+        record = messages.Record()
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "history":
             items = record.history.item

@@ -160,6 +160,7 @@ def wandb_mode() -> Any:
 def _has_key() -> bool:
     """Whether W&B finds a key for its host, wherever it looks for that; also a wrong one."""
     import wandb
+    from wandb.errors import AuthenticationError
 
     try:
         from wandb.sdk import wandb_setup
@@ -171,6 +172,6 @@ def _has_key() -> bool:
         found = authenticate_session(
             host=host, source="polymlm", prompt=False, update_session=False
         )
-    except wandb.errors.AuthenticationError:
+    except AuthenticationError:
         return True
     return found is not None

@@ -253,7 +253,7 @@ def services() -> list[psutil.Process]:
 def test_wandb_has_each_point_once_after_any_number_of_starts(starts, tmp_path, no_key):
     """Each start but the last ends with a kill of W&B's service, and goes back a few steps."""
     config, dice = tracked("wandb"), random.Random(starts)
-    metrics, step = tmp_path / METRICS, 0
+    metrics, step, tracker = tmp_path / METRICS, 0, WandbTracker()
     for number in range(starts):
         drop_after(metrics, step, 10**6)
         tracker = WandbTracker()
