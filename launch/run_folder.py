@@ -141,9 +141,9 @@ def begin_again(folder: Path, restart: int) -> None:
 
 def refuse(folder: Path, error: UserError) -> None:
     """Keeps that a start was refused, where there is a run; as its outcome if it is not running."""
-    if (folder / CONFIG).is_file():
-        row = {"attempt": attempt(), "code": error.code, "sentence": str(error)}
-        with suppress(UserError, OSError):
+    row = {"attempt": attempt(), "code": error.code, "sentence": str(error)}
+    with suppress(UserError, OSError):
+        if (folder / CONFIG).is_file():
             append_row(folder / REFUSALS, row)
             with held(folder):
                 write_refusal(folder, error.code, str(error), attempt())

@@ -17,7 +17,8 @@ from mlm.health.stopping import end_with
 
 SECONDS_BETWEEN_CHECKS, SECONDS_TO_SEE_RANKS = 0.5, 0.05
 CHECKS_BETWEEN_LISTS = 10  # of all processes of the machine, which cost time to list
-SECONDS_TO_SAVE = 120.0  # of ranks whose torchrun has died
+SECONDS_TO_SAVE = 120.0  # of ranks whose torchrun was killed
+SECONDS_TO_END = 5.0  # of what a rank has started and left behind
 
 
 class Processes:
@@ -59,7 +60,8 @@ class Processes:
                     self._living()
                 if (folder / OUTCOME).exists():
                     killed = self._kill_stopped() or killed
-        end = time.monotonic() + SECONDS_TO_SAVE
+        limit = SECONDS_TO_SAVE if self._child.returncode < 0 else SECONDS_TO_END
+        end = time.monotonic() + limit
         while self._living() and time.monotonic() < end:
             time.sleep(SECONDS_TO_SEE_RANKS)
         self.kill()

@@ -52,7 +52,7 @@ class Feed:
                 continue
             try:
                 task()
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # the latter would end this thread unseen
                 self._failed = True
                 reason = str(error).strip().splitlines() or [type(error).__name__]
                 self.say(

@@ -78,10 +78,7 @@ class WandbTracker(Tracker):
             self._send(values)
         except OSError as error:  # its service was killed
             self.say(f"W&B has broken down ({error}), and continues offline{self.remedy()}")
-            import wandb
-
-            with suppress(Exception):
-                wandb.teardown()
+            _end_service()
             self.had = set(_points(self.folder, self.id))
             failure = self._begin("offline")
             if failure:
@@ -120,8 +117,7 @@ class WandbTracker(Tracker):
                 ),
             )
         except Exception as error:
-            with suppress(Exception):
-                wandb.teardown()  # whose service still holds the run's id
+            _end_service()  # which still holds the run's id
             return (str(error).strip().splitlines() or [type(error).__name__])[0]
         self.run.define_metric("*", step_metric="tokens")
         return ""
@@ -136,6 +132,14 @@ class WandbTracker(Tracker):
         """What a service that was killed has taken and not kept."""
         for row in read_rows(self.folder / METRICS, skip_damaged=True):
             self._send(flat(row))
+
+
+def _end_service() -> None:
+    """Ends W&B's service, if it has not ended; where that was killed, W&B would exit with it."""
+    import wandb
+
+    with suppress(Exception, SystemExit):
+        wandb.teardown()
 
 
 def _project(config: TrainConfig) -> str:

@@ -1,6 +1,7 @@
 """What is refused before a process starts: one sentence, the exit code, no files left."""
 
 import errno
+import json
 import os
 import re
 from pathlib import Path
@@ -173,13 +174,21 @@ def test_train_refuses_truncated_shards_at_the_next_start(corpus, ranks, capfd):
     shards = yaml.safe_load(Path("runs/a/config.yaml").read_text())["data"]["shards"]
     tar = Path(shards, "en-000000.tar")
     tar.write_bytes(tar.read_bytes()[:-512])
-    before = {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")}
+    before, outcome = changes(Path("runs/a")), json.loads(Path("runs/a/outcome.json").read_text())
     capfd.readouterr()
     assert train(f"data.shards={shards}", "run.name=a") == 76
     err = capfd.readouterr().err
     assert "en-000000.tar" in err
     assert err.count("\n") == 1
-    assert {path: path.stat().st_mtime_ns for path in Path("runs/a").rglob("*")} == before
+    assert changes(Path("runs/a")) == before
+    assert json.loads(Path("runs/a/outcome.json").read_text())["before"] == outcome
+
+
+def changes(run: Path) -> dict[str, int]:
+    """When each file of a run was changed, but those in which a refusal is kept."""
+    kept = ("outcome.json", "refusals.jsonl")
+    files = (path for path in run.rglob("*") if path.is_file() and path.name not in kept)
+    return {str(path): path.stat().st_mtime_ns for path in files}
 
 
 def test_train_names_a_language_smaller_than_a_block(corpus, ranks, tmp_path, capfd):

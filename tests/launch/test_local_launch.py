@@ -34,6 +34,7 @@ def test_run_folder_holds_what_the_ranks_start_from(corpus, ranks, capfd):
         "outcome.json",
         "overrides.txt",
         "starts.jsonl",
+        "tracker_id",
         "train.log",
     ]
     assert (folder / "logs" / "launcher.log").read_text() == "error of a rank\n"

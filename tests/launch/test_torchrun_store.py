@@ -148,6 +148,7 @@ def test_restart_continues_the_same_run_and_repeats_no_refusal(
 ):
     torchrun._compose(store, composing, LAUNCHER)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setattr(torchrun, "_wait_until_heard", lambda store: None)
     write_outcome(tmp_path, code, "so it ended")
     named: list[Any] = []
     monkeypatch.setattr(torchrun, "check", named.append)
