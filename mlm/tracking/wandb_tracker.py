@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -98,6 +99,9 @@ class WandbTracker(Tracker):
 
         config, tracker = self.config, self.config.tracker
         name = str(config.run.name)
+        parts = self.folder.glob(f"wandb/*run-*-{self.id}")
+        newest = max((path.stat().st_mtime for path in parts), default=0.0)
+        time.sleep(max(0.0, min(1.1, newest + 1.1 - time.time())))  # else W&B writes over that part
         try:
             self.run = wandb.init(
                 id=self.id,

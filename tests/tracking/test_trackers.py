@@ -186,6 +186,7 @@ def no_key(tmp_path, monkeypatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     (tmp_path / "netrc").touch(0o600)
+    wandb_tracker._end_service()  # it remembers variables of the tests before
     return tmp_path / "netrc"
 
 
