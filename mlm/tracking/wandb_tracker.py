@@ -89,6 +89,7 @@ class WandbTracker(Tracker):
 
     def finish(self, code: int) -> None:
         self.run.finish(exit_code=code)
+        _end_service()  # `finish` may return before the service has written its file
 
     def remedy(self) -> str:
         return f"; `wandb sync {self.folder}/wandb/*run-*-{self.id}` sends what is kept there"
@@ -127,7 +128,7 @@ class WandbTracker(Tracker):
         return ""
 
     def _send(self, values: dict[str, Any]) -> None:
-        point = (values["step"], OF_KIND[True] in values)
+        point = _point(values)
         if point not in self.had:
             self.run.log(values, step=values["step"])
             self.had.add(point)
@@ -148,6 +149,10 @@ def _end_service() -> None:
 
 def _project(config: TrainConfig) -> str:
     return config.tracker.project or os.environ.get("WANDB_PROJECT") or PROJECT
+
+
+def _point(values: dict[str, Any]) -> tuple[int, bool]:
+    return values["step"], OF_KIND[True] in values
 
 
 def _points(run: Path, run_id: str) -> Iterator[tuple[int, bool]]:
