@@ -95,9 +95,6 @@ def test_export_serves_any_batch_and_length(cls_name, strict):
     assert type(found) is type(model(**read(cls_name)))
 
 
-FAST = ("aot_eager", MASKED)
-
-
 def compiled_equals_eager(cls_name: str, backend: str) -> None:
     """In evaluation on two shapes; loss and gradients in training."""
     torch._dynamo.reset()
@@ -115,18 +112,11 @@ def compiled_equals_eager(cls_name: str, backend: str) -> None:
         same(found[name], gradient, GRADIENTS, name)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(
-    ("backend", "cls_name"),
-    [
-        pytest.param(
-            backend, cls_name, marks=[] if (backend, cls_name) == FAST else pytest.mark.slow
-        )
-        for backend in ("aot_eager", "inductor")
-        for cls_name in CLASSES
-    ],
-)
-def test_whole_graph_compiles(backend, cls_name):
+@pytest.mark.parametrize("cls_name", CLASSES)
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_whole_graph_compiles(cls_name, backend):
     compiled_equals_eager(cls_name, backend)
 
 

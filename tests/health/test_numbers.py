@@ -30,7 +30,7 @@ __all__ = ["clean_run", "faulty_run"]  # fixtures
 
 pytestmark = pytest.mark.ranks
 
-FAST = ((2, "1-1-2-z3"), (2, "1-1-1-bf16"), (5, "2-2-1"))
+FAST = ((2, "1-1-1-bf16"), (5, "2-2-1"))
 
 
 @layouts("2-2-1")

@@ -144,6 +144,8 @@ class Attempts:
 
 def test_job_comes_back_only_where_that_may_help(tmp_path):
     job = Attempts(tmp_path)
+    assert job.end(REQUEUE)  # torchrun was killed
+    (tmp_path / "stop").touch()
     assert not job.end(REQUEUE)  # a user's own stop
     assert job.end(REQUEUE, warned=True)
     assert not job.end(REQUEUE, warned=True, ended=True)  # cancelled, or requeued by Slurm

@@ -43,7 +43,8 @@ def shards(tmp_path_factory) -> Path:
 
 
 def train(where: Path, cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess:
-    env = os.environ | cluster.environment | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = os.environ | cluster.environment
+    env |= {"PYTHONPATH": f"{ROOT}:{where}", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "launch", "train", *arguments]
     return subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, check=False)
 
@@ -226,7 +227,11 @@ def test_job_with_a_crash_that_would_happen_again_is_not_requeued(cluster, shard
         "    return 1e-3\n"
         "SCHEDULES['crashing'] = rate\n"
     )
-    more = ["plugins=[crashing]", "schedule=crashing", f"launch.env={{PYTHONPATH: {tmp_path}}}"]
+    more = [
+        "plugins=[crashing]",
+        "schedule=crashing",
+        f"launch.env={{OMP_NUM_THREADS: 1, PYTHONPATH: {tmp_path}}}",
+    ]
     job = Job(cluster, shards, tmp_path, *more)
     assert job.end() == FAILED
     assert job.ends() == [(FAILED, False)]

@@ -154,6 +154,7 @@ def test_ranks_save_on_a_signal_to_torchrun(number, corpus, tmp_path):
         assert run.process.returncode != 0
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_torchrun_does_not_restart_a_run_that_was_stopped(corpus, tmp_path):
     with Torchrun(corpus, tmp_path, "--max-restarts", "2") as run:
@@ -163,6 +164,7 @@ def test_torchrun_does_not_restart_a_run_that_was_stopped(corpus, tmp_path):
         assert "not restarted: stopped as asked after step" in (tmp_path / "output").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 @pytest.mark.skipif(
     bool(subprocess.run(["unshare", "--uts", "true"], check=False).returncode),

@@ -14,6 +14,7 @@ from launch.run_folder import REFUSALS, saved_step
 from mlm.errors import DONE, FAILED, REQUEUE
 from mlm.files.jsonl import append_row, read_rows
 from mlm.health.outcome import read_outcome
+from mlm.health.stopping import STOP
 
 REQUEUES = "requeues.jsonl"  # a row for each end of an attempt
 
@@ -43,8 +44,10 @@ def judge(
     said = values["sentence"] if values else "the ranks ended without an outcome"
     if ended:
         return End(code, f"{said} (ended by Slurm)", False)
-    if code == REQUEUE:
-        return End(code, said, warned)
+    if (
+        code == REQUEUE
+    ):  # without a warning: asked by a user's file, or by what ends ranks in a fault
+        return End(code, said, warned or not (folder / STOP).exists())
     if code != FAILED:
         return End(code, said, False)
     if values and values.get("repeats"):

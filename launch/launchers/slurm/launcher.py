@@ -85,8 +85,8 @@ class Slurm(Launcher):
             f"Job {job} will train {folder}\n"
             f"  squeue -j {job}      where it stands\n"
             f"  tail -F {folder}/logs/slurm-{job}.out      what it says\n"
-            f"  scancel --signal=USR1 {job}      saves and ends it; scancel {job} does so if the "
-            f"save takes less than Slurm's KillWait",
+            f"  touch {folder}/stop      saves and ends it; so does scancel {job}, if a save takes "
+            f"less than Slurm's KillWait",
             flush=True,
         )
 
