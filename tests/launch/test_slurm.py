@@ -182,7 +182,9 @@ def test_job_whose_shell_was_killed_resumes_when_it_is_submitted_again(
 def test_job_is_preempted_and_comes_back(cluster, shards, unbroken, tmp_path):
     job = Job(cluster, shards, tmp_path, "launch.partition=spot")
     job.wait_for_steps(6)
-    other = cluster.run("sbatch", "--parsable", "-N2", "--exclusive", "--wrap", "sleep 5")
+    other = cluster.run(
+        "sbatch", "--parsable", "--output=/dev/null", "-N2", "--exclusive", "--wrap", "sleep 5"
+    )
     cluster.wait_for(lambda: cluster.run("squeue", "-h", "-j", other, "-o", "%T") == "RUNNING")
     job.is_as(unbroken)
 
