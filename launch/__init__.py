@@ -5,10 +5,12 @@
 our packages are there.
 """
 
+import site
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+IS_CHECKOUT = str(ROOT) not in site.getsitepackages()  # else it is on every path already
 
 FIRST = sys.path[:1] if not sys.flags.safe_path else []
 

@@ -3,7 +3,6 @@
 import logging
 import os
 import signal
-import site
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO
 
-from launch import ROOT, run_folder
+from launch import IS_CHECKOUT, ROOT, run_folder
 from launch.launcher import Killed, Launcher, Outcome, Run, read_outcome
 from launch.launchers import killed_ranks
 from launch.launchers.lost_shards import explained
@@ -74,7 +73,7 @@ def environment(processes: int) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     given = {name: value for name, value in os.environ.items() if not name.startswith("HYDRA_")}
     paths = list(filter(None, given.get("PYTHONPATH", "").split(os.pathsep)))
-    if str(ROOT) not in site.getsitepackages():  # a checkout
+    if IS_CHECKOUT:
         paths.insert(0, str(ROOT))
     return {
         "OMP_NUM_THREADS": str(max(1, (cores or 1) // processes)),

@@ -152,11 +152,17 @@ def kill_the_batch_shell(job: Job) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("way", ["torchrun", "srun"])
-@pytest.mark.parametrize("fault", [requeue, kill_a_rank, kill_torchrun])
+@pytest.mark.parametrize(
+    ("fault", "way"),
+    [
+        (requeue, "torchrun"),
+        (requeue, "srun"),
+        (kill_a_rank, "torchrun"),
+        (kill_a_rank, "srun"),
+        (kill_torchrun, "torchrun"),
+    ],
+)
 def test_job_comes_back_after_a_fault(fault, way, cluster, shards, unbroken, tmp_path):
-    if (fault, way) == (kill_torchrun, "srun"):
-        pytest.skip("there is no torchrun")
     job = Job(cluster, shards, tmp_path, f"launch.ranks={way}")
     job.wait_for_steps(6)
     fault(job)

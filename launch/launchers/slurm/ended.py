@@ -21,11 +21,13 @@ REQUEUES = "requeues.jsonl"  # a row for each end of an attempt
 
 @dataclass(frozen=True)
 class End:
-    """How an attempt ended. requeue: whether the job comes back by itself"""
+    """How an attempt ended. requeue: whether the job comes back by itself; why: why it does not,
+    where that needs words"""
 
     code: int
     sentence: str
     requeue: bool
+    why: str = ""
 
 
 def judge(
@@ -43,7 +45,7 @@ def judge(
     code = values["code"] if values else FAILED
     said = values["sentence"] if values else "the ranks ended without an outcome"
     if ended:
-        return End(code, f"{said} (ended by Slurm)", False)
+        return End(code, said, False, "Slurm has ended it")
     if (
         code == REQUEUE
     ):  # without a warning: asked by a user's file, or by what ends ranks in a fault
@@ -51,11 +53,11 @@ def judge(
     if code != FAILED:
         return End(code, said, False)
     if values and values.get("repeats"):
-        return End(code, f"{said}; not requeued: it would fail again", False)
+        return End(code, said, False, "it would fail again")
     step, before = saved_step(folder), read_rows(folder / REQUEUES, skip_damaged=True)
     last = before[-1] if before else {}
     if values and (last.get("sentence"), last.get("step")) == (said, step):
-        return End(code, f"{said}; not requeued: so it did before, from the same checkpoint", False)
+        return End(code, said, False, "so it did before, from the same checkpoint")
     count = 0
     for row in reversed(before):
         if row.get("step") != step or not row.get("requeued"):
@@ -63,8 +65,8 @@ def judge(
         count += 1
     if count >= max_requeues:
         kept = "no checkpoint" if step is None else f"none after that of step {step}"
-        text = f"{said}; not requeued: {count} attempts in a row have made {kept}"
-        return End(code, f"{text} (launch.max_requeues={max_requeues})", False)
+        why = f"{count} attempts in a row have made {kept} (launch.max_requeues={max_requeues})"
+        return End(code, said, False, why)
     return End(code, said, True)
 
 
@@ -73,9 +75,10 @@ def main(arguments: list[str]) -> int:
     limit, warned, ended = (int(text) for text in arguments[1:])
     end = judge(folder, attempt, max_requeues=limit, warned=bool(warned), ended=bool(ended))
     row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "attempt": attempt}
-    row |= {"code": end.code, "sentence": end.sentence.partition("; not requeued")[0]}
+    row |= {"code": end.code, "sentence": end.sentence}
     append_row(folder / REQUEUES, row | {"step": saved_step(folder), "requeued": end.requeue})
     after = "requeued" if end.requeue else "done" if end.code == DONE else "not requeued"
+    after += f": {end.why}" if end.why else ""
     print(f"mlm: attempt {attempt}: {end.sentence} [code {end.code}, {after}]", file=sys.stderr)
     if end.requeue:
         print("requeue")

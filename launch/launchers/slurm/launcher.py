@@ -2,13 +2,12 @@
 
 import re
 import shutil
-import site
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import mlm.config
-from launch import ROOT, run_folder
+from launch import IS_CHECKOUT, ROOT, run_folder
 from launch.environment import started_with
 from launch.launcher import Launcher, Run
 from launch.launchers.slurm.script import SCRIPT, Job, script
@@ -64,7 +63,7 @@ class Slurm(Launcher):
                 launch,
                 run.layout.world_size // launch.nodes,
                 bool(config.data.shards is None or config.eval.corpus),
-                None if str(ROOT) in site.getsitepackages() else ROOT,
+                ROOT if IS_CHECKOUT else None,
                 Path.cwd(),
             )
         )

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.srun import PORT_0, PORTS
 from mlm.config.running import LaunchConfig
 
 SCRIPT = "job.sbatch"
-PORTS, PORT_0 = 10_000, 20_000
 CLEANED = "unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT"  # of the shell that submits
 
 
